@@ -1,0 +1,1 @@
+"""Quantization-aware training on the ONNX graph itself."""
