@@ -1,0 +1,1 @@
+"""Models out of PyTorch and Keras; each framework is imported by its own exporter only."""

@@ -1,0 +1,1 @@
+"""Q/DQ model in, deployed model out."""

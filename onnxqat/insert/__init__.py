@@ -1,0 +1,1 @@
+"""Float model in, Q/DQ model out: prepare, match, calibrate, place."""

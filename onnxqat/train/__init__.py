@@ -1,0 +1,1 @@
+"""Q/DQ model in, Q/DQ model with trained weights and scales out."""

@@ -1,0 +1,1 @@
+"""Does the deployed model do what was trained, where, how fast?"""

@@ -1,0 +1,170 @@
+"""Models in and out: every file a user names is checked here, and every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from google.protobuf.message import DecodeError
+
+from onnxqat.errors import InputError, UnsupportedModelError
+
+log = logging.getLogger(__name__)
+
+ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+
+#: What onnxruntime-training 1.19.2 loads.
+NEWEST_OPSET = 21
+NEWEST_IR = 10
+#: QuantizeLinear has had an axis since this one.
+OLDEST_OPSET = 13
+#: Above this a protobuf file cannot hold the weights (its limit is 2 GiB), so they go to a file beside it.
+EXTERNAL_DATA_ABOVE = 1_500_000_000
+
+
+def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
+    """Loads and checks a model: readable, standard operators only, opset in range, external data in place.
+
+    The result is the caller's to change: the argument is never modified. Model-local functions are inlined.
+
+    Args:
+        model: path of an ONNX file, or a model in memory.
+        oldest_opset: smallest opset of the default domain to let through.
+
+    Raises:
+        InputError: the file is missing, not ONNX, cut off, of an opset out of range, or its external data is not in place.
+        UnsupportedModelError: the model uses operators that are not ONNX's own.
+    """
+    if isinstance(model, ir.Model):
+        loaded = ir.from_proto(ir.to_proto(model))
+    elif isinstance(model, onnx.ModelProto):
+        loaded = _from_proto(model, "model")
+    else:
+        loaded = _from_file(Path(model))
+    if loaded.functions:
+        passes.InlinePass()(loaded)
+        loaded.functions.clear()
+    _check_operators(loaded)
+    _check_opset(loaded, oldest_opset)
+    loaded.ir_version = min(loaded.ir_version, NEWEST_IR)
+    return loaded
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as protobuf."""
+    return ir.to_proto(model)
+
+
+def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> None:
+    """Writes a model by rename, so that an interrupted write leaves what was there; large weights go to `<name>.data`.
+
+    Raises:
+        InputError: the path cannot be written.
+    """
+    path = Path(path)
+    graph_model = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    data = f"{path.name}.data" if _weight_bytes(graph_model) > EXTERNAL_DATA_ABOVE else None
+    check_writable(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        ir.save(graph_model, Path(folder) / path.name, external_data=data)
+        for name in ([data] if data else []) + [path.name]:
+            (Path(folder) / name).replace(path.parent / name)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises InputError if no file can be made at `path`: called before long work, not after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it or choose another path")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+
+
+def opset(model: ir.Model) -> int:
+    """Version of the default operator set that the model imports."""
+    return model.opset_imports.get("", 0)
+
+
+def _from_file(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{path}: not an ONNX file, or cut off; export the model again") from error
+    _check_external_data(proto, path)
+    model = _from_proto(proto, str(path))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
+    if not proto.ir_version or not proto.graph.node:
+        raise InputError(f"{name}: holds no ONNX graph, or is cut off; export the model again")
+    has_external = any(onnx.external_data_helper.uses_external_data(t) for t in proto.graph.initializer)
+    if not has_external and proto.ByteSize() < EXTERNAL_DATA_ABOVE:
+        try:
+            onnx.checker.check_model(proto)
+        except onnx.checker.ValidationError as error:
+            reason = str(error).strip().splitlines()[0]
+            if "No Op registered for" not in reason and "No opset import" not in reason:
+                raise InputError(f"{name}: not a valid ONNX model ({reason}); export the model again") from error
+    return ir.from_proto(proto)
+
+
+def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    folder = path.parent.resolve()
+    for tensor in proto.graph.initializer:
+        if not onnx.external_data_helper.uses_external_data(tensor):
+            continue
+        info = onnx.external_data_helper.ExternalDataInfo(tensor)
+        file = (folder / info.location).resolve()
+        if Path(info.location).is_absolute() or not file.is_relative_to(folder):
+            raise InputError(
+                f"{path}: initializer {tensor.name!r} keeps its data in {info.location!r}, outside the model's folder; "
+                "save the model with its data beside it"
+            )
+        if not file.is_file():
+            raise InputError(
+                f"{path}: external data file {info.location!r} of initializer {tensor.name!r} is missing; put it beside the model"
+            )
+        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
+            raise InputError(
+                f"{path}: external data file {info.location!r} ends before initializer {tensor.name!r}; copy it again, whole"
+            )
+
+
+def _check_operators(model: ir.Model) -> None:
+    custom = Counter(f"{n.domain}::{n.op_type}" for n in model.graph.all_nodes() if n.domain not in ("", "ai.onnx"))
+    if custom:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(custom.items()))
+        raise UnsupportedModelError(
+            f"custom operators {listed}: only standard ONNX operators are handled; export without them"
+        )
+
+
+def _check_opset(model: ir.Model, oldest: int) -> None:
+    version = opset(model)
+    if version > NEWEST_OPSET:
+        raise InputError(
+            f"opset {version} is newer than {NEWEST_OPSET}, the newest that can be trained; export with opset 17 to 21"
+        )
+    if version < oldest:
+        raise InputError(
+            f"opset {version} is older than {oldest}; convert the model with onnx.version_converter to opset 17"
+        )
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

@@ -1,0 +1,229 @@
+"""Quantizers as they stand in a model: QuantizeLinear → (Clip) → DequantizeLinear, or a lone DequantizeLinear on stored codes.
+
+A quantizer's spec is in its nodes: integer type and Clip bounds say the codes, the scale's rank the granularity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.errors import UnsupportedModelError
+from onnxqat.numerics import integer_range
+
+#: Bounds of the integer types that QuantizeLinear writes (opset 21).
+_BOUNDS = {
+    ir.DataType.INT4: (-8, 7),
+    ir.DataType.UINT4: (0, 15),
+    ir.DataType.INT8: (-128, 127),
+    ir.DataType.UINT8: (0, 255),
+    ir.DataType.INT16: (-32768, 32767),
+    ir.DataType.UINT16: (0, 65535),
+    ir.DataType.INT32: (-(2**31), 2**31 - 1),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a value is quantized.
+
+    Attributes:
+        bits: width of the codes, 2 to 8.
+        signed: whether codes run from negative to positive (int8) or from 0 (uint8).
+        symmetric: whether the zero point is fixed at the middle code (or at 0 for what is never negative).
+        narrow: leave out the lowest signed code: [-127, 127].
+        axis: channel axis of per-channel scales; None for one scale.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    narrow: bool = False
+    axis: int | None = None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """(qmin, qmax) of the codes."""
+        return integer_range(self.bits, signed=self.signed, narrow=self.narrow)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The 8-bit type that carries the codes."""
+        return ir.DataType.INT8 if self.signed else ir.DataType.UINT8
+
+
+@dataclass(frozen=True, eq=False)
+class Quantizer:
+    """One quantizer of a model.
+
+    Attributes:
+        source: the float value that is quantized; the integer initializer where only codes are stored.
+        output: the float value that users read.
+        quantize: the QuantizeLinear node; None where the codes are stored.
+        clip: the Clip between the two, of codes below 8 bits; None otherwise.
+        dequantize: the DequantizeLinear node.
+        scale: float32 value, rank 0 (per tensor) or [C] (per channel).
+        zero_point: integer value of the scale's shape; None for 0.
+        axis: channel axis, counted from the front; None per tensor.
+        qmin: lowest code.
+        qmax: highest code.
+    """
+
+    source: ir.Value
+    output: ir.Value
+    quantize: ir.Node | None
+    clip: ir.Node | None
+    dequantize: ir.Node
+    scale: ir.Value
+    zero_point: ir.Value | None
+    axis: int | None
+    qmin: int
+    qmax: int
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether what is quantized is constant."""
+        return constant(self.source) is not None
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The quantizer's nodes in order of execution."""
+        return tuple(n for n in (self.quantize, self.clip, self.dequantize) if n is not None)
+
+    @property
+    def bits(self) -> int:
+        """Width of the codes in bits."""
+        return (self.qmax - self.qmin).bit_length()
+
+    @cached_property
+    def scales(self) -> NDArray[np.float32]:
+        """The scale as an array, [] or [C]."""
+        return np.asarray(_required(self.scale), np.float32)
+
+    @cached_property
+    def zero_points(self) -> NDArray[np.int32]:
+        """The zero point as an int32 array of the scale's shape."""
+        if self.zero_point is None:
+            return np.zeros(self.scales.shape, np.int32)
+        return np.asarray(_required(self.zero_point)).astype(np.int32)
+
+    @property
+    def same_grid_key(self) -> tuple[str, str, int, int]:
+        """Equal for two quantizers that share scale, zero point and codes, and so leave each other's output unchanged."""
+        zero_point = self.zero_point.name if self.zero_point is not None else ""
+        return str(self.scale.name), str(zero_point), self.qmin, self.qmax
+
+
+def quantizers(model: ir.Model) -> list[Quantizer]:
+    """All quantizers of the main graph, in order of execution.
+
+    Raises:
+        UnsupportedModelError: a scale is computed at run time, or a QuantizeLinear and its DequantizeLinear disagree.
+    """
+    return [_read(node) for node in model.graph if node.op_type == "DequantizeLinear"]
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether the model has any QuantizeLinear or DequantizeLinear."""
+    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.all_nodes())
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array behind an initializer or a Constant node's output; None for what is computed at run time."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def by_output(found: Iterable[Quantizer]) -> dict[ir.Value, Quantizer]:
+    """Quantizers by the value they produce."""
+    return {q.output: q for q in found}
+
+
+def _read(dequantize: ir.Node) -> Quantizer:
+    codes, scale = dequantize.inputs[0], dequantize.inputs[1]
+    zero_point = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+    assert codes is not None
+    assert scale is not None
+    if constant(scale) is None:
+        raise UnsupportedModelError(
+            f"DequantizeLinear {dequantize.name!r}: scale {scale.name!r} is computed at run time; constant-fold the model first"
+        )
+    producer = codes.producer()
+    clip = producer if producer is not None and producer.op_type == "Clip" else None
+    above = clip.inputs[0] if clip is not None else codes
+    assert above is not None
+    quantize = above.producer()
+    if quantize is not None and quantize.op_type != "QuantizeLinear":
+        quantize = None
+    source = codes if quantize is None else quantize.inputs[0]
+    assert source is not None
+    if quantize is not None:
+        _check_agree(quantize, dequantize)
+    qmin, qmax = _bounds(codes, zero_point, clip)
+    return Quantizer(
+        source=source,
+        output=dequantize.outputs[0],
+        quantize=quantize,
+        clip=clip,
+        dequantize=dequantize,
+        scale=scale,
+        zero_point=zero_point,
+        axis=_axis(dequantize, scale, source),
+        qmin=qmin,
+        qmax=qmax,
+    )
+
+
+def _axis(dequantize: ir.Node, scale: ir.Value, source: ir.Value) -> int | None:
+    if _required(scale).ndim == 0:
+        return None
+    axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
+    if axis < 0 and source.shape is not None:
+        axis += source.shape.rank()
+    return axis
+
+
+def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) -> tuple[int, int]:
+    dtype = (zero_point.dtype if zero_point is not None else None) or codes.dtype
+    tensor = None if zero_point is None else ir.convenience.get_const_tensor(zero_point)
+    if tensor is not None:
+        dtype = tensor.dtype
+    elif dtype is None:
+        stored = ir.convenience.get_const_tensor(codes)
+        dtype = stored.dtype if stored is not None else ir.DataType.UINT8
+    if dtype not in _BOUNDS:
+        raise UnsupportedModelError(
+            f"value {codes.name!r}: codes of type {dtype} are not handled; use integers of 4 to 32 bits"
+        )
+    qmin, qmax = _BOUNDS[dtype]
+    if clip is not None:
+        low, high = (constant(clip.inputs[i]) if len(clip.inputs) > i else None for i in (1, 2))
+        qmin = qmin if low is None else max(qmin, int(low))
+        qmax = qmax if high is None else min(qmax, int(high))
+    return qmin, qmax
+
+
+def _check_agree(quantize: ir.Node, dequantize: ir.Node) -> None:
+    for index, what in ((1, "scale"), (2, "zero point")):
+        pair = [constant(n.inputs[index]) if len(n.inputs) > index else None for n in (quantize, dequantize)]
+        left, right = (np.asarray(0) if value is None else value for value in pair)
+        if left.shape != right.shape or not np.array_equal(left, right):
+            raise UnsupportedModelError(
+                f"QuantizeLinear {quantize.name!r} and DequantizeLinear {dequantize.name!r} have different {what}s; "
+                "a quantizer must use one"
+            )
+
+
+def _required(value: ir.Value) -> NDArray[Any]:
+    array = constant(value)
+    if array is None:
+        raise UnsupportedModelError(
+            f"value {value.name!r} of a quantizer is computed at run time; constant-fold the model first"
+        )
+    return array
