@@ -1,0 +1,55 @@
+"""The nouns of matching: groups of nodes that become one integer kernel, and nodes that stay in float, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A node that becomes one integer kernel of the target, with what it absorbs.
+
+    Attributes:
+        node: the node that computes.
+        reads: the activations (and constants in their place) that the kernel reads as integers.
+        writes: the value that the kernel produces, behind any activation that it absorbs.
+        weight: the initializer whose codes the kernel multiplies with; None for kernels without weights.
+        weight_axis: output-channel axis of the weight.
+    """
+
+    node: ir.Node
+    reads: tuple[ir.Value, ...]
+    writes: ir.Value
+    weight: ir.Value | None = None
+    weight_axis: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Skip:
+    """A node that stays in float, and why."""
+
+    node: ir.Node
+    reason: str
+
+
+def label(node: ir.Node) -> str:
+    """How messages name a node: `Conv 'stem'`."""
+    return f"{node.op_type} {node.name!r}"
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether the value is known to be float32."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def inputs(node: ir.Node) -> list[ir.Value]:
+    """The node's inputs without the omitted ones."""
+    return [value for value in node.inputs if value is not None]
+
+
+def sole_user(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value; None if there are more, or if it is a graph output."""
+    uses = value.uses()
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None

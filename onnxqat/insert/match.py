@@ -1,0 +1,112 @@
+"""Which nodes of a model become integer kernels, and which stay in float with what reason. Reads the graph, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxqat.config import Config, Select
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.qdq import constant
+from onnxqat.insert.groups import Group, Skip, inputs, is_float, sole_user
+from onnxqat.insert.patterns import MATCHERS
+from onnxqat.insert.patterns.movement import moved, origins
+from onnxqat.insert.targets import Target
+
+
+def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[Group], list[Skip]]:
+    """Groups of nodes that the target runs on integers, in order of execution, and the nodes that stay in float.
+
+    Raises:
+        InputError: a rule of the configuration selects no node.
+        UnsupportedModelError: there is no weight to quantize.
+    """
+    nodes = list(model.graph)
+    _check_rules(nodes, [*config.ignore, *config.overrides])
+    ignored = {node for node in nodes if any(rule.matches(node) for rule in config.ignore)}
+    groups, skips = [], []
+    for node in nodes:
+        result = _match(node, target, ignored)
+        if isinstance(result, Skip):
+            skips.append(result)
+        elif result is not None:
+            groups.append(replace(result, writes=_behind_activations(result.writes, target, ignored)))
+    groups, dropped = _inside_integer_regions(groups, target)
+    if not any(group.weight is not None for group in groups):
+        reasons = "; ".join(
+            f"{s.node.op_type} {s.node.name!r}: {s.reason}" for s in skips if s.node.op_type in target.weighted
+        )
+        raise UnsupportedModelError(
+            f"model: has no weights to quantize on {target.name} ({reasons or 'no ' + ', '.join(sorted(target.weighted))}); "
+            "check the ignore rules, and constant-fold the model"
+        )
+    return groups, skips + dropped
+
+
+def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip | None:
+    """The node's group or the reason against it; None where there is nothing to say (data movement, shapes, activations)."""
+    if node in ignored:
+        return Skip(node, "ignored by the configuration")
+    if node.op_type in target.weighted | target.integer:
+        return MATCHERS[node.op_type](node, target)
+    moves = moved(node, target.moves | target.joins) is not None or node.op_type in target.absorbs
+    if moves or not is_float(node.outputs[0]) or all(constant(value) is not None for value in inputs(node)):
+        return None
+    return Skip(node, f"{target.name} has no integer kernel for {node.op_type}")
+
+
+def _behind_activations(value: ir.Value, target: Target, ignored: set[ir.Node]) -> ir.Value:
+    """The value behind the activations that vanish in the requantization of `value`'s producer."""
+    user = sole_user(value)
+    while user is not None and user not in ignored and user.op_type in target.absorbs and _starts_at_zero(user, target):
+        value = user.outputs[0]
+        user = sole_user(value)
+    return value
+
+
+def _starts_at_zero(node: ir.Node, target: Target) -> bool:
+    """Whether an activation ends where the codes do: a kernel that writes integers can stand for it only then."""
+    if node.op_type != "Clip" or not target.quantized_outputs:
+        return True
+    low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return low is not None and float(low) == 0.0
+
+
+def _inside_integer_regions(groups: Sequence[Group], target: Target) -> tuple[list[Group], list[Skip]]:
+    """Drops kernels without weights whose surroundings are float: quantizing them alone costs accuracy and time."""
+    kept = list(groups)
+    dropped: list[Skip] = []
+    while True:
+        weighted = [g for g in kept if g.weight is not None]
+        integer = {g.writes for g in kept} | {above for g in weighted for v in g.reads for above in origins(v, target)}
+        read = {above for g in kept for v in g.reads for above in origins(v, target)}
+        out = [Skip(g.node, reason) for g in kept if (reason := _float_side(g, integer, read, target)) is not None]
+        if not out:
+            return kept, dropped
+        dropped += out
+        gone = {skip.node for skip in out}
+        kept = [g for g in kept if g.node not in gone]
+
+
+def _float_side(group: Group, integer: set[ir.Value], read: set[ir.Value], target: Target) -> str | None:
+    if group.weight is not None:
+        return None
+    for value in group.reads:
+        if constant(value) is None and any(above not in integer for above in origins(value, target)):
+            return f"reads {value.name!r}, which stays in float"
+    if group.node.op_type in target.quantized_outputs and group.writes not in read:
+        return f"its output {group.writes.name!r} is read in float only"
+    return None
+
+
+def _check_rules(nodes: Sequence[ir.Node], rules: Iterable[Select]) -> None:
+    for rule in rules:
+        if not any(rule.matches(node) for node in nodes):
+            what = ", ".join(
+                f"{k} {v!r}" for k, v in rule.model_dump(include={"name", "pattern", "type"}).items() if v is not None
+            )
+            raise InputError(
+                f"configuration: the rule for {what} matches no node; list the nodes with `onnxqat inspect`"
+            )

@@ -1,0 +1,43 @@
+"""Data movement: operators whose every output element is an input element (or zero), so that one scale serves both sides."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxqat.graph.qdq import constant
+from onnxqat.insert.groups import inputs
+from onnxqat.insert.targets import Target
+
+
+def moved(node: ir.Node, operators: frozenset[str]) -> ir.Value | None:
+    """The data input of a node that only moves data, if its operator is among `operators`; None otherwise."""
+    if node.op_type not in operators:
+        return None
+    if node.op_type == "Pad" and not _pads_with_zero(node):
+        return None
+    if node.op_type == "Resize" and _mode(node, "nearest") != "nearest":
+        return None
+    return node.inputs[0]
+
+
+def origins(value: ir.Value, target: Target) -> list[ir.Value]:
+    """Where the data of `value` comes from, above all data movement; several where inputs are joined under one scale."""
+    node = value.producer()
+    if node is None:
+        return [value]
+    if node.op_type in target.joins:
+        return list(dict.fromkeys(above for source in inputs(node) for above in origins(source, target)))
+    source = moved(node, target.moves)
+    return [value] if source is None else origins(source, target)
+
+
+def _mode(node: ir.Node, default: str) -> str:
+    return node.attributes["mode"].as_string() if "mode" in node.attributes else default
+
+
+def _pads_with_zero(node: ir.Node) -> bool:
+    if _mode(node, "constant") != "constant":
+        return True
+    fill = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    omitted = len(node.inputs) < 3 or node.inputs[2] is None
+    return omitted or (fill is not None and float(fill) == 0.0)

@@ -1,0 +1,99 @@
+"""What each runtime turns into integer kernels: one table per target, read by the patterns and the placement.
+
+Sources: ONNX Runtime's Q/DQ selectors and transformers (CPU), NNCF's placement for OpenVINO; both checked against the
+runtimes' own optimized graphs by the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxqat.errors import InputError
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a runtime can do with quantized nodes.
+
+    Attributes:
+        name: as the user writes it.
+        weighted: operators with a weight that become one integer kernel.
+        integer: other operators with an integer kernel; used only where all they read is integer already.
+        passes: data movement across which the runtime carries a quantizer itself.
+        repeats: data movement that runs on integers only with a second pair, of the same scale, behind it.
+        absorbs: activations that vanish in the requantization of the node before them.
+        quantized_outputs: operators whose integer kernel must write integers; others may write float.
+        joins: operators whose inputs share one scale, so that a quantizer passes through them to each input.
+        symmetric_activations: whether activations have a fixed zero point (signed where they hold negative values).
+        narrow_weights: leave out the lowest weight code.
+        softmax_product: whether the product of attention probabilities and values may be quantized.
+        integer_bias: whether biases are stored as int32 of scale sx·sw.
+    """
+
+    name: str
+    weighted: frozenset[str]
+    integer: frozenset[str]
+    passes: frozenset[str]
+    repeats: frozenset[str]
+    absorbs: frozenset[str]
+    quantized_outputs: frozenset[str]
+    joins: frozenset[str]
+    symmetric_activations: bool
+    narrow_weights: bool
+    softmax_product: bool
+    integer_bias: bool
+
+    @property
+    def moves(self) -> frozenset[str]:
+        """Data movement of both kinds."""
+        return self.passes | self.repeats
+
+
+def _operators(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_ORT_INTEGER = _operators("Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid")
+
+ORT_CPU = Target(
+    name="ort-cpu",
+    weighted=_operators("Conv Gemm MatMul"),
+    integer=_ORT_INTEGER,
+    passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Slice Pad"),
+    repeats=_operators("Flatten Gather Split Resize Expand Tile"),
+    absorbs=_operators("Relu Clip"),
+    quantized_outputs=_ORT_INTEGER | {"Conv"},
+    joins=frozenset(),
+    symmetric_activations=False,
+    narrow_weights=False,
+    softmax_product=True,
+    integer_bias=True,
+)
+
+OPENVINO = Target(
+    name="openvino",
+    weighted=_operators("Conv ConvTranspose Gemm MatMul"),
+    integer=_operators("Add Sub Mul Div Min Max Pow Sqrt AveragePool GlobalAveragePool ReduceMean ReduceSum"),
+    passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Split Slice Pad Gather Flatten DepthToSpace Expand"),
+    repeats=_operators("Resize Tile SpaceToDepth"),
+    absorbs=_operators("Relu Clip LeakyRelu PRelu Elu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish"),
+    quantized_outputs=frozenset(),
+    joins=_operators("Concat"),
+    symmetric_activations=True,
+    narrow_weights=True,
+    softmax_product=False,
+    integer_bias=False,
+)
+
+TARGETS = {target.name: target for target in (ORT_CPU, OPENVINO)}
+
+
+def target(name: str) -> Target:
+    """The table of a target.
+
+    Raises:
+        InputError: there is no table for it yet.
+    """
+    if name not in TARGETS:
+        raise InputError(f"target {name!r}: not supported yet; choose one of {', '.join(TARGETS)}")
+    return TARGETS[name]

@@ -1,0 +1,72 @@
+"""ONNX Runtime for plain inference: calibration, teachers, evaluation. Training's side of it is behind `train/engine.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph import io
+
+TRAINING_PACKAGES = ("onnxruntime-training-cpu", "onnxruntime-training")
+TRAINING_VERSION = "1.19.2"
+
+
+class Inference:
+    """A model loaded for inference on the CPU; call it with a batch.
+
+    Args:
+        model: the model.
+        outputs: names of the graph outputs to compute; all if None.
+    """
+
+    def __init__(self, model: ir.Model | onnx.ModelProto, outputs: Sequence[str] | None = None) -> None:
+        check_packages()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        proto = model if isinstance(model, onnx.ModelProto) else io.to_proto(model)
+        try:
+            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name, for a batch that may hold more than the model's inputs."""
+        try:
+            values = self._session.run(self.outputs, {name: batch[name] for name in self.inputs})
+        except Exception as error:
+            raise InputError(f"model: ONNX Runtime cannot run it on this batch: {short_reason(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def short_reason(error: Exception) -> str:
+    """ONNX Runtime's own words without source locations, one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    text = text.split(" Status Message: ")[-1].removeprefix("[ONNXRuntimeError] : ")
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def check_packages() -> None:
+    """Raises InputError where plain onnxruntime overwrote the training package, whose import name it shares."""
+    training = [name for name in TRAINING_PACKAGES if _installed(name)]
+    if training and _installed("onnxruntime"):
+        raise InputError(
+            f"onnxruntime and {training[0]} are installed side by side and overwrite each other; run "
+            f"`pip uninstall -y onnxruntime {training[0]} && pip install {training[0]}=={TRAINING_VERSION}`"
+        )
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
