@@ -1,0 +1,153 @@
+"""Differentiation of a model: what blocks it, and the model that also computes gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.train.flow import Step, may_be_float, trace
+from onnxqat.train.gradient_graph import with_gradients
+from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Stopped
+from onnxqat.train.gradients.table import rule_for
+from onnxqat.train.prepare_gradients import prepare
+from onnxqat.train.rewrite import attach, expand, wrap
+
+REMEDIES = (
+    "freeze the parameters before it (leave them out of training), exclude it (let training end before it), "
+    "or replace it by operators that have a gradient"
+)
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A node that the gradient would have to pass, and cannot."""
+
+    node: ir.Node
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{_qualified(self.node)} '{self.node.name}': {self.reason}"
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator of a model: how often it occurs, and whether gradients pass it."""
+
+    op_type: str
+    domain: str
+    count: int
+    differentiable: bool
+    reason: str
+
+
+def blocking_nodes(model: ir.Model, wrt: Iterable[str]) -> list[Blocked]:
+    """Returns every node between the values `wrt` (float inputs, initializers) and a graph output without gradient."""
+    graph = prepare(model).graph
+    return _blocked(trace(graph, _parameters(graph, wrt), graph.outputs))
+
+
+def trainability(model: ir.Model) -> list[OperatorRow]:
+    """Returns one row per operator and outcome, in order of first appearance."""
+    rows: dict[tuple[str, str, bool, str], int] = {}
+    for node in prepare(model).graph:
+        key = (node.op_type, node.domain, *_outlook(node))
+        rows[key] = rows.get(key, 0) + 1
+    return [OperatorRow(op, domain, count, yes, reason) for (op, domain, yes, reason), count in rows.items()]
+
+
+def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
+    """Returns a plain model that computes the model's outputs and `<name>_grad` for every name in `wrt`.
+
+    Args:
+        model: the forward model, opset 13 to 21; left as it is.
+        loss: name of a float scalar in the graph.
+        wrt: names of float inputs or initializers; initializers among them become graph inputs of the result.
+
+    Raises:
+        UnsupportedModelError: a node on the way has no gradient; the message names all of them.
+        InputError: a name is not in the graph.
+    """
+    result = prepare(model)
+    graph = result.graph
+    requested = [str(output.name) for output in graph.outputs]
+    target = _value(graph, loss)
+    steps = _expand_all(result, _parameters(graph, wrt), target)
+    reached = {value.name for step in steps if step.outputs for i in step.inputs if (value := step.node.inputs[i])}
+    for step in steps:
+        if step.outputs and isinstance(step.rule, Custom):
+            wrap(result, step, step.rule, graph.opset_imports[""])
+        elif step.outputs and isinstance(step.rule, Registered):
+            attach(result, step, step.rule)
+    cuts = [(step.node, index) for step in steps for index in step.cut]
+    return with_gradients(result, str(target.name), list(wrt), reached, cuts, requested)
+
+
+def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Value) -> list[Step]:
+    """Replaces nodes by their formulas until none is left to replace, and returns the way to the loss."""
+    opset, graph = model.graph.opset_imports[""], model.graph
+    name = str(target.name)
+    while True:
+        steps = trace(graph, parameters, [_value(graph, name)])
+        blocked = _blocked(steps)
+        if blocked:
+            raise UnsupportedModelError(
+                f"the gradient cannot pass {len(blocked)} node(s): {'; '.join(map(str, blocked))}; {REMEDIES}"
+            )
+        expandable = [(step, step.rule) for step in steps if step.outputs and isinstance(step.rule, Expanded)]
+        if not expandable:
+            return steps
+        for step, rule in expandable:
+            expand(graph, step, rule, opset)
+        passes.ShapeInferencePass()(model)
+
+
+def _blocked(steps: Iterable[Step]) -> list[Blocked]:
+    return [Blocked(step.node, _reason(step)) for step in steps if step.blocked]
+
+
+def _reason(step: Step) -> str:
+    if isinstance(step.rule, Refused):
+        return step.rule.reason
+    names = ", ".join(f"{i} ('{value.name}')" for i in sorted(step.barred) if (value := step.node.inputs[i]))
+    return f"it has no gradient for its input {names}"
+
+
+def _outlook(node: ir.Node) -> tuple[bool, str]:
+    """Says whether a gradient passes the node, and how or why not."""
+    rule = rule_for(node)
+    if isinstance(rule, Refused | Stopped):
+        return False, rule.reason
+    if not any(may_be_float(output) for output in node.outputs):
+        return False, "its outputs are not floats"
+    if isinstance(rule, Custom | Registered):
+        return True, "onnxqat's gradient"
+    return True, "rewritten as differentiable operators" if isinstance(rule, Expanded) else "ONNX Runtime's gradient"
+
+
+def _parameters(graph: ir.Graph, wrt: Iterable[str]) -> list[ir.Value]:
+    known = {value.name: value for value in graph.inputs} | dict(graph.initializers)
+    values = []
+    for name in wrt:
+        value = known.get(name)
+        if value is None:
+            raise InputError(f"wrt {name!r}: no input or initializer has this name; name one of the model's")
+        if not may_be_float(value):
+            raise InputError(f"wrt {name!r}: its type is {value.dtype}; only float values have gradients")
+        values.append(value)
+    return values
+
+
+def _value(graph: ir.Graph, name: str) -> ir.Value:
+    for node in graph:
+        for output in node.outputs:
+            if output.name == name:
+                return output
+    raise InputError(f"loss {name!r}: no node of the model computes it; name a float scalar of the graph")
+
+
+def _qualified(node: ir.Node) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type

@@ -1,0 +1,82 @@
+"""Gradients of any ONNX model at a point, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxqat.errors import InputError
+from onnxqat.graph.io import ModelLike, load
+from onnxqat.train import ortgrad
+from onnxqat.train.differentiate import differentiate
+from onnxqat.train.gradients.rule import FLOAT_TYPES
+
+Array = npt.NDArray[np.generic]
+_LOSS, _COTANGENT = "onnxqat_loss", "/cotangent"
+
+
+def gradients(
+    model: ModelLike,
+    feeds: Mapping[str, Array],
+    wrt: Sequence[str],
+    cotangents: Mapping[str, Array] | None = None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Computes a model's outputs and the gradients of Σ output·cotangent over its float outputs.
+
+    Args:
+        model: path or model, float or Q/DQ.
+        feeds: an array for each input.
+        wrt: names of float inputs or initializers.
+        cotangents: output name to an array of that output's shape; once given, outputs left out do not count.
+            None: ones for every float output.
+
+    Returns:
+        outputs by name, and gradients by name: each of the shape and type of the value it belongs to.
+
+    Raises:
+        UnsupportedModelError: nodes on the way have no gradient; all are named.
+        InputError: a name is not in the model.
+    """
+    forward = load(model, oldest_opset=7)
+    graph = forward.graph
+    names = [str(output.name) for output in graph.outputs]
+    _add_loss(graph, cotangents)
+    weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}
+    trained = differentiate(forward, _LOSS, wrt)
+    bound = {name: value.numpy() for name, value in weights.items() if value is not None}
+    bound |= {f"{name}{_COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
+    results = ortgrad.run(ir.to_proto(trained), {**bound, **feeds})
+    return {name: results[name] for name in names}, {name: results[f"{name}_grad"] for name in wrt}
+
+
+def _add_loss(graph: ir.Graph, cotangents: Mapping[str, Array] | None) -> None:
+    """Adds Σ output·cotangent as a float32 scalar; the cotangents are graph inputs."""
+    outputs = {str(output.name): output for output in graph.outputs if output.dtype in FLOAT_TYPES}
+    chosen = list(outputs) if cotangents is None else list(cotangents)
+    unknown = [name for name in chosen if name not in outputs]
+    if unknown or not chosen:
+        raise InputError(f"cotangents {unknown}: not float outputs of the model; it has {sorted(outputs)}")
+    terms = []
+    for name in chosen:
+        value = outputs[name]
+        if cotangents is not None:
+            weight = ir.Value(name=f"{name}{_COTANGENT}", type=value.type, shape=value.shape)
+            graph.inputs.append(weight)
+            value = _append(graph, "Mul", [value, weight])
+        value = _append(graph, "ReduceSum", [value], {"keepdims": 0})
+        terms.append(_append(graph, "Cast", [value], {"to": ir.DataType.FLOAT}))
+    total = terms[0]
+    for term in terms[1:]:
+        total = _append(graph, "Add", [total, term])
+    total.name, total.type, total.shape = _LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+
+
+def _append(
+    graph: ir.Graph, op_type: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None
+) -> ir.Value:
+    node = ir.node(op_type, inputs, attributes or {})
+    graph.append(node)
+    return node.outputs[0]

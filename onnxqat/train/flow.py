@@ -1,0 +1,96 @@
+"""Which nodes of a graph lie on a path from the values that are differentiated to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxqat.train.gradients.rule import FLOAT_TYPES, Refused, Rule, Stopped
+from onnxqat.train.gradients.table import rule_for
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node on the way.
+
+    Attributes:
+        node: the node.
+        rule: how it is differentiated.
+        inputs: indices of inputs through which the gradient must flow.
+        barred: indices of inputs that depend on what is differentiated, but have no gradient.
+        cut: indices of inputs that depend on it too, but rightly get none.
+        outputs: indices of outputs that the loss depends on.
+    """
+
+    node: ir.Node
+    rule: Rule
+    inputs: frozenset[int]
+    barred: frozenset[int]
+    cut: frozenset[int]
+    outputs: frozenset[int]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the gradient must pass here and cannot."""
+        return bool(self.outputs) and (isinstance(self.rule, Refused) or bool(self.barred))
+
+
+def may_be_float(value: ir.Value | None) -> bool:
+    """Says whether a gradient can belong to `value`: its element type is float, or not known."""
+    if value is None or isinstance(value.type, ir.SequenceType):
+        return value is not None
+    return value.dtype is None or value.dtype in FLOAT_TYPES
+
+
+def trace(graph: ir.Graph, wrt: Iterable[ir.Value], targets: Iterable[ir.Value]) -> list[Step]:
+    """Returns the nodes that depend on `wrt`, in graph order; `outputs` is empty where no target depends on them."""
+    carried = {value for value in wrt if may_be_float(value)}
+    forward = [step for node in graph if (step := _forward_step(node, carried)) is not None]
+    live = set(targets)
+    return [_backward_step(step, live) for step in reversed(forward)][::-1]
+
+
+def _forward_step(node: ir.Node, carried: set[ir.Value]) -> Step | None:
+    reached = frozenset(i for i, value in enumerate(node.inputs) if value in carried)
+    captured = any(value in carried for value in captured_values(node))
+    if not reached and not captured:
+        return None
+    rule = rule_for(node)
+    none: frozenset[int] = frozenset()
+    if isinstance(rule, Stopped) or not any(may_be_float(output) for output in node.outputs):
+        return Step(node, rule, none, none, reached, none)
+    if isinstance(rule, Refused):
+        carried.update(value for value in node.outputs if may_be_float(value))
+        return Step(node, rule, reached, none, none, none)
+    steering = getattr(rule, "steering", none) & reached
+    covered = reached - steering if rule.inputs is None else reached & rule.inputs
+    barred = reached - covered - steering
+    if covered or barred:
+        carried.update(value for value in node.outputs if may_be_float(value))
+    return Step(node, rule, covered, barred, steering, none)
+
+
+def _backward_step(step: Step, live: set[ir.Value]) -> Step:
+    outputs = frozenset(i for i, value in enumerate(step.node.outputs) if value in live and may_be_float(value))
+    if outputs:
+        live.update(value for i in step.inputs if (value := step.node.inputs[i]) is not None)
+    return Step(step.node, step.rule, step.inputs, step.barred, step.cut, outputs)
+
+
+def captured_values(node: ir.Node) -> Iterator[ir.Value]:
+    """Yields the outer values that the node's subgraphs use."""
+    for attribute in node.attributes.values():
+        graphs = (
+            [attribute.as_graph()]
+            if attribute.type == ir.AttributeType.GRAPH
+            else list(attribute.as_graphs())
+            if attribute.type == ir.AttributeType.GRAPHS
+            else []
+        )
+        for graph in graphs:
+            own = {value for inner in graph.all_nodes() for value in inner.outputs} | set(graph.inputs)
+            for inner in graph.all_nodes():
+                yield from (value for value in inner.inputs if value is not None and value not in own)
+            yield from (value for value in graph.outputs if value not in own)

@@ -1,0 +1,124 @@
+"""Gradients of activation functions, each written from its definition in the ONNX operator specification.
+
+Below, x is the input, y the output, dy the output's gradient, s the logistic function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnxqat.train.gradients.rule import Call, Ops
+
+_SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+
+
+def _x(call: Call) -> ir.Value:
+    x = call.inputs[0]
+    assert x is not None
+    return x
+
+
+def _zero_outside(op: Ops, dy: ir.Value, inside: ir.Value) -> ir.Value:
+    return op.Where(inside, dy, op.like(0.0, dy))
+
+
+def hard_swish_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = x · clip(x/6 + 1/2, 0, 1), so dx = dy · clip(x/3 + 1/2, 0, 1), but 0 below −3 and dy above 3.
+
+    On [−3, 3] the derivative x/3 + 1/2 runs from −1/2 to 3/2.
+    """
+    x = _x(call)
+    slope = op.Where(op.Less(op.Abs(x), 3.0), op.Add(op.Mul(x, 1 / 3), 0.5), op.Cast(op.Greater(x, 0.0), to=dy.dtype))
+    return op.Mul(dy, slope)
+
+
+def hard_sigmoid_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = clip(αx + β, 0, 1): dx = α·dy where 0 < y < 1."""
+    y = call.outputs[0]
+    inside = op.And(op.Greater(y, 0.0), op.Less(y, 1.0))
+    return _zero_outside(op, op.Mul(dy, call.get("alpha", 0.2)), inside)
+
+
+def elu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = x for x > 0, else α(eˣ − 1): dx = dy, else dy·(y + α)."""
+    x, y = _x(call), call.outputs[0]
+    return op.Where(op.Greater(x, 0.0), dy, op.Mul(dy, op.Add(y, call.get("alpha", 1.0))))
+
+
+def celu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = max(x, 0) + min(0, α(exp(x/α) − 1)): dx = dy for x > 0, else dy·exp(x/α) = dy·(y/α + 1)."""
+    x, y = _x(call), call.outputs[0]
+    return op.Where(op.Greater(x, 0.0), dy, op.Mul(dy, op.Add(op.Div(y, call.get("alpha", 1.0)), 1.0)))
+
+
+def selu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = γx for x > 0, else γα(eˣ − 1): dx = γ·dy, else dy·(y + γα)."""
+    x, y = _x(call), call.outputs[0]
+    alpha, gamma = call.get("alpha", _SELU_ALPHA), call.get("gamma", _SELU_GAMMA)
+    return op.Where(op.Greater(x, 0.0), op.Mul(dy, gamma), op.Mul(dy, op.Add(y, gamma * alpha)))
+
+
+def softplus_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = log(1 + eˣ): dx = dy·s(x)."""
+    return op.Mul(dy, op.Sigmoid(_x(call)))
+
+
+def softsign_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = x / (1 + |x|): dx = dy / (1 + |x|)²."""
+    scale = op.Add(op.Abs(_x(call)), 1.0)
+    return op.Div(dy, op.Mul(scale, scale))
+
+
+def thresholded_relu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = x where x > α, else 0: dx = dy where x > α."""
+    return _zero_outside(op, dy, op.Greater(_x(call), call.get("alpha", 1.0)))
+
+
+def shrink_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = x + bias below −λ, x − bias above λ, else 0: dx = dy where |x| > λ."""
+    return _zero_outside(op, dy, op.Greater(op.Abs(_x(call)), call.get("lambd", 0.5)))
+
+
+def mish_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = x·t with t = tanh(softplus(x)): dx = dy·(t + x·(1 − t²)·s(x)) (Misra 2019, section 2)."""
+    x = _x(call)
+    t = op.Tanh(op.Softplus(x))
+    return op.Mul(dy, op.Add(t, op.Mul(op.Mul(x, op.Sub(1.0, op.Mul(t, t))), op.Sigmoid(x))))
+
+
+def prelu_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
+    """Y = x for x ≥ 0, else slope·x: dx = dy or dy·slope; dslope = Σ dy·x over x < 0."""
+    x, slope = _x(call), call.inputs[1]
+    assert slope is not None
+    negative = op.Less(x, 0.0)
+    dx = op.Where(negative, op.Mul(dy, slope), dy)
+    if 1 not in call.wanted:
+        return dx, None
+    return dx, op.sum_to(_zero_outside(op, op.Mul(dy, x), negative), slope)
+
+
+def swish(op: Ops, call: Call) -> ir.Value:
+    """Y = x·s(αx)."""
+    x = _x(call)
+    alpha = call.get("alpha", 1.0)
+    return op.Mul(x, op.Sigmoid(x if alpha == 1.0 else op.Mul(x, alpha)))
+
+
+def gelu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Hendrycks & Gimpel 2016: y = x·Φ(x), dx = dy·(Φ(x) + x·φ(x)); or its tanh form.
+
+    Tanh form: y = x/2·(1 + tanh u), u = √(2/π)(x + 0.044715x³): dx = dy·((1 + t)/2 + x/2·(1 − t²)·u′), t = tanh u.
+    """
+    x = _x(call)
+    squared = op.Mul(x, x)
+    if call.get("approximate", "none") == "tanh":
+        c = math.sqrt(2 / math.pi)
+        t = op.Tanh(op.Mul(x, op.Add(op.Mul(squared, c * 0.044715), c)))
+        slope = op.Mul(op.Sub(1.0, op.Mul(t, t)), op.Add(op.Mul(squared, c * 3 * 0.044715), c))
+        return op.Mul(dy, op.Mul(op.Add(op.Add(t, 1.0), op.Mul(x, slope)), 0.5))
+    density = op.Mul(op.Exp(op.Mul(squared, -0.5)), 1 / math.sqrt(2 * math.pi))
+    cumulative = op.Mul(op.Add(op.Erf(op.Mul(x, math.sqrt(0.5))), 1.0), 0.5)
+    return op.Mul(dy, op.Add(cumulative, op.Mul(x, density)))

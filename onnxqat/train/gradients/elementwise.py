@@ -1,0 +1,90 @@
+"""Gradients of trigonometric and hyperbolic functions, and of arithmetic on several tensors.
+
+Derivatives as in Abramowitz & Stegun, 4.3 to 4.6; x is the input, y the output, dy the output's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import onnx_ir as ir
+
+from onnxqat.train.gradients.rule import Call, Ops
+
+
+def _present(call: Call) -> list[ir.Value]:
+    return [value for value in call.inputs if value is not None]
+
+
+def acos_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = −dy / √(1 − x²)."""
+    return op.Neg(asin_gradient(op, call, dy))
+
+
+def asin_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy / √(1 − x²)."""
+    (x,) = _present(call)
+    return op.Div(dy, op.Sqrt(op.Sub(1.0, op.Mul(x, x))))
+
+
+def atan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy / (1 + x²)."""
+    (x,) = _present(call)
+    return op.Div(dy, op.Add(op.Mul(x, x), 1.0))
+
+
+def acosh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy / √(x² − 1)."""
+    (x,) = _present(call)
+    return op.Div(dy, op.Sqrt(op.Sub(op.Mul(x, x), 1.0)))
+
+
+def asinh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy / √(x² + 1)."""
+    (x,) = _present(call)
+    return op.Div(dy, op.Sqrt(op.Add(op.Mul(x, x), 1.0)))
+
+
+def atanh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy / (1 − x²)."""
+    (x,) = _present(call)
+    return op.Div(dy, op.Sub(1.0, op.Mul(x, x)))
+
+
+def tan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy·(1 + y²)."""
+    y = call.outputs[0]
+    return op.Mul(dy, op.Add(op.Mul(y, y), 1.0))
+
+
+def sinh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy·cosh x, with cosh x = (eˣ + e⁻ˣ)/2."""
+    (x,) = _present(call)
+    return op.Mul(dy, op.Mul(op.Add(op.Exp(x), op.Exp(op.Neg(x))), 0.5))
+
+
+def cosh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy·sinh x, with sinh x = (eˣ − e⁻ˣ)/2."""
+    (x,) = _present(call)
+    return op.Mul(dy, op.Mul(op.Sub(op.Exp(x), op.Exp(op.Neg(x))), 0.5))
+
+
+def sum_as_adds(op: Ops, call: Call) -> ir.Value:
+    """Y = x₀ + x₁ + …, with broadcasting."""
+    return reduce(op.Add, _present(call))
+
+
+def mean_as_adds(op: Ops, call: Call) -> ir.Value:
+    """Y = (x₀ + x₁ + …) / n, with broadcasting."""
+    return op.Div(sum_as_adds(op, call), float(len(_present(call))))
+
+
+def mod_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
+    """Y = a − b·q with an integer quotient q: da = dy, db = −Σ dy·q where q = (a − y)/b is locally constant."""
+    a, b = _present(call)
+    da = op.sum_to(dy, a) if 0 in call.wanted else None
+    if 1 not in call.wanted:
+        return da, None
+    quotient = op.Round(op.Div(op.Sub(a, call.outputs[0]), b))
+    return da, op.sum_to(op.Neg(op.Mul(dy, quotient)), b)

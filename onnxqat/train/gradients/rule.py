@@ -1,0 +1,234 @@
+"""What a gradient rule is: the five ways in which an operator can stand on the path from a parameter to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, TypeAlias
+
+import onnx
+import onnx_ir as ir
+from onnxscript import BuilderFeature, TapeBuilder
+
+FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_FIXED_TYPES = {"tensor(int64)": ir.DataType.INT64, "tensor(bool)": ir.DataType.BOOL}
+_FOLDABLE_SIZE = 64  # largest constant input, in elements, that a rule may read the value of
+
+
+class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
+    """Writes ONNX nodes of one opset: `op.Add(x, 1.0)`; a Python number takes the type of its fellow operand."""
+
+    _nodes: list[ir.Node]
+
+    def __init__(self, opset: int) -> None:
+        super().__init__(features=BuilderFeature.CAST_INPUTS)
+        self.opset = opset
+
+    @property
+    def nodes(self) -> Sequence[ir.Node]:
+        """All nodes written so far."""
+        return tuple(self._nodes)
+
+    def _get_default_opset_version(self, domain: str = "") -> int | None:
+        return None if domain else self.opset
+
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
+        return partial(self.one, op_type)
+
+    def one(self, op_type: str, *inputs: Any, **attributes: Any) -> ir.Value:
+        """Writes a node with one output."""
+        return self.many(op_type, *inputs, **attributes)[0]
+
+    def many(
+        self, op_type: str, *inputs: Any, _outputs: int = 1, _domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Writes a node with several outputs."""
+        version = None if _domain else self.opset
+        made = self.call_op(op_type, inputs, attributes, domain=_domain, version=version, outputs=_outputs)
+        outputs = [made] if isinstance(made, ir.Value) else list(made)
+        _set_types(self.nodes[-1], self.opset)
+        return outputs
+
+    def reduce(self, kind: str, x: ir.Value, axes: Sequence[int] | ir.Value | None, *, keepdims: bool) -> ir.Value:
+        """Writes `Reduce<kind>` over `axes` (None: all); they are an input from opset 18 on, 13 for ReduceSum."""
+        keep = int(keepdims)
+        if axes is None:
+            return self.one(f"Reduce{kind}", x, keepdims=keep)
+        if self.opset >= (13 if kind == "Sum" else 18):
+            return self.one(f"Reduce{kind}", x, self.ints(axes), keepdims=keep)
+        return self.one(f"Reduce{kind}", x, axes=axes, keepdims=keep)
+
+    def ints(self, numbers: Sequence[int] | ir.Value) -> ir.Value:
+        """Returns `numbers` as an int64 vector."""
+        if isinstance(numbers, ir.Value):
+            return numbers
+        return self.one("Constant", value=ir.tensor(list(numbers), dtype=ir.DataType.INT64))
+
+    def like(self, number: float, x: ir.Value) -> ir.Value:
+        """Returns the scalar `number` in the element type of `x`."""
+        if x.dtype is not None:
+            return self.one("Constant", value=ir.tensor(number, dtype=x.dtype))
+        return self.one("CastLike", self.one("Constant", value=ir.tensor(float(number), dtype=ir.DataType.FLOAT)), x)
+
+    def sum_to(self, gradient: ir.Value, x: ir.Value) -> ir.Value:
+        """Sums a broadcast result's gradient back to the shape of the operand `x`."""
+        shape = self.one("Shape", x)
+        sizes = self.one("Shape", gradient)
+        axes = self.many("BroadcastGradientArgs", shape, sizes, _domain="com.microsoft", _outputs=2)[0]
+        summed = self.one("ReduceSum", gradient, axes, keepdims=1, noop_with_empty_axes=1)
+        return self.one("Reshape", summed, shape)
+
+
+def _set_types(node: ir.Node, opset: int) -> None:
+    """Gives outputs their element type where the operator's schema ties it to an input or an attribute."""
+    if node.op_type in ("Cast", "Constant"):
+        tensor = node.attributes.get_tensor("value", None) if node.op_type == "Constant" else None
+        dtype = tensor.dtype if tensor is not None else ir.DataType(node.attributes.get_int("to", 1) or 1)
+        node.outputs[0].type = ir.TensorType(dtype)
+        return
+    for output, variable in zip(node.outputs, _output_types(node.op_type, node.domain, opset), strict=False):
+        if output.type is None and isinstance(variable, ir.DataType):
+            output.type = ir.TensorType(variable)
+        elif output.type is None and isinstance(variable, int) and variable < len(node.inputs):
+            source = node.inputs[variable]
+            output.type = None if source is None else source.type
+
+
+@cache
+def _output_types(op_type: str, domain: str, opset: int) -> tuple[ir.DataType | int | None, ...]:
+    """Returns for each output its fixed element type, or the index of the input that it shares its type with."""
+    if not onnx.defs.has(op_type, max_inclusive_version=opset, domain=domain):
+        return ()
+    schema = onnx.defs.get_schema(op_type, opset, domain)
+    tied: dict[str, int] = {}
+    for index, formal in enumerate(schema.inputs):
+        tied.setdefault(formal.type_str, index)
+    fixed = {c.type_param_str: c.allowed_type_strs[0] for c in schema.type_constraints if len(c.allowed_type_strs) == 1}
+    names = [fixed.get(output.type_str, output.type_str) for output in schema.outputs]
+    return tuple(tied.get(name, _FIXED_TYPES.get(name)) for name in names)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of an operator, as its rule sees it.
+
+    Attributes:
+        op_type: the operator.
+        inputs: its inputs, None where left out; types and shapes are those of the model, where known.
+        outputs: its outputs.
+        attributes: its attributes as the model has them.
+        opset: version of the default domain, 13 to 21.
+        wanted: indices of the inputs whose gradient is wanted.
+    """
+
+    op_type: str
+    inputs: tuple[ir.Value | None, ...]
+    outputs: tuple[ir.Value, ...]
+    attributes: Mapping[str, ir.Attr]
+    opset: int
+    wanted: frozenset[int] = frozenset()
+
+    def input(self, index: int) -> ir.Value | None:
+        """Returns the input, None where it was left out."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns an attribute's value (`default` where the model leaves it out)."""
+        attribute = self.attributes.get(name)
+        if attribute is None:
+            return default
+        return list(attribute.value) if isinstance(attribute.value, tuple) else attribute.value
+
+    def constant(self, index: int) -> list[Any] | None:
+        """Returns the elements of a small constant input, None if it is left out, large or computed."""
+        value = self.input(index)
+        tensor = None if value is None else ir.convenience.get_const_tensor(value)
+        if tensor is None or tensor.size > _FOLDABLE_SIZE:
+            return None
+        return list(tensor.numpy().reshape(-1).tolist())
+
+    def rank(self, index: int = 0) -> int | None:
+        """Returns the number of dimensions of an input where the model says it."""
+        value = self.input(index)
+        return None if value is None or value.shape is None else len(value.shape)
+
+
+Formula: TypeAlias = Callable[[Ops, Call], "ir.Value | Sequence[ir.Value]"]
+GradientFormula: TypeAlias = Callable[..., "ir.Value | Sequence[ir.Value | None]"]
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """ONNX Runtime's own gradient, found right by finite differences.
+
+    Attributes:
+        inputs: indices of the inputs that it covers; None: all.
+        steering: indices of float inputs that only steer: no gradient flows to them and none is missed.
+    """
+
+    inputs: frozenset[int] | None = None
+    steering: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """The node is replaced by `formula`, made of differentiable operators."""
+
+    formula: Formula
+    inputs: frozenset[int] | None = None
+    steering: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Custom:
+    """The node keeps its kernel; `gradient(op, call, *output gradients)` writes the gradient function.
+
+    An output gradient is None where the loss does not depend on the output. The function returns one value per
+    input, None where there is none, or a single value for the first input alone.
+    """
+
+    gradient: GradientFormula
+    inputs: frozenset[int] | None = None
+    steering: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The true gradient is zero almost everywhere, or the operator only steers (shapes, indices, conditions)."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """No gradient; the reason goes into the message that names the node."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A call of a model-local function whose gradient is another function, given by its owner.
+
+    Attributes:
+        gradient: the gradient function.
+        arguments: what it is called with, as `GO(i)`, `I(i)`, `O(i)`.
+        results: what it returns, as `GI(i)`.
+        helpers: other functions that it calls.
+    """
+
+    gradient: ir.Function
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+    helpers: tuple[ir.Function, ...] = field(default=())
+
+    @property
+    def inputs(self) -> frozenset[int]:
+        """Indices of the inputs that get a gradient."""
+        return frozenset(int(result[3:-1]) for result in self.results)
+
+
+Differentiable: TypeAlias = Trusted | Expanded | Custom | Registered
+Rule: TypeAlias = Differentiable | Stopped | Refused
+RuleOrChoice: TypeAlias = "Rule | Callable[[ir.Node], Rule]"

@@ -1,0 +1,114 @@
+"""The table that joins each operator to its gradient rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from onnxqat.train.gradients import activations, elementwise
+from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Rule, RuleOrChoice, Stopped, Trusted
+
+_FIRST = frozenset({0})
+_STEERS = Stopped("its result only steers (a shape, an index or a condition)")
+_STEP = Stopped("piecewise constant: its gradient is zero")
+_RANDOM = Stopped("random or constant: depends on no parameter")
+
+
+def _trusted(*inputs: int, steering: tuple[int, ...] = ()) -> Trusted:
+    return Trusted(frozenset(inputs) if inputs else None, frozenset(steering))
+
+
+def _custom(gradient: object, *inputs: int) -> Custom:
+    return Custom(gradient, frozenset(inputs) if inputs else None)  # type: ignore[arg-type]
+
+
+_NAMES_TRUSTED = """
+    Abs Add AveragePool Cast Concat Conv Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND Gemm
+    GlobalAveragePool Identity LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min Mul Neg Pad Pow
+    Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Sigmoid Sin Slice
+    Softmax SoftmaxCrossEntropyLoss Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Where
+"""
+_NAMES_STEERING = """
+    And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor ConstantOfShape Equal EyeLike Greater
+    GreaterOrEqual IsInf IsNaN Less LessOrEqual NonMaxSuppression NonZero Not Or Shape Size Xor
+"""
+_ORT: Mapping[str, RuleOrChoice] = {
+    **dict.fromkeys(_NAMES_TRUSTED.split(), _trusted()),
+    "Clip": _trusted(0),
+    "Dropout": _trusted(0, steering=(1,)),
+}
+_STOPPED: Mapping[str, RuleOrChoice] = {
+    **dict.fromkeys(_NAMES_STEERING.split(), _STEERS),
+    **dict.fromkeys(("Ceil", "Floor", "Round", "Sign", "Hardmax"), _STEP),
+}
+
+_OURS: Mapping[str, RuleOrChoice] = {
+    "HardSwish": _custom(activations.hard_swish_gradient),
+    "HardSigmoid": _custom(activations.hard_sigmoid_gradient),
+    "Elu": _custom(activations.elu_gradient),
+    "Celu": _custom(activations.celu_gradient),
+    "Selu": _custom(activations.selu_gradient),
+    "Softplus": _custom(activations.softplus_gradient),
+    "Softsign": _custom(activations.softsign_gradient),
+    "ThresholdedRelu": _custom(activations.thresholded_relu_gradient),
+    "Shrink": _custom(activations.shrink_gradient),
+    "Mish": _custom(activations.mish_gradient),
+    "PRelu": _custom(activations.prelu_gradient, 0, 1),
+    "Swish": Expanded(activations.swish),
+    "Gelu": _custom(activations.gelu_gradient),
+    "Acos": _custom(elementwise.acos_gradient),
+    "Acosh": _custom(elementwise.acosh_gradient),
+    "Asin": _custom(elementwise.asin_gradient),
+    "Asinh": _custom(elementwise.asinh_gradient),
+    "Atan": _custom(elementwise.atan_gradient),
+    "Atanh": _custom(elementwise.atanh_gradient),
+    "Cosh": _custom(elementwise.cosh_gradient),
+    "Sinh": _custom(elementwise.sinh_gradient),
+    "Tan": _custom(elementwise.tan_gradient),
+    "Sum": Expanded(elementwise.sum_as_adds),
+    "Mean": Expanded(elementwise.mean_as_adds),
+    "Mod": _custom(elementwise.mod_gradient, 0, 1),
+}
+
+TABLE: dict[tuple[str, str], RuleOrChoice] = {("", name): rule for name, rule in {**_ORT, **_STOPPED, **_OURS}.items()}
+
+_registered: dict[tuple[str, str], Registered] = {}
+
+
+def register(
+    op_type: str,
+    domain: str,
+    gradient: ir.Function,
+    *,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    helpers: tuple[ir.Function, ...] = (),
+) -> None:
+    """Gives the model-local function `domain::op_type` a gradient, which is one call of the function `gradient`.
+
+    Args:
+        op_type: name of the function.
+        domain: its domain.
+        gradient: the gradient function; it is added to a model that is differentiated.
+        inputs: what it is called with: `GO(i)` gradient of output i, `I(i)` input i, `O(i)` output i.
+        outputs: what it returns: `GI(i)`, the gradient of input i.
+        helpers: further model-local functions that `gradient` calls.
+    """
+    _registered[domain, op_type] = Registered(gradient, tuple(inputs), tuple(outputs), tuple(helpers))
+
+
+def is_registered(identifier: tuple[str, str]) -> bool:
+    """Says whether the function (domain, name) has a registered gradient."""
+    return identifier in _registered
+
+
+def rule_for(node: ir.Node) -> Rule:
+    """Returns how `node` is differentiated, or why it is not."""
+    key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+    if key in _registered:
+        return _registered[key]
+    rule = TABLE.get(key)
+    if rule is None:
+        return Refused("no gradient is known for this operator")
+    return rule(node) if callable(rule) else rule

@@ -1,0 +1,35 @@
+"""What a model needs before it can be differentiated: names, types, and none of the forms that mislead autodiff."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.graph.pads import make_pads_explicit
+from onnxqat.train.gradients.table import is_registered
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """Returns a copy of `model` in which every node has a name and, where inference reaches, every value a type.
+
+    Functions are inlined except those with a registered gradient. Identity nodes go: an exporter puts them between a
+    shared initializer and its users, where the gradient builder would miss that both are one. Automatic padding is
+    written out: ONNX Runtime's gradients ignore it.
+    """
+    copy = model.clone()
+    if copy.functions:
+        passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
+    passes.IdentityEliminationPass()(copy)
+    passes.TopologicalSortPass()(copy)
+    _name_nodes(copy.graph)
+    passes.NameFixPass()(copy)
+    passes.ShapeInferencePass()(copy)
+    make_pads_explicit(copy)
+    return copy
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Names each nameless node after its first output, so that a message can point to it."""
+    for node in graph:
+        if not node.name:
+            node.name = next((output.name for output in node.outputs if output.name), node.op_type)

@@ -1,0 +1,139 @@
+"""Puts gradient rules into a model: nodes replaced by formulas, or wrapped in functions that have a gradient."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnxqat.train import ortgrad
+from onnxqat.train.flow import Step
+from onnxqat.train.gradients.rule import Call, Custom, Expanded, GradientFormula, Ops, Registered
+
+DOMAIN = "onnxqat.gradient"
+
+
+def expand(graph: ir.Graph, step: Step, rule: Expanded, opset: int) -> None:
+    """Replaces the node by its formula's nodes, whose names begin with the node's own."""
+    node = step.node
+    op = Ops(opset)
+    call = Call(node.op_type, tuple(node.inputs), tuple(node.outputs), node.attributes, opset, step.inputs)
+    results = rule.formula(op, call)
+    values = [results] if isinstance(results, ir.Value) else list(results)
+    made = {value for new in op.nodes for value in new.outputs}
+    values = [value if value in made else op.Identity(value) for value in values]
+    for number, new in enumerate(op.nodes):
+        new.name = f"{node.name}/{new.op_type}_{number}"
+    ir.convenience.replace_nodes_and_values(graph, node, [node], op.nodes, node.outputs[: len(values)], values)
+
+
+def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> None:
+    """Replaces the node by a call of a function made of it alone, whose gradient is registered."""
+    node = step.node
+    name = f"{node.op_type}_{_signature(step, opset)}"
+    if (DOMAIN, name, "") not in model.functions:
+        forward = _forward_function(node, name, opset)
+        model.functions[forward.identifier()] = forward
+        gradient, arguments, results = _gradient_function(step, rule.gradient, f"{name}_gradient", opset)
+        model.functions[gradient.identifier()] = gradient
+        ortgrad.register_gradient(DOMAIN, name, (DOMAIN, gradient.name), arguments, results)
+    model.graph.opset_imports.setdefault(DOMAIN, 1)
+    call = ir.Node(
+        DOMAIN,
+        name,
+        [value for value in node.inputs if value is not None],
+        outputs=[_like(value, value.name) for value in node.outputs],
+        name=node.name,
+    )
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)
+
+
+def attach(model: ir.Model, step: Step, rule: Registered) -> None:
+    """Adds the gradient functions of a registered function to the model."""
+    for function in (rule.gradient, *rule.helpers):
+        model.functions.setdefault(function.identifier(), function)
+        for domain, version in function.opset_imports.items():
+            model.graph.opset_imports.setdefault(domain, version)
+    gradient = (rule.gradient.domain, rule.gradient.name)
+    model.graph.opset_imports.setdefault(rule.gradient.domain, 1)
+    ortgrad.register_gradient(step.node.domain, step.node.op_type, gradient, rule.arguments, rule.results)
+
+
+def _like(value: ir.Value, name: str | None) -> ir.Value:
+    return ir.Value(name=name, type=value.type, shape=value.shape.copy() if value.shape is not None else None)
+
+
+def _formal(value: ir.Value | None, name: str) -> ir.Value | None:
+    """Returns a function's own parameter that stands for `value`, with its type, shape and small constant."""
+    if value is None:
+        return None
+    formal = _like(value, name)
+    formal.const_value = ir.convenience.get_const_tensor(value)
+    return formal
+
+
+def _signature(step: Step, opset: int) -> str:
+    """Returns a digest of all that a gradient function may depend on."""
+    node = step.node
+    inputs = [
+        None if value is None else (str(value.type), str(value.shape), _constant_text(value)) for value in node.inputs
+    ]
+    outputs = [(str(value.type), str(value.shape)) for value in node.outputs]
+    attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+    parts = (node.domain, node.op_type, opset, inputs, outputs, attributes, sorted(step.inputs), sorted(step.outputs))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _constant_text(value: ir.Value) -> str | None:
+    small = Call("", (value,), (), {}, 0).constant(0)
+    return None if small is None else repr(small)
+
+
+def _forward_function(node: ir.Node, name: str, opset: int) -> ir.Function:
+    formals = [_formal(value, f"x{i}") for i, value in enumerate(node.inputs)]
+    body = ir.Node(
+        node.domain,
+        node.op_type,
+        formals,
+        attributes=list(node.attributes.values()),
+        outputs=[_like(value, f"y{i}") for i, value in enumerate(node.outputs)],
+        name=name,
+    )
+    return _function(name, [value for value in formals if value is not None], body.outputs, [body], opset)
+
+
+def _function(
+    name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], nodes: Sequence[ir.Node], opset: int
+) -> ir.Function:
+    imports = {"": opset} | {node.domain: 1 for node in nodes if node.domain}
+    graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports=imports, name=name)
+    return ir.Function(DOMAIN, name, graph=graph, attributes=())
+
+
+def _gradient_function(
+    step: Step, formula: GradientFormula, name: str, opset: int
+) -> tuple[ir.Function, list[str], list[str]]:
+    """Returns the gradient function, what it is called with and what it returns, in the builder's notation."""
+    node = step.node
+    op = Ops(opset)
+    inputs = tuple(_formal(value, f"x{i}") for i, value in enumerate(node.inputs))
+    outputs = tuple(_like(value, f"y{i}") for i, value in enumerate(node.outputs))
+    upstream = tuple(_like(v, f"dy{i}") if i in step.outputs else None for i, v in enumerate(node.outputs))
+    call = Call(node.op_type, inputs, outputs, node.attributes, opset, step.inputs)
+    written = formula(op, call, *upstream)
+    gradients = [written] if isinstance(written, ir.Value) else list(written)
+    made = {value for new in op.nodes for value in new.outputs}
+    present = [i for i, value in enumerate(inputs) if value is not None]
+    results, names = [], []
+    for position, index in enumerate(present):
+        gradient = gradients[index] if index < len(gradients) else None
+        if index in step.inputs and gradient is not None:
+            results.append(gradient if gradient in made and gradient not in results else op.Identity(gradient))
+            names.append(f"GI({position})")
+    formals = [(f"GO({i})", value) for i, value in enumerate(upstream)]
+    formals += [(f"I({position})", inputs[index]) for position, index in enumerate(present)]
+    formals += [(f"O({i})", value) for i, value in enumerate(outputs)]
+    used = [(notation, value) for notation, value in formals if value is not None and value.uses()]
+    function = _function(name, [value for _, value in used], results, op.nodes, opset)
+    return function, [notation for notation, _ in used], names
