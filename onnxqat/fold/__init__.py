@@ -1,1 +1,52 @@
-"""Q/DQ model in, deployed model out."""
+"""Q/DQ model in, deployed model out: weights and biases become integers, what only training needed goes."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+import onnx_ir.passes.common as passes
+
+from onnxqat.errors import InputError
+from onnxqat.fold.biases import fold_bias
+from onnxqat.fold.weights import fold_weight
+from onnxqat.graph import io
+from onnxqat.graph.qdq import by_output, quantizers
+
+log = logging.getLogger(__name__)
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+def fold(model: io.ModelLike) -> onnx.ModelProto:
+    """Folds a Q/DQ model into the one that ships.
+
+    Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes; biases int32 of scale sx·sw (float where
+    the target of `insert` takes them so). Activations keep their QuantizeLinear/DequantizeLinear pairs, which runtimes fuse.
+
+    Args:
+        model: path of a Q/DQ model, or the model itself; it is not changed.
+
+    Returns:
+        The deployed model. Dequantized weights are bit for bit those of the Q/DQ model; a bias moves by half a step of its
+        scale at most.
+
+    Raises:
+        InputError: the model has no quantizers, a weight or scale is not finite, a bias does not fit int32.
+    """
+    folded = io.load(model)
+    found = quantizers(folded)
+    if not found:
+        raise InputError("model: has no quantizers; run `onnxqat insert` first")
+    graph = folded.graph
+    weights = [q for q in found if q.is_weight and q.quantize is not None]
+    if folded.metadata_props.get("onnxqat.bias", "int32") == "int32":
+        produced_by = by_output(found)
+        for node in [n for n in graph if n.op_type in WEIGHTED]:
+            fold_bias(graph, node, produced_by)
+    for quantizer in weights:
+        fold_weight(graph, quantizer)
+    passes.RemoveUnusedNodesPass()(folded)
+    graph.sort()
+    log.info("folded %d weights", len(weights))
+    return io.to_proto(folded)

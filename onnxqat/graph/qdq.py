@@ -88,8 +88,8 @@ class Quantizer:
 
     @property
     def is_weight(self) -> bool:
-        """Whether what is quantized is constant."""
-        return constant(self.source) is not None
+        """Whether what is quantized is constant: a float initializer, or stored codes."""
+        return self.quantize is None or constant(self.source) is not None
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:

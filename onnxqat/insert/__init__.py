@@ -1,1 +1,131 @@
 """Float model in, Q/DQ model out: prepare, match, calibrate, place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat import data
+from onnxqat.config import Config
+from onnxqat.data import Batches, Source
+from onnxqat.graph import io
+from onnxqat.graph.qdq import Spec, constant
+from onnxqat.insert.calibrate import Observer, calibrate
+from onnxqat.insert.groups import Skip
+from onnxqat.insert.match import find_groups
+from onnxqat.insert.place import Grid, Placement, new_grid, place
+from onnxqat.insert.prepare import prepare
+from onnxqat.insert.ranges import weight_range
+from onnxqat.insert.sites import ActivationSite, WeightSite, activation_sites, weight_sites
+from onnxqat.insert.targets import Target, target
+from onnxqat.numerics import scale_and_zero_point
+from onnxqat.progress import track
+
+log = logging.getLogger(__name__)
+
+
+def insert(
+    model: io.ModelLike,
+    calibration: str | Path | Source | Batches,
+    config: Config | None = None,
+    *,
+    transform: Callable[[Any], Any] | None = None,
+) -> onnx.ModelProto:
+    """Inserts quantizers into a float model, with ranges from calibration data: post-training quantization, ready to train.
+
+    Args:
+        model: path of a float ONNX model (opset 7 to 21), or the model itself; it is not changed.
+        calibration: batches (see `onnxqat.data`); a few hundred samples usually do, any number is read in bounded memory.
+        config: what to quantize and how; `Config()` where none is given.
+        transform: turns an item of the loader into a batch.
+
+    Returns:
+        The Q/DQ model: weights and biases as they were (BatchNormalization folded), and a QuantizeLinear/DequantizeLinear
+        pair at each site. Nodes that stay in float say why in their metadata (`onnxqat.float`).
+
+    Raises:
+        InputError: model, data or configuration is wrong; the message says which and what to do.
+        UnsupportedModelError: the model has nothing to quantize, or custom operators.
+    """
+    config = config or Config()
+    table = target(config.target)
+    prepared = prepare(model)
+    groups, skips = find_groups(prepared, table, config)
+    weights, activations = weight_sites(groups, table, config), activation_sites(groups, table, config)
+    observers = calibrate(
+        prepared,
+        list(dict.fromkeys(site.value for site in activations)),
+        data.batches(calibration, prepared, transform=transform),
+        axis=1 if config.activation_granularity == "per_channel" else None,
+        keep_histogram=config.activation_range in ("mse", "percentile"),
+        progress=track,
+    )
+    graph = prepared.graph
+    placements = [_weight_placement(graph, site, config) for site in weights]
+    placements += _activation_placements(graph, activations, observers, table, config)
+    place(graph, placements, table)
+    _note(prepared, skips, table)
+    log.info(
+        "inserted %d weight and %d activation quantizers; %d nodes stay in float",
+        len(weights),
+        len(activations),
+        len(skips),
+    )
+    return io.to_proto(prepared)
+
+
+def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Placement:
+    array = constant(site.value)
+    assert array is not None
+    low, high = weight_range(array.astype(np.float32), site.spec, site.estimator, config.percentile)
+    qmin, qmax = site.spec.bounds
+    scale, zero_point = scale_and_zero_point(low, high, qmin, qmax, symmetric=site.spec.symmetric)
+    return Placement(site.value, new_grid(graph, str(site.value.name), site.spec, scale, zero_point))
+
+
+def _activation_placements(
+    graph: ir.Graph, sites: Sequence[ActivationSite], observers: dict[ir.Value, Observer], table: Target, config: Config
+) -> list[Placement]:
+    placements = []
+    grids: dict[tuple[frozenset[ir.Value], int], Grid] = {}
+    for site in sites:
+        key = (site.joined, site.bits)
+        if key not in grids:
+            stem = str(site.value.name) if site.users is None else f"{site.value.name}_{site.bits}bit"
+            grids[key] = _activation_grid(
+                graph, stem, site, [observers[v] for v in site.joined if v in observers], table, config
+            )
+        placements.append(Placement(site.value, grids[key], site.users))
+    return placements
+
+
+def _activation_grid(
+    graph: ir.Graph, stem: str, site: ActivationSite, observers: Sequence[Observer], table: Target, config: Config
+) -> Grid:
+    symmetric = table.symmetric_activations if config.activation_symmetric is None else config.activation_symmetric
+    ranges = [
+        observer.range(config.activation_range, 2**site.bits, symmetric=symmetric, percentile=config.percentile)
+        for observer in observers
+    ]
+    low: NDArray[Any] = np.min([low for low, _ in ranges], axis=0)
+    high: NDArray[Any] = np.max([high for _, high in ranges], axis=0)
+    signed = table.signed_activations and symmetric and bool(np.any(low < 0))
+    axis = 1 if config.activation_granularity == "per_channel" else None
+    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=axis)
+    scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)
+    return new_grid(graph, stem, spec, scale, zero_point)
+
+
+def _note(model: ir.Model, skips: Iterable[Skip], table: Target) -> None:
+    """Leaves in the model what later stages and readers need: the target, and why nodes stay in float."""
+    model.metadata_props["onnxqat.target"] = table.name
+    model.metadata_props["onnxqat.bias"] = "int32" if table.integer_bias else "float"
+    for skip in skips:
+        skip.node.metadata_props["onnxqat.float"] = skip.reason

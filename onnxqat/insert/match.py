@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from onnxqat.config import Config, Select
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.groups import Group, Skip, inputs, is_float, sole_user
+from onnxqat.insert.origins import origins
 from onnxqat.insert.patterns import MATCHERS
-from onnxqat.insert.patterns.movement import moved, origins
 from onnxqat.insert.targets import Target
 
 

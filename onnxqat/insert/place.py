@@ -9,9 +9,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.edit import constant_value, fresh_name
+from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Spec
-from onnxqat.insert.patterns.movement import moved
 from onnxqat.insert.targets import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Scale, zero point and spec as they stand in the graph; quantizers that share a grid share these initializers."""
+
+    spec: Spec
+    scale: ir.Value
+    zero_point: ir.Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,106 +30,81 @@ class Placement:
 
     Attributes:
         value: what is quantized.
-        spec: how.
-        scale: float32, [] or [C].
-        zero_point: int32, of the same shape.
+        grid: scale, zero point and spec.
         users: the nodes that read the quantized value; None: all, and graph outputs too.
-        shares: name stem of scale and zero point; equal for placements that share them.
     """
 
     value: ir.Value
-    spec: Spec
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.int32]
-    users: tuple[ir.Node, ...] | None
-    shares: str
+    grid: Grid
+    users: tuple[ir.Node, ...] | None = None
 
 
-def place(model: ir.Model, placements: Sequence[Placement], target: Target) -> None:
+def new_grid(graph: ir.Graph, stem: str, spec: Spec, scale: NDArray[np.float32], zero_point: NDArray[np.int32]) -> Grid:
+    """Adds scale (float32 [] or [C]) and zero point (int32, same shape) to the graph as initializers."""
+    return Grid(
+        spec,
+        constant_value(graph, f"{stem}_scale", scale),
+        constant_value(graph, f"{stem}_zero_point", zero_point.astype(spec.dtype.numpy())),
+    )
+
+
+def place(graph: ir.Graph, placements: Sequence[Placement], target: Target) -> None:
     """Writes each placement as QuantizeLinear → (Clip) → DequantizeLinear on its value.
 
-    A placement for some users only must come after the one for all users of the same value, which it then reads.
+    A placement for some users comes after the one for all users of the same value: those users then read it through both.
     """
     for placement in placements:
-        _Writer(model.graph, placement).write(target)
-    model.graph.sort()
+        output = _write(graph, placement.value, placement.grid, placement.users)
+        if placement.users is None:
+            _repeat_behind_movement(graph, output, placement.grid, target)
+    graph.sort()
 
 
-class _Writer:
-    """Writes the nodes of one placement; scale and zero point are made once and shared."""
+def _repeat_behind_movement(graph: ir.Graph, value: ir.Value, grid: Grid, target: Target) -> None:
+    """Puts a second pair of the same grid behind the data movement that needs one to run on integers."""
+    for node in [usage.node for usage in value.uses()]:
+        if moved(node, target.moves) is not value:
+            continue
+        for result in node.outputs:
+            repeated = _write(graph, result, grid, None) if node.op_type in target.repeats else result
+            _repeat_behind_movement(graph, repeated, grid, target)
 
-    def __init__(self, graph: ir.Graph, placement: Placement) -> None:
-        self.graph = graph
-        self.spec = placement.spec
-        self.placement = placement
-        dtype = placement.spec.dtype
-        self.scale = self._initializer(f"{placement.shares}_scale", placement.scale)
-        self.zero_point = self._initializer(
-            f"{placement.shares}_zero_point", placement.zero_point.astype(dtype.numpy())
+
+def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, ...] | None) -> ir.Value:
+    """Quantizes `value` for its users; returns the value that they read now."""
+    uses = [use for use in value.uses() if users is None or use.node in users]
+    stem = str(value.name) if users is None else f"{value.name}_{grid.spec.bits}bit"
+    axis = {} if grid.spec.axis is None else {"axis": grid.spec.axis}
+    quantize = ir.node("QuantizeLinear", [value, grid.scale, grid.zero_point], axis)
+    nodes = [quantize, *_clip(graph, quantize.outputs[0], grid.spec)]
+    nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], grid.scale, grid.zero_point], axis))
+    for node in nodes:
+        node.name = fresh_name(graph, f"{stem}_{node.op_type}")
+        node.outputs[0].name = f"{node.name}_output"
+        dtype = ir.DataType.FLOAT if node is nodes[-1] else grid.spec.dtype
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+    graph.extend(nodes)
+    output = nodes[-1].outputs[0]
+    for use in uses:
+        use.node.replace_input_with(use.idx, output)
+    if users is None and value.is_graph_output():
+        _take_over_output(graph, value, output)
+    return output
+
+
+def _clip(graph: ir.Graph, codes: ir.Value, spec: Spec) -> list[ir.Node]:
+    """Codes narrower than their type, or without the lowest one, are clipped as integers."""
+    if spec.bounds == Spec(8, signed=spec.signed).bounds:
+        return []
+    bounds = [
+        constant_value(
+            graph,
+            f"{spec.dtype.name.lower()}_{str(bound).replace('-', 'minus_')}",
+            np.asarray(bound, spec.dtype.numpy()),
         )
-
-    def write(self, target: Target) -> None:
-        value, users = self.placement.value, self.placement.users
-        output = self._pair(value, users)
-        if users is None:
-            self._repeat_behind_movement(output, target)
-
-    def _repeat_behind_movement(self, value: ir.Value, target: Target) -> None:
-        for node in [usage.node for usage in value.uses()]:
-            if node.op_type == "QuantizeLinear" or moved(node, target.moves) is not value:
-                continue
-            for moved_value in node.outputs:
-                repeated = self._pair(moved_value, None) if node.op_type in target.repeats else moved_value
-                self._repeat_behind_movement(repeated, target)
-
-    def _pair(self, value: ir.Value, users: tuple[ir.Node, ...] | None) -> ir.Value:
-        """Quantizes `value` for its users; returns the value that they read now."""
-        uses = [u for u in value.uses() if users is None or u.node in users]
-        is_output = users is None and value.is_graph_output()
-        stem = value.name if users is None else f"{value.name}_{self.spec.bits}bit"
-        axis = {"axis": self.spec.axis} if self.spec.axis is not None else {}
-        quantize = ir.node("QuantizeLinear", [value, self.scale, self.zero_point], axis, name=f"{stem}_QuantizeLinear")
-        nodes = [quantize, *self._clip(quantize.outputs[0], stem)]
-        dequantize = ir.node(
-            "DequantizeLinear",
-            [nodes[-1].outputs[0], self.scale, self.zero_point],
-            axis,
-            name=f"{stem}_DequantizeLinear",
-        )
-        nodes.append(dequantize)
-        for node, suffix in zip(nodes, ("quantized", "clipped") if len(nodes) == 3 else ("quantized",), strict=False):
-            node.outputs[0].name = f"{stem}_{suffix}"
-            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(self.spec.dtype), value.shape
-        output = dequantize.outputs[0]
-        output.name = f"{stem}_dequantized"
-        output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
-        for use in uses:
-            use.node.replace_input_with(use.idx, output)
-        if is_output:
-            _take_over_output(self.graph, value, output)
-        self.graph.extend(nodes)
-        return output
-
-    def _clip(self, codes: ir.Value, stem: str) -> list[ir.Node]:
-        """Codes narrower than their type, or without the lowest one, are clipped as integers."""
-        qmin, qmax = self.spec.bounds
-        carrier = Spec(8, signed=self.spec.signed).bounds
-        if (qmin, qmax) == carrier:
-            return []
-        dtype = self.spec.dtype
-        kind = "int8" if self.spec.signed else "uint8"
-        bounds = [
-            self._initializer(f"{kind}_{'minus_' if bound < 0 else ''}{abs(bound)}", np.asarray(bound, dtype.numpy()))
-            for bound in (qmin, qmax)
-        ]
-        return [ir.node("Clip", [codes, *bounds], name=f"{stem}_Clip")]
-
-    def _initializer(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self.graph.register_initializer(value)
-        return value
+        for bound in spec.bounds
+    ]
+    return [ir.node("Clip", [codes, *bounds])]
 
 
 def _take_over_output(graph: ir.Graph, value: ir.Value, output: ir.Value) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxqat.config import Config, RangeEstimator
 from onnxqat.graph.qdq import Spec
 from onnxqat.insert.groups import Group, inputs
-from onnxqat.insert.patterns.movement import origins
+from onnxqat.insert.origins import origins
 from onnxqat.insert.targets import Target
 
 #: Width of values that feed no weighted layer (residual Add, pooling): narrower ones lose accuracy and save nothing.

@@ -24,10 +24,12 @@ class Target:
         absorbs: activations that vanish in the requantization of the node before them.
         quantized_outputs: operators whose integer kernel must write integers; others may write float.
         joins: operators whose inputs share one scale, so that a quantizer passes through them to each input.
-        symmetric_activations: whether activations have a fixed zero point (signed where they hold negative values).
+        symmetric_activations: whether activations have a fixed zero point.
+        signed_activations: whether symmetric activations with negative values are int8; uint8 with the zero point in the middle
+            otherwise.
         narrow_weights: leave out the lowest weight code.
         softmax_product: whether the product of attention probabilities and values may be quantized.
-        integer_bias: whether biases are stored as int32 of scale sx·sw.
+        integer_bias: whether biases are deployed as int32 of scale sx·sw rather than float.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Target:
     quantized_outputs: frozenset[str]
     joins: frozenset[str]
     symmetric_activations: bool
+    signed_activations: bool
     narrow_weights: bool
     softmax_product: bool
     integer_bias: bool
@@ -65,6 +68,7 @@ ORT_CPU = Target(
     quantized_outputs=_ORT_INTEGER | {"Conv"},
     joins=frozenset(),
     symmetric_activations=False,
+    signed_activations=False,
     narrow_weights=False,
     softmax_product=True,
     integer_bias=True,
@@ -80,6 +84,7 @@ OPENVINO = Target(
     quantized_outputs=frozenset(),
     joins=_operators("Concat"),
     symmetric_activations=True,
+    signed_activations=True,
     narrow_weights=True,
     softmax_product=False,
     integer_bias=False,

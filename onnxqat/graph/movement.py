@@ -5,11 +5,31 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import inputs
-from onnxqat.insert.targets import Target
+
+MOVEMENT = frozenset(
+    {
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 
 
-def moved(node: ir.Node, operators: frozenset[str]) -> ir.Value | None:
+def moved(node: ir.Node, operators: frozenset[str] = MOVEMENT) -> ir.Value | None:
     """The data input of a node that only moves data, if its operator is among `operators`; None otherwise."""
     if node.op_type not in operators:
         return None
@@ -18,17 +38,6 @@ def moved(node: ir.Node, operators: frozenset[str]) -> ir.Value | None:
     if node.op_type == "Resize" and _mode(node, "nearest") != "nearest":
         return None
     return node.inputs[0]
-
-
-def origins(value: ir.Value, target: Target) -> list[ir.Value]:
-    """Where the data of `value` comes from, above all data movement; several where inputs are joined under one scale."""
-    node = value.producer()
-    if node is None:
-        return [value]
-    if node.op_type in target.joins:
-        return list(dict.fromkeys(above for source in inputs(node) for above in origins(source, target)))
-    source = moved(node, target.moves)
-    return [value] if source is None else origins(source, target)
 
 
 def _mode(node: ir.Node, default: str) -> str:

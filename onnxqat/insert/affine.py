@@ -1,0 +1,163 @@
+"""Per-channel scale and shift behind a weighted node, BatchNormalization first of all, folded into its weight and bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.graph.edit import constant_value, fresh_name
+from onnxqat.graph.qdq import constant
+from onnxqat.insert.groups import inputs, sole_user
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = x · scale + shift along the channel axis 1; both [C] or []."""
+
+    data: ir.Value
+    scale: Floats
+    shift: Floats
+
+
+def fold_affine(graph: ir.Graph) -> None:
+    """Folds BatchNormalization, and Mul, Div, Add, Sub by per-channel constants, into the Conv, ConvTranspose or Gemm before.
+
+    W' = W · scale, b' = b · scale + shift. An activation in between stops it: Relu before BatchNormalization stays as it is.
+    """
+    for node in list(graph):
+        affine = _read(node)
+        if affine is None:
+            continue
+        producer = affine.data.producer()
+        if producer is not None and sole_user(affine.data) is node and _fold_into(graph, producer, affine):
+            result = producer.outputs[0]
+            result.shape = node.outputs[0].shape if result.shape is None else result.shape
+            replace_value(node.outputs[0], result)
+            graph.remove(node, safe=True)
+
+
+def decompose_batch_normalization(graph: ir.Graph) -> None:
+    """Writes what is left of BatchNormalization as Mul and Add, which train and need no running statistics."""
+    for node in list(graph):
+        affine = _read(node) if node.op_type == "BatchNormalization" else None
+        if affine is None:
+            continue
+        rank = affine.data.shape.rank() if affine.data.shape is not None else 4
+        shape = [-1] + [1] * (rank - 2)
+        scale = constant_value(graph, f"{node.name}_scale", affine.scale.reshape(shape))
+        shift = constant_value(graph, f"{node.name}_shift", affine.shift.reshape(shape))
+        multiply = ir.node("Mul", [affine.data, scale], name=fresh_name(graph, f"{node.name}_Mul"))
+        multiply.outputs[0].type, multiply.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        add = ir.node("Add", [multiply.outputs[0], shift], name=fresh_name(graph, f"{node.name}_Add"))
+        add.outputs[0].type = node.outputs[0].type
+        graph.insert_before(node, [multiply, add])
+        multiply.outputs[0].name = f"{multiply.name}_output"
+        add.outputs[0].name = f"{add.name}_output"
+        replace_value(node.outputs[0], add.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Lets all users of `old` read `new`; a graph output keeps its name."""
+    if old.is_graph_output():
+        name, old.name = old.name, f"{old.name}_replaced"
+        new.name = name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _read(node: ir.Node) -> Affine | None:
+    if node.op_type == "BatchNormalization":
+        return _batch_normalization(node)
+    if node.op_type not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
+        return None
+    left, right = inputs(node)
+    data, other = (left, right) if constant(right) is not None else (right, left)
+    factor = constant(other)
+    if factor is None or (data is right and node.op_type in ("Div", "Sub")):
+        return None
+    per_channel = _per_channel(factor, data)
+    if per_channel is None:
+        return None
+    one, zero = np.float32(1), np.float32(0)
+    if node.op_type in ("Mul", "Div"):
+        return Affine(data, per_channel if node.op_type == "Mul" else one / per_channel, np.asarray(zero))
+    return Affine(data, np.asarray(one), per_channel if node.op_type == "Add" else -per_channel)
+
+
+def _batch_normalization(node: ir.Node) -> Affine | None:
+    parameters = [constant(value) for value in node.inputs[1:5]]
+    training = node.attributes["training_mode"].as_int() if "training_mode" in node.attributes else 0
+    data = node.inputs[0]
+    if training or data is None or any(p is None for p in parameters):
+        return None
+    gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    scale = gamma / np.sqrt(variance + epsilon)
+    return Affine(data, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
+
+
+def _per_channel(factor: NDArray[np.generic], data: ir.Value) -> Floats | None:
+    """`factor` as [C] along axis 1 of `data` or as a scalar; None if it varies elsewhere."""
+    if not np.issubdtype(factor.dtype, np.floating) or data.shape is None:
+        return None
+    rank = data.shape.rank()
+    if factor.size == 1 and factor.ndim <= rank:
+        return np.asarray(factor, np.float32).reshape(())
+    shape = (1,) * (rank - factor.ndim) + factor.shape
+    if len(shape) != rank or rank < 2 or shape[1] != factor.size or data.shape[1] != factor.size:
+        return None
+    return np.asarray(factor, np.float32).reshape(-1)
+
+
+def _fold_into(graph: ir.Graph, producer: ir.Node, affine: Affine) -> bool:
+    axis = _channel_axis(producer)
+    weight = constant(producer.inputs[1]) if axis is not None else None
+    bias = constant(producer.inputs[2]) if len(producer.inputs) > 2 else np.float32(0)
+    if axis is None or weight is None or bias is None or not np.issubdtype(weight.dtype, np.floating):
+        return False
+    channels = weight.shape[axis]
+    along = [1] * weight.ndim
+    along[axis] = -1
+    scale = np.broadcast_to(np.asarray(affine.scale, np.float64), (channels,))
+    new_bias = np.broadcast_to(np.asarray(bias, np.float64), (channels,)) * scale + affine.shift
+    stem = str(producer.inputs[1].name)  # type: ignore[union-attr]
+    old_bias = producer.inputs[2] if len(producer.inputs) > 2 else None
+    if not np.all(scale == 1):
+        _put(graph, producer, 1, (weight * scale.reshape(along)).astype(np.float32), stem)
+    _put(
+        graph, producer, 2, new_bias.astype(np.float32), str(old_bias.name) if old_bias is not None else f"{stem}_bias"
+    )
+    return True
+
+
+def _channel_axis(producer: ir.Node) -> int | None:
+    """Output-channel axis of the weight; None where a per-channel factor cannot be folded in."""
+    attributes = producer.attributes
+    if producer.op_type == "Conv":
+        return 0
+    if producer.op_type == "ConvTranspose":
+        return 1 if "group" not in attributes or attributes["group"].as_int() == 1 else None
+    if producer.op_type == "Gemm":
+        if any(name in attributes and attributes[name].as_float() != 1.0 for name in ("alpha", "beta")):
+            return None
+        bias = constant(producer.inputs[2]) if len(producer.inputs) > 2 else None
+        if bias is not None and bias.ndim > 1:
+            return None
+        return 0 if "transB" in attributes and attributes["transB"].as_int() else 1
+    return None
+
+
+def _put(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[np.float32], name: str) -> None:
+    """Sets an input of the node to `array`: in place where the initializer is its own, as a new one where it is shared."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_input():
+        old.const_value = ir.tensor(array, name=old.name)
+        return
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, constant_value(graph, name, array))

@@ -1,0 +1,94 @@
+"""Brings a float model into the form that the patterns know: same answers, fewer ways to write them.
+
+Node names survive every step, since the user's configuration selects by them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import optimizer
+
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.edit import fresh_name
+from onnxqat.graph.pads import make_pads_explicit
+from onnxqat.graph.qdq import is_quantized
+from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
+from onnxqat.insert.rewrite import (
+    bound_activations,
+    drop_inference_noops,
+    flatten_as_reshape,
+    pool_means,
+    sum_bias_in_gemm,
+)
+
+log = logging.getLogger(__name__)
+
+#: Older models are converted to this one.
+CONVERTED_OPSET = 17
+OLDEST_CONVERTIBLE = 7
+
+
+def prepare(model: io.ModelLike) -> ir.Model:
+    """Loads a float model and normalizes it.
+
+    Raises:
+        InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
+    """
+    loaded = _converted(io.load(model, oldest_opset=OLDEST_CONVERTIBLE))
+    if is_quantized(loaded):
+        raise InputError(
+            "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"
+        )
+    name_nodes(loaded.graph)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
+    drop_inference_noops(loaded.graph)
+    passes.IdentityEliminationPass()(loaded)
+    passes.ShapeInferencePass()(loaded)
+    # Exporters transpose and cast weights at run time; whatever their size, they are constants.
+    optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
+    passes.IdentityEliminationPass()(loaded)
+    passes.ShapeInferencePass()(loaded)
+    for step in (
+        sum_bias_in_gemm,
+        fold_affine,
+        decompose_batch_normalization,
+        bound_activations,
+        pool_means,
+        flatten_as_reshape,
+    ):
+        step(loaded.graph)
+    make_pads_explicit(loaded)
+    passes.RemoveUnusedNodesPass()(loaded)
+    passes.ShapeInferencePass()(loaded)
+    name_nodes(loaded.graph)
+    return loaded
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Gives every node a name of its own, so that messages and rules can name it."""
+    seen: set[str] = set()
+    for node in graph:
+        if not node.name or node.name in seen:
+            node.name = fresh_name(graph, node.name or node.op_type)
+        seen.add(node.name)
+
+
+def _converted(model: ir.Model) -> ir.Model:
+    found = io.opset(model)
+    if found >= io.OLDEST_OPSET:
+        return model
+    try:
+        proto = onnx.version_converter.convert_version(io.to_proto(model), CONVERTED_OPSET)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model: opset {found} cannot be converted to {CONVERTED_OPSET} ({reason}); export it again"
+        ) from error
+    log.warning("model converted from opset %d to %d", found, CONVERTED_OPSET)
+    return ir.from_proto(proto)

@@ -1,0 +1,126 @@
+"""Range estimators: which part of the values the codes should cover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxqat.config import RangeEstimator
+from onnxqat.graph.qdq import Spec
+from onnxqat.numerics import fake_quantize, scale_and_zero_point
+
+Floats = NDArray[np.float64]
+
+BINS = 2048
+#: Shares of the full range that the MSE search tries.
+SHRINKS = np.linspace(1.0, 0.1, 91)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values in equal bins; the range grows by doubling, so that earlier counts are merged exactly.
+
+    Attributes:
+        start: lower edge of the first bin, [C].
+        width: width of a bin, [C].
+        counts: [C, BINS].
+    """
+
+    start: Floats
+    width: Floats
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float32]) -> Histogram:
+        """Histogram of `rows` [C, elements]."""
+        low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
+        width = np.maximum((high - low) / (BINS - 1), np.finfo(np.float32).tiny)
+        return cls(low - width / 2, width, np.zeros((len(rows), BINS), np.int64)).add(rows)
+
+    def add(self, rows: NDArray[np.float32]) -> Histogram:
+        """The histogram with the values of `rows` [C, elements] counted in."""
+        grown = self._grown_to(rows.min(axis=1), rows.max(axis=1))
+        counts = grown.counts.copy()
+        for channel, values in enumerate(rows):
+            index = ((values - grown.start[channel]) / grown.width[channel]).astype(np.int64)
+            counts[channel] += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+        return Histogram(grown.start, grown.width, counts)
+
+    @property
+    def centres(self) -> Floats:
+        """Middle of each bin, [C, BINS]."""
+        return self.start[:, None] + self.width[:, None] * (np.arange(BINS) + 0.5)
+
+    def _grown_to(self, low: NDArray[np.float32], high: NDArray[np.float32]) -> Histogram:
+        start, width, counts = self.start.copy(), self.width.copy(), self.counts.copy()
+        for channel in range(len(start)):
+            while low[channel] < start[channel] or high[channel] > start[channel] + width[channel] * BINS:
+                merged = counts[channel].reshape(-1, 2).sum(axis=1)
+                downwards = low[channel] < start[channel]
+                counts[channel] = np.concatenate(
+                    [np.zeros_like(merged), merged] if downwards else [merged, np.zeros_like(merged)]
+                )
+                start[channel] -= width[channel] * BINS if downwards else 0.0
+                width[channel] *= 2
+        return Histogram(start, width, counts)
+
+
+def histogram_range(
+    histogram: Histogram, estimator: RangeEstimator, levels: int, *, symmetric: bool, percentile: float
+) -> tuple[Floats, Floats]:
+    """Low and high [C] by `percentile` or `mse` (see `weight_range` for the latter)."""
+    if estimator == "percentile":
+        shares = np.cumsum(histogram.counts, axis=1) / histogram.counts.sum(axis=1, keepdims=True)
+        first = np.argmax(shares > 1 - percentile / 100, axis=1)
+        last = np.argmax(shares >= percentile / 100, axis=1)
+        rows = np.arange(len(first))
+        return histogram.centres[rows, first], histogram.centres[rows, last]
+    return _least_error(histogram.centres, histogram.counts.astype(np.float64), levels, symmetric=symmetric)
+
+
+def weight_range(
+    weight: NDArray[np.float32], spec: Spec, estimator: RangeEstimator, percentile: float
+) -> tuple[Floats, Floats]:
+    """Low and high of a weight, [] per tensor or [C].
+
+    `mse` minimizes the mean squared error of fake-quantize over shrinks of the full range (Banner et al. 2019, "Post-training
+    4-bit quantization of convolutional networks for rapid-deployment", section 3, by search instead of in closed form).
+    """
+    rows = (
+        weight.reshape(1, -1)
+        if spec.axis is None
+        else np.moveaxis(weight, spec.axis, 0).reshape(weight.shape[spec.axis], -1)
+    )
+    if estimator == "percentile":
+        low, high = np.percentile(rows, [100 - percentile, percentile], axis=1)
+    elif estimator == "mse":
+        low, high = _least_error(
+            rows, np.ones_like(rows), spec.bounds[1] - spec.bounds[0] + 1, symmetric=spec.symmetric
+        )
+    else:
+        low, high = rows.min(axis=1), rows.max(axis=1)
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    return (low[0], high[0]) if spec.axis is None else (low, high)
+
+
+def _least_error(
+    values: NDArray[np.floating], counts: NDArray[np.floating], levels: int, *, symmetric: bool
+) -> tuple[Floats, Floats]:
+    """The shrunk range [C] of least squared error of `values` [C, K], weighted by `counts` [C, K]."""
+    occupied = counts > 0
+    low = np.minimum(np.where(occupied, values, 0).min(axis=1), 0).astype(np.float64)
+    high = np.maximum(np.where(occupied, values, 0).max(axis=1), 0).astype(np.float64)
+    signed = symmetric and bool((low < 0).any())
+    qmin, qmax = (-(levels // 2), levels - levels // 2 - 1) if signed else (0, levels - 1)
+    values32, counts32 = values.astype(np.float32), counts.astype(np.float32)
+    best = np.full(len(low), np.inf)
+    chosen = np.ones(len(low))
+    for shrink in SHRINKS:
+        scale, zero_point = scale_and_zero_point(low * shrink, high * shrink, qmin, qmax, symmetric=symmetric)
+        error = fake_quantize(values32, scale, zero_point, qmin, qmax, axis=0) - values32
+        total = np.einsum("ck,ck,ck->c", error, error, counts32)
+        better = total < best
+        best, chosen = np.where(better, total, best), np.where(better, shrink, chosen)
+    return low * chosen, high * chosen

@@ -1,0 +1,23 @@
+"""Progress of long work: a bar on a terminal, one plain line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track as rich_track
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+
+
+def track(items: Iterable[T], what: str) -> Iterator[T]:
+    """Iterates with a progress bar where standard error is a terminal, silently elsewhere (the stages log one line each)."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    total = len(items) if isinstance(items, Sized) else None
+    yield from rich_track(items, what, total=total, console=console, transient=True)
