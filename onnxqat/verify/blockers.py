@@ -1,0 +1,205 @@
+"""Why a node did not become an integer kernel: facts about the deployed graph around it, looked up after the runtime refused.
+
+Each function gives a sentence; where nothing around the node explains it, the sentence says so. What ONNX Runtime demands
+was measured with 1.19.2 and 1.32 on x86, what OpenVINO demands with 2026.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxqat.graph.qdq import Quantizer, constant
+
+Quantizers = dict[ir.Value, Quantizer]
+
+#: ONNX Runtime's operators with integer kernels, and the inputs that must be quantized (None: all).
+_ORT_INPUTS: dict[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(("Conv", "Gemm", "MatMul", "Add", "Mul"), (0, 1)),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "MaxPool", "Resize"), (0,)),
+    **dict.fromkeys(("ReduceMax", "ReduceMin", "Expand", "Tile"), (0,)),
+    "Where": (1, 2),
+    "Concat": None,
+}
+_ORT_FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
+_BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
+_BOUNDS = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
+#: ONNX Runtime carries a quantizer across these to the next node.
+_ORT_CARRIES = frozenset(["MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"])
+_MOVES = _ORT_CARRIES | frozenset(
+    ["Flatten", "Gather", "Split", "Expand", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "Resize", "Concat"]
+)
+#: A bias scale this far from input scale times weight scale is refused by 1.32, and computed wrongly by 1.19.2.
+_BIAS_TOLERANCE = 0.01
+
+
+def ort_blockers(node: ir.Node, quantized: Quantizers) -> str:
+    """Why ONNX Runtime ran the node in float."""
+    if node.op_type not in _ORT_INPUTS:
+        return f"ONNX Runtime has no integer kernel for {node.op_type}"
+    facts = [*_ort_input_facts(node, quantized)]
+    if node.op_type not in _ORT_FLOAT_OUTPUT:
+        facts += _output_facts(node)
+    if node.op_type in _BIASED:
+        facts += _bias_scale_facts(node, quantized)
+    # these matter on some versions and in some surroundings only, so they count where nothing else does
+    facts = facts or [*_float_bias_facts(node, quantized), *_signed_facts(node, quantized)]
+    return _sentence(facts, "ONNX Runtime")
+
+
+def openvino_blockers(node: ir.Node, quantized: Quantizers, precision: str) -> str:
+    """Why OpenVINO ran the node in float."""
+    inputs = [value for value in node.inputs[:2] if value is not None]
+    facts = [fact for value in inputs for fact in _openvino_input_facts(value, quantized)]
+    return _sentence(facts, f"OpenVINO, which computed in {precision}")
+
+
+def _sentence(facts: list[str], runtime: str) -> str:
+    return "; ".join(facts) if facts else f"refused by {runtime}; nothing around the node in the graph says why"
+
+
+def _ort_input_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
+    positions = _ORT_INPUTS[node.op_type]
+    for index, value in enumerate(node.inputs):
+        if value is None or (positions is not None and index not in positions):
+            continue
+        quantizer = quantized.get(value)
+        if quantizer is None:
+            yield _unquantized(value, quantized)
+        elif (dtype := _stored(quantizer)) not in _EIGHT_BITS:
+            what = "weight" if quantizer.is_weight else "input"
+            yield f"{what} {value.name!r} has {_type_name(dtype)} codes, for which {node.op_type} has no integer kernel"
+
+
+def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
+    producer = value.producer()
+    if constant(value) is not None:
+        return f"input {value.name!r} is a float constant"
+    if producer is None:
+        return f"input {value.name!r} is a float input of the graph without a quantizer"
+    if producer.op_type in _MOVES - _ORT_CARRIES and any(v in quantized for v in producer.inputs if v is not None):
+        return (
+            f"input {value.name!r} has no DequantizeLinear: the quantizer stands before {_named(producer)}, which ONNX Runtime "
+            "does not carry it across; place one behind it too"
+        )
+    return f"input {value.name!r} comes from {_named(producer)} without a DequantizeLinear"
+
+
+def _output_facts(node: ir.Node) -> Iterator[str]:
+    """What stands between the node and a QuantizeLinear that is its output's only reader."""
+    value = node.outputs[0]
+    between: list[ir.Node] = []
+    while True:
+        users = [user for user, _ in value.uses()]
+        if value.is_graph_output():
+            yield f"its output {value.name!r} is a graph output, not quantized"
+            return
+        if len(users) != 1:
+            yield f"its output {value.name!r} is read by {', '.join(map(_named, users))}: only one QuantizeLinear may read it"
+            return
+        user = users[0]
+        if user.op_type == "QuantizeLinear":
+            yield from (fact for activation in between for fact in _kept_activation_facts(activation, user))
+            return
+        if user.op_type in ("Relu", "Clip"):
+            between.append(user)
+        elif user.op_type not in _ORT_CARRIES:
+            yield f"its output goes into {_named(user)} without a QuantizeLinear"
+            return
+        value = user.outputs[0]
+
+
+def _kept_activation_facts(activation: ir.Node, quantize: ir.Node) -> Iterator[str]:
+    """A Relu or Clip is absorbed only where the quantizer's own range is within its bounds."""
+    low, high = 0.0, np.inf
+    if activation.op_type == "Clip":
+        low, high = (_bound(activation, 1, -np.inf), _bound(activation, 2, np.inf))
+    zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    dtype = zero.dtype if zero is not None and zero.dtype is not None else ir.DataType.UINT8
+    scale, zero_point = constant(quantize.inputs[1]), 0 if zero is None else constant(zero)
+    if dtype not in _BOUNDS or scale is None or zero_point is None or scale.size != 1:
+        return
+    bottom, top = ((bound - float(np.asarray(zero_point).item())) * float(scale.item()) for bound in _BOUNDS[dtype])
+    if bottom < low or top > high:
+        yield (
+            f"{_named(activation)} to [{low:g}, {high:g}] cannot be absorbed by {_named(quantize)}, "
+            f"whose {_type_name(dtype)} codes reach from {bottom:.9g} to {top:.9g} "
+            f"(scale {float(scale.item()):.9g}, zero point {int(np.asarray(zero_point).item())})"
+        )
+
+
+def _bias_scale_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    scales = [quantized[value].scales for value in node.inputs[:2] if value in quantized]
+    if bias not in quantized or len(scales) < 2:
+        return
+    product, held = scales[0] * scales[1], quantized[bias].scales
+    if product.size > 1 and held.size not in (1, product.size):
+        return
+    off = float(np.abs(held / product - 1).max())
+    if off > _BIAS_TOLERANCE:
+        yield f"the scale of bias {bias.name!r} is not input scale × weight scale (off by up to {off:.1%})"
+
+
+def _float_bias_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
+    bias = node.inputs[2] if node.op_type in _BIASED and len(node.inputs) > 2 else None
+    if bias is None:
+        return
+    if bias not in quantized:
+        yield f"bias {bias.name!r} is float; store it as int32 of scale input scale × weight scale"
+    elif len(bias.uses()) > 1:
+        yield f"bias {bias.name!r} is shared by {', '.join(_named(user) for user, _ in bias.uses())}; give each its own"
+
+
+def _signed_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
+    for value in (*node.inputs, *node.outputs):
+        quantizer = None if value is None else quantized.get(value)
+        if quantizer is not None and not quantizer.is_weight and _stored(quantizer) == ir.DataType.INT8:
+            yield (
+                f"input {quantizer.output.name!r} has int8 codes: on x86 ONNX Runtime takes signed activations "
+                "in unbranched chains only; use uint8 with zero point 128"
+            )
+
+
+def _openvino_input_facts(value: ir.Value, quantized: Quantizers) -> Iterator[str]:
+    source: ir.Value | None = value
+    while source is not None and source not in quantized:
+        producer = source.producer()
+        source = producer.inputs[0] if producer is not None and producer.op_type in _MOVES else None
+    if source is None:
+        producer = value.producer()
+        if constant(value) is not None:
+            yield f"input {value.name!r} is a float constant"
+        elif producer is None:
+            yield f"input {value.name!r} is a float input of the graph without a quantizer"
+        else:
+            yield f"input {value.name!r} comes from {_named(producer)} without a quantizer"
+        return
+    quantizer = quantized[source]
+    if quantizer.is_weight and _stored(quantizer) != ir.DataType.INT8:
+        yield f"weight {value.name!r} has {_type_name(_stored(quantizer))} codes; OpenVINO's integer kernels take int8 weights"
+    elif _stored(quantizer) not in _EIGHT_BITS:
+        yield f"input {value.name!r} has {_type_name(_stored(quantizer))} codes, for which there is no integer kernel"
+
+
+def _stored(quantizer: Quantizer) -> ir.DataType | None:
+    """The type of the codes."""
+    if quantizer.zero_point is not None and quantizer.zero_point.dtype is not None:
+        return quantizer.zero_point.dtype
+    return quantizer.dequantize.inputs[0].dtype if quantizer.dequantize.inputs[0] is not None else None
+
+
+def _bound(clip: ir.Node, index: int, default: float) -> float:
+    held = constant(clip.inputs[index]) if len(clip.inputs) > index else None
+    return default if held is None else float(held.item())
+
+
+def _type_name(dtype: ir.DataType | None) -> str:
+    return "untyped" if dtype is None else dtype.name.lower()
+
+
+def _named(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name!r}"

@@ -1,0 +1,248 @@
+"""Runs two models on the same batches and says how far apart their outputs are, in the output's own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.errors import InputError
+from onnxqat.graph import qdq
+from onnxqat.verify import models
+from onnxqat.verify.host import Arrays, Host
+from onnxqat.verify.metrics import Metric
+
+LABEL = "label"
+#: Codes differ by whole numbers: more than one step apart is two, whatever rounding the subtraction adds.
+MORE_THAN_ONE_STEP = 1.5
+#: Operators that only move data, so that the steps of their output are those of their input.
+_MOVES = frozenset(
+    [
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Gather",
+        "Identity",
+        "Split",
+        "Expand",
+        "MaxPool",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far apart one output of the two models gets.
+
+    Attributes:
+        output: its name.
+        largest: largest absolute difference over all samples and elements.
+        step: what one step of this output is, in its own unit (see `step_from`).
+        step_from: "quantizer": the scale of the quantizer that the output comes out of (the largest, per channel);
+            "range": 1/255 of the Q/DQ model's largest minus smallest value of this output on the data; "integer": 1.
+    """
+
+    output: str
+    largest: float
+    step: float
+    step_from: Literal["quantizer", "range", "integer"]
+
+    @property
+    def steps(self) -> float:
+        """The largest difference in steps."""
+        return self.largest / self.step
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first intermediate value that differs by more than one step, on the sample whose output differs most.
+
+    Attributes:
+        value: name of the value in both models; None where no value before the output differs so much.
+        node: name of the node that computes it.
+        op_type: that node's operator.
+        steps: largest difference in steps of the value's quantizer.
+        compared: how many intermediate values the two models have in common by name.
+        undisturbed: whether the deployed model gave the same outputs while its intermediate values were being read.
+    """
+
+    value: str | None
+    node: str | None
+    op_type: str | None
+    steps: float
+    compared: int
+    undisturbed: bool
+
+
+@dataclass
+class Comparison:
+    """What is summed up over the batches.
+
+    Attributes:
+        samples: rows seen.
+        scores: sum and count of the metric's values per model.
+        agreeing: predictions in which the largest score is at the same place.
+        predictions: predictions seen; 0 where the first output has no class scores.
+        largest: largest difference of each output.
+        low: smallest value of each output of the Q/DQ model.
+        high: largest value likewise.
+        first: inputs of the first batch.
+        worst: for each output the inputs of the batch with the largest difference, and the row of it.
+    """
+
+    samples: int = 0
+    scores: dict[str, tuple[float, int]] = field(default_factory=dict)
+    agreeing: int = 0
+    predictions: int = 0
+    largest: dict[str, float] = field(default_factory=dict)
+    low: dict[str, float] = field(default_factory=dict)
+    high: dict[str, float] = field(default_factory=dict)
+    first: Arrays = field(default_factory=dict)
+    worst: dict[str, tuple[Arrays, int]] = field(default_factory=dict)
+
+    def score(self, model: str) -> float | None:
+        """Mean of the metric; None where the batches had no labels."""
+        total, count = self.scores.get(model, (0.0, 0))
+        return total / count if count else None
+
+
+def compared(host: Host, batches: Iterable[Arrays], metric: Metric) -> Comparison:
+    """Runs the models loaded as "trained" and "deployed" on all batches."""
+    result = Comparison()
+    for batch in batches:
+        inputs = {name: array for name, array in batch.items() if name != LABEL}
+        trained, deployed = host.run("trained", inputs), host.run("deployed", inputs)
+        if list(trained) != list(deployed):
+            raise InputError(
+                f"deployed model: its outputs are {list(deployed)}, the Q/DQ model's {list(trained)}; "
+                "give a pair that belongs together"
+            )
+        result.first = result.first or inputs
+        result.samples += rows(inputs)
+        _add_scores(result, {"trained": trained, "deployed": deployed}, batch.get(LABEL), metric)
+        _add_agreement(result, _first(trained), _first(deployed))
+        _add_differences(result, inputs, trained, deployed)
+    return result
+
+
+def scored(host: Host, batches: Iterable[Arrays], metric: Metric, model: str) -> float:
+    """Mean of the metric over all batches, for one loaded model."""
+    result = Comparison()
+    for batch in batches:
+        outputs = host.run(model, {name: array for name, array in batch.items() if name != LABEL})
+        _add_scores(result, {model: outputs}, batch[LABEL], metric)
+    score = result.score(model)
+    assert score is not None
+    return score
+
+
+def differences(result: Comparison, deployed: ir.Model) -> tuple[OutputDifference, ...]:
+    """The largest difference of each output, with the step to measure it by."""
+    quantizers = qdq.by_output(qdq.quantizers(deployed))
+    found = []
+    for value in deployed.graph.outputs:
+        name = str(value.name)
+        if name not in result.largest:
+            continue
+        quantizer = _behind(value, quantizers)
+        step_from: Literal["quantizer", "range", "integer"] = "range"
+        step = (result.high[name] - result.low[name]) / 255 or 1.0
+        if quantizer is not None:
+            step, step_from = float(quantizer.scales.max()), "quantizer"
+        elif value.dtype is not None and value.dtype.is_integer():
+            step, step_from = 1.0, "integer"
+        found.append(OutputDifference(name, result.largest[name], step, step_from))
+    return tuple(found)
+
+
+def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[Arrays, int]) -> Divergence:
+    """Compares what the quantizers of both models give on the sample that differs most, in order of execution.
+
+    Reading the value behind a quantizer leaves integer kernels as they are: the runtime gives the reader a DequantizeLinear
+    of its own.
+    """
+    inputs = _one_row(*worst, deployed)
+    of_trained = models.probes(trained)
+    common = {name: q for name, q in models.probes(deployed).items() if name in of_trained}
+    before = host.run("deployed", inputs)
+    host.load("trained", models.with_outputs(trained, common), simulate=True)
+    host.load("deployed", models.with_outputs(deployed, common))
+    expected, actual = host.run("trained", inputs), host.run("deployed", inputs)
+    undisturbed = all(np.array_equal(before[name], actual[name]) for name in before)
+    for name, quantizer in common.items():
+        steps = float(np.abs(expected[name] - actual[name]).max(initial=0)) / float(quantizer.scales.max())
+        if steps > MORE_THAN_ONE_STEP:
+            node = quantizer.source.producer()
+            origin = (None, None) if node is None else (node.name, node.op_type)
+            return Divergence(name, origin[0], origin[1], steps, len(common), undisturbed)
+    return Divergence(None, None, None, 0.0, len(common), undisturbed)
+
+
+def _add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[Any] | None, metric: Metric) -> None:
+    if label is None:
+        return
+    for model, arrays in outputs.items():
+        values = np.asarray(metric(_first(arrays), label), np.float64)
+        total, count = result.scores.get(model, (0.0, 0))
+        result.scores[model] = total + float(values.sum()), count + values.size
+
+
+def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any]) -> None:
+    if trained.ndim < 2 or trained.shape[1] < 2 or not np.issubdtype(trained.dtype, np.floating):
+        return
+    same = trained.argmax(axis=1) == deployed.argmax(axis=1)
+    result.agreeing += int(same.sum())
+    result.predictions += same.size
+
+
+def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deployed: Arrays) -> None:
+    for name, expected in trained.items():
+        apart = np.abs(expected.astype(np.float64) - deployed[name])
+        if not np.isfinite(apart).all():
+            raise InputError(
+                f"output {name!r}: is not finite in one of the two models; check how the model was trained"
+            )
+        if apart.size == 0:
+            continue
+        if name not in result.worst or apart.max() > result.largest[name]:
+            row = int(np.unravel_index(apart.argmax(), apart.shape)[0]) if apart.ndim else 0
+            result.worst[name] = inputs, row
+            result.largest[name] = float(apart.max())
+        result.low[name] = min(float(expected.min()), result.low.get(name, np.inf))
+        result.high[name] = max(float(expected.max()), result.high.get(name, -np.inf))
+
+
+def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Quantizer | None:
+    """The quantizer that a value comes out of, through data movement."""
+    current: ir.Value | None = value
+    while current is not None:
+        if current in quantizers:
+            return quantizers[current]
+        producer = current.producer()
+        current = producer.inputs[0] if producer is not None and producer.op_type in _MOVES else None
+    return None
+
+
+def _one_row(inputs: Arrays, row: int, model: ir.Model) -> Arrays:
+    """That row of every input, where the model takes any number (probing every value of a batch would need much memory)."""
+    shapes = [value.shape for value in model.graph.inputs if value.name in inputs]
+    if any(shape is None or shape.rank() == 0 or isinstance(shape[0], int) for shape in shapes):
+        return inputs
+    return {name: array[row : row + 1] for name, array in inputs.items()}
+
+
+def rows(inputs: Arrays) -> int:
+    """Samples in a batch: the length of the first input."""
+    first = _first(inputs)
+    return len(first) if first.ndim else 1
+
+
+def _first(arrays: Arrays) -> NDArray[Any]:
+    return next(iter(arrays.values()))

@@ -1,0 +1,126 @@
+"""The fusion report: which nodes of a deployed model run as integer kernels in a runtime, which do not, and why.
+
+The runtime is asked, not guessed at: it gets a copy of the model whose nodes and values carry numbers in their names, and the
+numbers are found again in the graph that it executes. Only the reasons for what stayed in float are worked out here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.graph import io, qdq
+
+Kind = Literal["integer", "weight-only", "float", "absorbed"]
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+#: Move data only, or vanish in the node before them: what they run on is decided by their neighbours.
+NOT_REPORTED = frozenset(
+    [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Relu",
+        "Clip",
+        "Identity",
+        "Dropout",
+        "Constant",
+        "Cast",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Gather",
+        "Expand",
+        "Tile",
+        "Pad",
+        "Shape",
+        "Size",
+        "ConstantOfShape",
+        "Range",
+    ]
+)
+#: Numbers as they stand in names: of a node, and of the node that computes a value.
+_NODE = re.compile(r"onnxqatN(\d+)_")
+_VALUE = re.compile(r"onnxqatV(\d+)_")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What became of one node of the deployed model.
+
+    Attributes:
+        node: its name.
+        op_type: its operator.
+        kernel: what the runtime executes for it; "" where it executes nothing for it.
+        kind: "integer": reads integer activations; "weight-only": float activations, integer weights; "float"; "absorbed":
+            merged into a neighbour, or folded away.
+        reason: why it is not an integer kernel; "" where it is, or is absorbed.
+    """
+
+    node: str
+    op_type: str
+    kernel: str
+    kind: Kind
+    reason: str
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether it is one of the layers that hold a model's weights."""
+        return self.op_type in WEIGHTED
+
+
+def marked(model: ir.Model) -> ir.Model:
+    """A copy of the model whose n-th node is named `onnxqatN<n>_` and its outputs `onnxqatV<n>_<index>`."""
+    model = io.load(model)
+    for number, node in enumerate(model.graph):
+        node.name = f"onnxqatN{number}_"
+        for index, value in enumerate(node.outputs):
+            if value.name:
+                value.name = f"onnxqatV{number}_{index}"
+    return model
+
+
+def marks_of_nodes(text: str) -> list[int]:
+    """Numbers of the nodes that a text names."""
+    return [int(number) for number in _NODE.findall(text)]
+
+
+def marks_of_values(text: str) -> list[int]:
+    """Numbers of the nodes whose outputs a text names."""
+    return [int(number) for number in _VALUE.findall(text)]
+
+
+def reported(model: ir.Model) -> Iterator[tuple[int, ir.Node]]:
+    """The nodes of the main graph that compute on floats at run time, with their numbers."""
+    model = _with_types(model)
+    constant = {id(value) for value in model.graph.initializers.values()}
+    for number, node in enumerate(model.graph):
+        inputs = [value for value in node.inputs if value is not None]
+        if all(id(value) in constant for value in inputs):
+            constant.update(id(value) for value in node.outputs)
+        elif node.op_type not in NOT_REPORTED and _is_float(node.outputs[0]):
+            yield number, node
+
+
+def _with_types(model: ir.Model) -> ir.Model:
+    """The model with inferred types, nodes in the same order; with its own types only, where inference fails."""
+    typed = io.load(model)
+    passes.ShapeInferencePass()(typed)
+    return typed
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def quantizers_by_output(model: ir.Model) -> dict[ir.Value, qdq.Quantizer]:
+    """The model's quantizers by the value they give."""
+    return qdq.by_output(qdq.quantizers(model))

@@ -1,0 +1,49 @@
+"""The fusion report of OpenVINO, read from the model it executes: each layer lists the nodes that it computes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxqat.verify import fusion
+from onnxqat.verify.blockers import openvino_blockers
+from onnxqat.verify.fusion import Kernel, Kind
+
+_KINDS: dict[str, Kind] = {"u8": "integer", "i8": "integer", "u4": "weight-only", "i4": "weight-only"}
+#: Layers that carry a node's name without computing it.
+_SIDE = frozenset({"Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "Convert"})
+_WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+
+
+def report(deployed: ir.Model, layers: list[dict[str, str]]) -> list[Kernel]:
+    """What became of each node.
+
+    Args:
+        deployed: the deployed model.
+        layers: the executed layers of its marked copy (see `openvino.executed`).
+    """
+    by_node = _by_node(layers)
+    nodes = list(deployed.graph)
+    quantized = fusion.quantizers_by_output(deployed)
+    kernels = []
+    for number, typed in fusion.reported(deployed):
+        layer = by_node.get(number)
+        kind: Kind = "absorbed" if layer is None else _KINDS.get(layer["runtimePrecision"], "float")
+        reason = ""
+        if layer is not None and kind in ("float", "weight-only"):
+            reason = openvino_blockers(nodes[number], quantized, layer["runtimePrecision"])
+        name = f"{layer['layerType']} {layer['runtimePrecision']}" if layer is not None else ""
+        kernels.append(Kernel(str(typed.name), typed.op_type, name, kind, reason))
+    return kernels
+
+
+def _by_node(layers: list[dict[str, str]]) -> dict[int, dict[str, str]]:
+    """The layer that computes each node; of several, the one with weights, else the last."""
+    found: dict[int, dict[str, str]] = {}
+    for layer in layers:
+        if layer["layerType"] in _SIDE:
+            continue
+        names = layer.get("originalLayersNames", "")
+        for number in {*fusion.marks_of_nodes(names), *fusion.marks_of_values(names)}:
+            if number not in found or found[number]["layerType"] not in _WEIGHTED:
+                found[number] = layer
+    return found
