@@ -54,11 +54,11 @@ def openvino_blockers(node: ir.Node, quantized: Quantizers, precision: str) -> s
     """Why OpenVINO ran the node in float."""
     inputs = [value for value in node.inputs[:2] if value is not None]
     facts = [fact for value in inputs for fact in _openvino_input_facts(value, quantized)]
-    return _sentence(facts, f"OpenVINO, which computed in {precision}")
+    return _sentence(facts, f"OpenVINO, which computes it in {precision}")
 
 
 def _sentence(facts: list[str], runtime: str) -> str:
-    return "; ".join(facts) if facts else f"refused by {runtime}; nothing around the node in the graph says why"
+    return "; ".join(facts) if facts else f"refused by {runtime}; the graph around the node does not say why"
 
 
 def _ort_input_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
@@ -90,26 +90,38 @@ def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
 
 def _output_facts(node: ir.Node) -> Iterator[str]:
     """What stands between the node and a QuantizeLinear that is its output's only reader."""
-    value = node.outputs[0]
-    between: list[ir.Node] = []
+    *between, last = _way_to_quantizer(node)
+    value = last.outputs[0]
+    users = [user for user, _ in value.uses()]
+    if value.is_graph_output():
+        yield f"its output {value.name!r} is a graph output, not quantized"
+    elif len(users) != 1:
+        yield f"its output {value.name!r} is read by {', '.join(map(_named, users))}: only one QuantizeLinear may read it"
+    elif users[0].op_type != "QuantizeLinear":
+        yield f"its output goes into {_named(users[0])} without a QuantizeLinear"
+    else:
+        dtype = _type_written(users[0])
+        if dtype not in _EIGHT_BITS:
+            yield f"its output is quantized to {_type_name(dtype)} codes, which no integer kernel writes"
+        for activation in (*between, last):
+            if activation.op_type in ("Relu", "Clip"):
+                yield from _kept_activation_facts(activation, users[0])
+
+
+def _way_to_quantizer(node: ir.Node) -> list[ir.Node]:
+    """The node and its sole users one after another, as far as they are what ONNX Runtime looks past for a QuantizeLinear."""
+    way = [node]
     while True:
-        users = [user for user, _ in value.uses()]
-        if value.is_graph_output():
-            yield f"its output {value.name!r} is a graph output, not quantized"
-            return
-        if len(users) != 1:
-            yield f"its output {value.name!r} is read by {', '.join(map(_named, users))}: only one QuantizeLinear may read it"
-            return
-        user = users[0]
-        if user.op_type == "QuantizeLinear":
-            yield from (fact for activation in between for fact in _kept_activation_facts(activation, user))
-            return
-        if user.op_type in ("Relu", "Clip"):
-            between.append(user)
-        elif user.op_type not in _ORT_CARRIES:
-            yield f"its output goes into {_named(user)} without a QuantizeLinear"
-            return
-        value = user.outputs[0]
+        users = [user for user, _ in way[-1].outputs[0].uses()]
+        passed = len(users) == 1 and not way[-1].outputs[0].is_graph_output()
+        if not passed or users[0].op_type not in _ORT_CARRIES | {"Relu", "Clip"}:
+            return way
+        way.append(users[0])
+
+
+def _type_written(quantize: ir.Node) -> ir.DataType:
+    zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    return ir.DataType.UINT8 if zero_point is None or zero_point.dtype is None else zero_point.dtype
 
 
 def _kept_activation_facts(activation: ir.Node, quantize: ir.Node) -> Iterator[str]:
@@ -118,7 +130,7 @@ def _kept_activation_facts(activation: ir.Node, quantize: ir.Node) -> Iterator[s
     if activation.op_type == "Clip":
         low, high = (_bound(activation, 1, -np.inf), _bound(activation, 2, np.inf))
     zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
-    dtype = zero.dtype if zero is not None and zero.dtype is not None else ir.DataType.UINT8
+    dtype = _type_written(quantize)
     scale, zero_point = constant(quantize.inputs[1]), 0 if zero is None else constant(zero)
     if dtype not in _BOUNDS or scale is None or zero_point is None or scale.size != 1:
         return
@@ -145,23 +157,36 @@ def _bias_scale_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
 
 
 def _float_bias_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
-    bias = node.inputs[2] if node.op_type in _BIASED and len(node.inputs) > 2 else None
+    users = [user for user, _ in node.outputs[0].uses()]
+    if node.op_type in _BIASED and len(node.inputs) > 2:
+        bias = node.inputs[2]
+    elif node.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
+        # the two become one Gemm
+        bias = next((value for value in users[0].inputs if value is not node.outputs[0]), None)
+    else:
+        return
     if bias is None:
         return
-    if bias not in quantized:
+    if constant(bias) is not None:
         yield f"bias {bias.name!r} is float; store it as int32 of scale input scale × weight scale"
-    elif len(bias.uses()) > 1:
+    elif bias in quantized and len(bias.uses()) > 1:
         yield f"bias {bias.name!r} is shared by {', '.join(_named(user) for user, _ in bias.uses())}; give each its own"
 
 
 def _signed_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
-    for value in (*node.inputs, *node.outputs):
-        quantizer = None if value is None else quantized.get(value)
-        if quantizer is not None and not quantizer.is_weight and _stored(quantizer) == ir.DataType.INT8:
-            yield (
-                f"input {quantizer.output.name!r} has int8 codes: on x86 ONNX Runtime takes signed activations "
-                "in unbranched chains only; use uint8 with zero point 128"
-            )
+    signed = [
+        f"input {value.name!r}"
+        for value in node.inputs
+        if value in quantized and not quantized[value].is_weight and _stored(quantized[value]) == ir.DataType.INT8
+    ]
+    users = [user for user, _ in _way_to_quantizer(node)[-1].outputs[0].uses()]
+    if any(user.op_type == "QuantizeLinear" and _type_written(user) == ir.DataType.INT8 for user in users):
+        signed.append(f"output {node.outputs[0].name!r}")
+    if signed:
+        yield (
+            f"{' and '.join(signed)} {'has' if len(signed) == 1 else 'have'} int8 codes, which ONNX Runtime on x86 takes only in "
+            "chains without branches and without Clip; use uint8 with zero point 128"
+        )
 
 
 def _openvino_input_facts(value: ir.Value, quantized: Quantizers) -> Iterator[str]:

@@ -110,6 +110,11 @@ def reported(model: ir.Model) -> Iterator[tuple[int, ir.Node]]:
             yield number, node
 
 
+def together_with(holder: ir.Node) -> str:
+    """Why a node runs in float that shares a kernel with one reported before."""
+    return f"computed in one kernel with {holder.op_type} {holder.name!r}"
+
+
 def _with_types(model: ir.Model) -> ir.Model:
     """The model with inferred types, nodes in the same order; with its own types only, where inference fails."""
     typed = io.load(model)

@@ -23,16 +23,21 @@ def report(deployed: ir.Model, layers: list[dict[str, str]]) -> list[Kernel]:
     """
     by_node = _by_node(layers)
     nodes = list(deployed.graph)
+    numbers = [number for number, _ in fusion.reported(deployed)]
     quantized = fusion.quantizers_by_output(deployed)
     kernels = []
-    for number, typed in fusion.reported(deployed):
-        layer = by_node.get(number)
+    holders: dict[int, ir.Node] = {}
+    for number in numbers:
+        node, layer = nodes[number], by_node.get(number)
         kind: Kind = "absorbed" if layer is None else _KINDS.get(layer["runtimePrecision"], "float")
+        holder = holders.setdefault(id(layer), node)
         reason = ""
         if layer is not None and kind in ("float", "weight-only"):
-            reason = openvino_blockers(nodes[number], quantized, layer["runtimePrecision"])
-        name = f"{layer['layerType']} {layer['runtimePrecision']}" if layer is not None else ""
-        kernels.append(Kernel(str(typed.name), typed.op_type, name, kind, reason))
+            precision = layer["runtimePrecision"]
+            alone = holder is node
+            reason = openvino_blockers(node, quantized, precision) if alone else fusion.together_with(holder)
+        name = "" if layer is None else f"{layer['layerType']} {layer['runtimePrecision']}"
+        kernels.append(Kernel(str(node.name), node.op_type, name, kind, reason))
     return kernels
 
 

@@ -38,14 +38,21 @@ def report(deployed: ir.Model, path: str) -> list[Kernel]:
     # ONNX Runtime leaves pointers of its own in place of some initializers' data: do not follow them
     executed = _Executed(onnx.load(path, load_external_data=False).graph)
     nodes = list(deployed.graph)
+    numbers = dict(fusion.reported(deployed))
+    found = {number: executed.find(nodes, number) for number in numbers}
+    executed.add_nameless(found, {number: node.op_type for number, node in numbers.items()})
     quantized = fusion.quantizers_by_output(deployed)
-    kernels = []
-    for number, typed in fusion.reported(deployed):
-        node = executed.find(nodes, number)
-        kind: Kind = "absorbed" if node is None else executed.kind(node)
-        reason = ort_blockers(nodes[number], quantized) if kind in ("float", "weight-only") else ""
-        kernels.append(Kernel(str(typed.name), typed.op_type, _kernel_name(node), kind, reason))
-    return kernels
+    kernels: dict[int, Kernel] = {}
+    holders: dict[int, ir.Node] = {}
+    for number in numbers:
+        node, kernel = nodes[number], found[number]
+        kind: Kind = "absorbed" if kernel is None else executed.kind(kernel)
+        holder = holders.setdefault(id(kernel), node)
+        reason = ""
+        if kind in ("float", "weight-only"):
+            reason = ort_blockers(node, quantized) if holder is node else fusion.together_with(holder)
+        kernels[number] = Kernel(str(node.name), node.op_type, _kernel_name(kernel), kind, reason)
+    return list(kernels.values())
 
 
 class _Executed:
@@ -56,6 +63,7 @@ class _Executed:
         self._integers = _integer_values(graph)
         self._by_node: dict[int, onnx.NodeProto] = {}
         self._by_value: dict[int, onnx.NodeProto] = {}
+        self._nameless = [n for n in graph.node if n.op_type not in _LAYOUT and not _has_marks(n)]
         for node in graph.node:
             own = fusion.marks_of_nodes(node.name)
             for number in own or [m for name in node.output for m in fusion.marks_of_nodes(name)]:
@@ -69,12 +77,26 @@ class _Executed:
         """The optimized node that computes the deployed node of that number."""
         if number in self._by_node:
             return self._by_node[number]
+        if number in self._by_value:
+            return self._by_value[number]
         numbers = {node: index for index, node in enumerate(nodes)}
-        for node in _with_followers(nodes[number]):
+        for node in _followers(nodes[number]):
             candidate = self._by_value.get(numbers[node])
             if candidate is not None and _computes(candidate, nodes[number].op_type):
                 return candidate
         return None
+
+    def add_nameless(self, found: dict[int, onnx.NodeProto | None], op_types: dict[int, str]) -> None:
+        """Gives kernels that lost every name (1.19.2: channels-last MaxPool) to the nodes left over, in order.
+
+        Only where there are as many of the one as of the other; which is which cannot be told, nor does it matter.
+        """
+        taken = {id(kernel) for kernel in found.values()}
+        for op_type in set(op_types.values()):
+            left = [number for number, kernel in found.items() if kernel is None and op_types[number] == op_type]
+            spare = [n for n in self._nameless if id(n) not in taken and op_type in n.op_type]
+            if len(left) == len(spare):
+                found.update(zip(left, spare, strict=True))
 
     def kind(self, node: onnx.NodeProto) -> Kind:
         """Whether a kernel computes on integers."""
@@ -88,14 +110,18 @@ class _Executed:
         return node
 
 
-def _with_followers(node: ir.Node) -> Iterator[ir.Node]:
-    """The node and, one after another, the sole users of its output that a kernel may have taken in."""
+def _followers(node: ir.Node) -> Iterator[ir.Node]:
+    """One after another, the sole users of a node's output that its kernel may have taken in."""
     while True:
-        yield node
         users = [user for user, _ in node.outputs[0].uses()]
         if len(users) != 1 or users[0].op_type not in _FOLLOWERS:
             return
         node = users[0]
+        yield node
+
+
+def _has_marks(node: onnx.NodeProto) -> bool:
+    return any(fusion.marks_of_nodes(text) or fusion.marks_of_values(text) for text in (node.name, *node.output))
 
 
 def _computes(candidate: onnx.NodeProto, op_type: str) -> bool:

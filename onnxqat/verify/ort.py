@@ -45,8 +45,11 @@ def executed(path: str, folder: str, threads: int) -> dict[str, Any]:
     """
     options = _options(threads)
     options.optimized_model_filepath = str(Path(folder) / "executed.onnx")
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "executed.data")
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    if Path(
+        f"{path}.data"
+    ).exists():  # too large for one file; else in one, since 1.19.2 fails to split some 4-bit weights off
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "executed.data")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return {"model": options.optimized_model_filepath}
 
