@@ -66,12 +66,23 @@ def _ort_input_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
     for index, value in enumerate(node.inputs):
         if value is None or (positions is not None and index not in positions):
             continue
-        quantizer = quantized.get(value)
+        source = _behind(value, quantized, _ORT_CARRIES)
+        quantizer = quantized.get(source)
         if quantizer is None:
-            yield _unquantized(value, quantized)
+            yield _unquantized(source, quantized)
         elif (dtype := _stored(quantizer)) not in _EIGHT_BITS:
             what = "weight" if quantizer.is_weight else "input"
             yield f"{what} {value.name!r} has {_type_name(dtype)} codes, for which {node.op_type} has no integer kernel"
+
+
+def _behind(value: ir.Value, quantized: Quantizers, moves: frozenset[str]) -> ir.Value:
+    """The value that data movement brought here: a quantized one, or the first that something computed."""
+    while value not in quantized:
+        producer = value.producer()
+        if producer is None or producer.op_type not in moves or producer.inputs[0] is None:
+            return value
+        value = producer.inputs[0]
+    return value
 
 
 def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
@@ -190,18 +201,15 @@ def _signed_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
 
 
 def _openvino_input_facts(value: ir.Value, quantized: Quantizers) -> Iterator[str]:
-    source: ir.Value | None = value
-    while source is not None and source not in quantized:
+    source = _behind(value, quantized, _MOVES)
+    if source not in quantized:
         producer = source.producer()
-        source = producer.inputs[0] if producer is not None and producer.op_type in _MOVES else None
-    if source is None:
-        producer = value.producer()
-        if constant(value) is not None:
-            yield f"input {value.name!r} is a float constant"
+        if constant(source) is not None:
+            yield f"input {source.name!r} is a float constant"
         elif producer is None:
-            yield f"input {value.name!r} is a float input of the graph without a quantizer"
+            yield f"input {source.name!r} is a float input of the graph without a quantizer"
         else:
-            yield f"input {value.name!r} comes from {_named(producer)} without a quantizer"
+            yield f"input {source.name!r} comes from {_named(producer)} without a quantizer"
         return
     quantizer = quantized[source]
     if quantizer.is_weight and _stored(quantizer) != ir.DataType.INT8:

@@ -122,8 +122,8 @@ def opened(runtime: RuntimeName, interpreter: str | os.PathLike[str] | None = No
         if interpreter is None:
             yield Host(runtime, threads, folder, _Here(runtime))
             return
-        with _process(str(interpreter), runtime) as process:
-            yield Host(runtime, threads, folder, _There(str(interpreter), process, folder))
+        with _there(str(interpreter), runtime, folder) as calls:
+            yield Host(runtime, threads, folder, calls)
 
 
 class _Here:
@@ -147,6 +147,7 @@ class _There:
     python: str
     process: subprocess.Popen[str]
     folder: Path
+    errors: IO[str]
 
     def __call__(self, name: str, arguments: dict[str, Any]) -> Any:
         request = {"call": name, **arguments}
@@ -174,7 +175,8 @@ class _There:
 
     def _last_words(self) -> str:
         code = self.process.wait()
-        said = _stream(self.process.stderr).read().strip().splitlines()
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines()
         words = f" ({said[-1][:REASON_LENGTH]})" if said else ""
         return (
             f"interpreter {self.python!r}: ended with status {code} in place of an answer{words}; "
@@ -183,10 +185,10 @@ class _There:
 
 
 @contextmanager
-def _process(interpreter: str, runtime: str) -> Iterator[subprocess.Popen[str]]:
+def _there(interpreter: str, runtime: str, folder: Path) -> Iterator[_There]:
     # -E: a PYTHONPATH that serves this environment must not leak into the other
     command = [interpreter, "-E", "-B", str(worker.HERE / "worker.py"), runtime]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
@@ -195,12 +197,11 @@ def _process(interpreter: str, runtime: str) -> Iterator[subprocess.Popen[str]]:
             raise InputError(
                 f"interpreter {interpreter!r}: cannot be started ({error.strerror}); give the path of a Python interpreter"
             ) from error
-        with process:
-            process.stderr = errors
-            try:
-                yield process
-            finally:
-                process.kill()
+        try:
+            yield _There(interpreter, process, folder, errors)
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def _stream(stream: IO[str] | None) -> IO[str]:
