@@ -186,6 +186,10 @@ def _axis(dequantize: ir.Node, scale: ir.Value, source: ir.Value) -> int | None:
     axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
     if axis < 0 and source.shape is not None:
         axis += source.shape.rank()
+    if _required(scale).size == 1 and source.shape is not None:
+        # onnxruntime's quantizer writes one scale as [1] too, with an axis that need not exist
+        one_channel = axis < source.shape.rank() and source.shape[axis] == 1
+        return axis if one_channel else None
     return axis
 
 

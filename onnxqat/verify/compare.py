@@ -204,11 +204,11 @@ def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[
 
 def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deployed: Arrays) -> None:
     for name, expected in trained.items():
-        apart = np.abs(expected.astype(np.float64) - deployed[name])
-        if not np.isfinite(apart).all():
+        if not (np.isfinite(expected).all() and np.isfinite(deployed[name]).all()):
             raise InputError(
                 f"output {name!r}: is not finite in one of the two models; check how the model was trained"
             )
+        apart = np.abs(expected.astype(np.float64) - deployed[name])
         if apart.size == 0:
             continue
         if name not in result.worst or apart.max() > result.largest[name]:
