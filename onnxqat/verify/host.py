@@ -48,10 +48,15 @@ class Host:
         """Name and version of the runtime."""
         return str(self._call("version"))
 
-    def load(self, name: str, model: ir.Model, *, simulate: bool = False) -> None:
-        """Loads a model under a name; `simulate` computes its quantizers in float, as training does."""
+    def load(self, name: str, model: ir.Model, *, simulate: bool = False) -> Path:
+        """Loads a model under a name; `simulate` computes its quantizers in float, as training does.
+
+        Returns:
+            The file that the model was written to for the runtime.
+        """
         path = self._write(name, model)
         self._call("load", name, name=name, path=path, threads=self.threads, simulate=simulate)
+        return Path(path)
 
     def run(self, name: str, inputs: Arrays) -> Arrays:
         """Outputs of a loaded model by name."""

@@ -60,16 +60,8 @@ def probes(model: ir.Model) -> dict[str, qdq.Quantizer]:
     return {str(q.output.name): q for q in qdq.quantizers(model) if q.quantize is not None and not q.is_weight}
 
 
-def size(model: io.ModelLike) -> int:
-    """Bytes of the model's file, with its external data; of the file it would be, for a model in memory."""
-    if isinstance(model, ir.Model):
-        return int(io.to_proto(model).ByteSize())
-    if isinstance(model, onnx.ModelProto):
-        return int(model.ByteSize())
-    return _file_size(Path(model))
-
-
-def _file_size(path: Path | os.PathLike[str]) -> int:
+def size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a model's file and of the files that hold its external data."""
     path = Path(path)
     proto = onnx.load(path, load_external_data=False)
     external = {

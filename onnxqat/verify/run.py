@@ -56,8 +56,8 @@ def verify(
     checked = data.batches(batches, deployed_model)
     with opened(runtime, interpreter, threads) as host:
         host.load("trained", qdq_model, simulate=True)
-        host.load("deployed", deployed_model)
-        host.load("float", reference)
+        deployed_file = host.load("deployed", deployed_model)
+        float_file = host.load("float", reference)
         found = compare.compared(host, checked, score)
         outputs = compare.differences(found, deployed_model)
         latency = _latency(host, found.first)
@@ -77,7 +77,7 @@ def verify(
                 else None
             ),
             kernels=tuple(kernels),
-            size=Size(models.size(deployed), models.size(reference if float_model is None else float_model)),
+            size=Size(_size(deployed, deployed_file), _size(float_model, float_file)),
             latency=latency,
         )
     integer, total = report.integer_count()
@@ -101,6 +101,11 @@ def evaluate(
     with opened(runtime, interpreter, threads) as host:
         host.load("model", loaded)
         return compare.scored(host, checked, score, "model")
+
+
+def _size(given: io.ModelLike | None, written: Path) -> int:
+    """Bytes of the user's file, or of the one written for the runtime where the user gave no file."""
+    return models.size(given if isinstance(given, (str, os.PathLike)) else written)
 
 
 def _latency(host: Host, inputs: Arrays) -> Latency:

@@ -2,9 +2,7 @@
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
-import pytest
 
 from onnxqat.graph import io
 from onnxqat.verify import models
@@ -55,15 +53,6 @@ def test_more_outputs_are_added_under_their_names(network):
     assert list(outputs) == ["y", "xd", "rd"]
     np.testing.assert_array_equal(outputs["y"], outputs_of(plain, x)["y"])
     np.testing.assert_array_equal(outputs["xd"], x)
-
-
-@pytest.mark.parametrize("kind", ["file", "onnx", "ir"])
-def test_size_is_that_of_the_file(network, tmp_path, kind):
-    proto = network(QUANTIZED)
-    path = tmp_path / "m.onnx"
-    onnx.save(proto, path)
-    given = {"file": path, "onnx": proto, "ir": ir.from_proto(proto)}[kind]
-    assert models.size(given) == path.stat().st_size
 
 
 def test_size_counts_external_data(network, tmp_path):
