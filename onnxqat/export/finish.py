@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,26 @@ def check_request(path: str | Path | None, opset: int, newest: int) -> None:
         )
     if path is not None:
         io.check_writable(path)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and log lines from the exporters: they are about themselves, and pages long."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def reason(error: Exception) -> str:
+    """A framework's own reason, one line of at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # TensorFlow begins with a traceback under this heading.
+    return short_reason(Exception(lines[-1] if lines[0] == "in user code:" else lines[0]))
 
 
 def tidy(proto: onnx.ModelProto) -> ir.Model:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io as memory
-import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,7 @@ from numpy.typing import NDArray
 
 from onnxqat import data
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
-from onnxqat.export.finish import check_request, finish, tidy
-from onnxqat.runtime import short_reason
+from onnxqat.export.finish import check_request, finish, quiet, reason, tidy
 
 try:
     import torch
@@ -97,10 +97,8 @@ def _trace(
     parameters' names, and constants unfolded: this package folds them where it can keep the names.
     """
     batched = [name for name, value in expected.items() if value.ndim and len(value) == len(inputs[0])]
-    # On failure it would print the graph that it got to, several pages, among the command's own output.
-    torch._C._jit_set_onnx_log_enabled(False)
     stream = memory.BytesIO()
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, _no_printing():
         warnings.simplefilter("always")
         try:
             torch.onnx.export(
@@ -117,13 +115,27 @@ def _trace(
             )
         except Exception as error:
             raise UnsupportedModelError(
-                f"{type(module).__name__}: PyTorch cannot export it ({_first_line(error)}); "
+                f"{type(module).__name__}: PyTorch cannot export it ({reason(error)}); "
                 "write that part with operations that ONNX has"
             ) from error
     decisions = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)]
     if decisions:
         _check_control_flow(module, inputs, decisions[0])
     return onnx.load_from_string(stream.getvalue())
+
+
+@contextlib.contextmanager
+def _no_printing() -> Iterator[None]:
+    """Keeps from the terminal the graph that the exporter's C++ code prints when it fails."""
+    sys.stdout.flush()
+    with Path(os.devnull).open("w") as nowhere:
+        stdout = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
 
 
 def _check_control_flow(
@@ -137,11 +149,8 @@ def _check_control_flow(
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     batch = ({0: torch.export.Dim.DYNAMIC},) * len(inputs)
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(memory.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet(), contextlib.redirect_stderr(memory.StringIO()):
             torch.export.export(module, inputs, dynamic_shapes=batch, strict=False)
     except GuardOnDataDependentSymNode as error:
         raise UnsupportedModelError(
@@ -151,8 +160,6 @@ def _check_control_flow(
     except Exception:
         # Whatever else torch.export cannot do is no fault of the graph that tracing gave; the comparison judges that.
         return
-    finally:
-        logging.disable(disabled)
 
 
 @contextlib.contextmanager
@@ -191,7 +198,7 @@ def _run(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Outputs:
     except Exception as error:
         shapes = ", ".join(f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}" for value in inputs)
         raise InputError(
-            f"sample: {type(module).__name__} does not take {shapes} ({_first_line(error)}); "
+            f"sample: {type(module).__name__} does not take {shapes} ({reason(error)}); "
             "give tensors as its forward expects them"
         ) from error
     named = _named_outputs(result)
@@ -231,7 +238,3 @@ def _arrays(names: list[str], inputs: tuple[torch.Tensor, ...]) -> dict[str, NDA
 
 def _one_more_row(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(torch.cat([value, value[:1]]) for value in inputs)
-
-
-def _first_line(error: Exception) -> str:
-    return short_reason(Exception(str(error).strip().partition("\n")[0] or type(error).__name__))
