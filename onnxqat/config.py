@@ -17,6 +17,9 @@ Granularity = Literal["per_tensor", "per_channel"]
 RangeEstimator = Literal["min_max", "mean_min_max", "percentile", "mse"]
 TargetName = Literal["ort-cpu", "openvino", "tensorrt", "qnn"]
 
+#: Metadata of a node that preparation rewrote: the operator that the user's model had there, so that rules find it.
+ORIGINAL_TYPE = "onnxqat.original_type"
+
 
 class _Frozen(BaseModel):
     """Validated, immutable, without unknown keys; an invalid one raises InputError in one line."""
@@ -54,7 +57,7 @@ class Select(_Frozen):
             return node.name == self.name
         if self.pattern is not None:
             return re.search(self.pattern, node.name or "") is not None
-        return node.op_type == self.type
+        return self.type in (node.op_type, node.metadata_props.get(ORIGINAL_TYPE))
 
 
 class Override(Select):

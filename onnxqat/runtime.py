@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -29,10 +31,10 @@ class Inference:
     def __init__(self, model: ir.Model | onnx.ModelProto, outputs: Sequence[str] | None = None) -> None:
         check_packages()
         options = ort.SessionOptions()
-        options.log_severity_level = 3
-        proto = model if isinstance(model, onnx.ModelProto) else io.to_proto(model)
+        # What goes wrong is in the exception too; the log would repeat it.
+        options.log_severity_level = 4
         try:
-            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            self._session = _session(model, options)
         except Exception as error:
             raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
         self.inputs = [value.name for value in self._session.get_inputs()]
@@ -45,6 +47,18 @@ class Inference:
         except Exception as error:
             raise InputError(f"model: ONNX Runtime cannot run it on this batch: {short_reason(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session straight from memory, by way of a file only for a model that protobuf cannot hold in one piece."""
+    providers = ["CPUExecutionProvider"]
+    if io.weight_bytes(model) <= io.EXTERNAL_DATA_ABOVE:
+        proto = model if isinstance(model, onnx.ModelProto) else io.to_proto(model)
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
+    with tempfile.TemporaryDirectory(prefix="onnxqat-") as folder:
+        path = Path(folder) / "model.onnx"
+        io.save(model, path)
+        return ort.InferenceSession(str(path), options, providers=providers)
 
 
 def short_reason(error: Exception) -> str:

@@ -8,8 +8,9 @@ import onnx
 import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError
+from onnxqat.fold.activations import fold_activation
 from onnxqat.fold.biases import fold_bias
-from onnxqat.fold.weights import fold_weight
+from onnxqat.fold.weights import check_scale, fold_weight
 from onnxqat.graph import io
 from onnxqat.graph.qdq import by_output, quantizers
 
@@ -21,8 +22,9 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 def fold(model: io.ModelLike) -> onnx.ModelProto:
     """Folds a Q/DQ model into the one that ships.
 
-    Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes; biases int32 of scale sx·sw (float where
-    the target of `insert` takes them so). Activations keep their QuantizeLinear/DequantizeLinear pairs, which runtimes fuse.
+    Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes; biases int32 of scale sx·sw, and a Relu or
+    Clip in front of a quantizer bounds on its codes (both left in float where the target of `insert` takes them so).
+    Activations keep their QuantizeLinear/DequantizeLinear pairs, which runtimes fuse.
 
     Args:
         model: path of a Q/DQ model, or the model itself; it is not changed.
@@ -32,18 +34,23 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
         scale at most.
 
     Raises:
-        InputError: the model has no quantizers, a weight or scale is not finite, a bias does not fit int32.
+        InputError: the model has no quantizers, a weight, bias or scale is not finite, a bias does not fit int32.
     """
     folded = io.load(model)
     found = quantizers(folded)
     if not found:
         raise InputError("model: has no quantizers; run `onnxqat insert` first")
     graph = folded.graph
+    for quantizer in found:
+        check_scale(quantizer)
     weights = [q for q in found if q.is_weight and q.quantize is not None]
     if folded.metadata_props.get("onnxqat.bias", "int32") == "int32":
         produced_by = by_output(found)
         for node in [n for n in graph if n.op_type in WEIGHTED]:
             fold_bias(graph, node, produced_by)
+        for quantizer in found:
+            if not quantizer.is_weight:
+                fold_activation(graph, quantizer)
     for quantizer in weights:
         fold_weight(graph, quantizer)
     passes.RemoveUnusedNodesPass()(folded)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
-from onnxqat.graph.edit import constant_value, fresh_name
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Quantizer, constant
 
@@ -22,40 +22,45 @@ def fold_bias(graph: ir.Graph, node: ir.Node, produced_by: dict[ir.Value, Quanti
     Raises:
         InputError: a code does not fit into int32, so the scales are too small for the bias.
     """
-    adder, index = _bias_input(node)
-    bias = constant(adder.inputs[index]) if adder is not None else None
+    found = _bias_input(node)
     data, weight = _quantizer_above(node.inputs[0], produced_by), produced_by.get(node.inputs[1])  # type: ignore[arg-type]
-    if (
-        adder is None
-        or bias is None
-        or data is None
-        or weight is None
-        or data.axis is not None
-        or bias.dtype != np.float32
-    ):
+    if found is None or data is None or weight is None or not weight.is_weight or data.axis is not None:
         return
+    adder, index, bias = found
     scale = np.asarray(data.scales.reshape(()) * weight.scales, np.float32)
-    codes = np.rint(bias.astype(np.float64) / scale)
-    if np.abs(codes).max(initial=0) > LARGEST:
-        worst = int(np.abs(codes).argmax())
-        steps = np.broadcast_to(scale, bias.shape).reshape(-1)
-        raise InputError(
-            f"{node.op_type} {node.name!r}: bias {bias.reshape(-1)[worst]:.3g} of channel {worst} does not fit int32 at scale "
-            f"{steps[worst]:.3g}; train again, or give this node wider ranges"
-        )
+    with np.errstate(divide="ignore", invalid="ignore"):  # a scale that underflows to 0 is refused below
+        codes = np.rint(bias.astype(np.float64) / scale)
+    _check_fits(node, bias, codes, scale)
     adder.replace_input_with(index, _dequantized(graph, str(node.name), codes.astype(np.int32), scale))
 
 
-def _bias_input(node: ir.Node) -> tuple[ir.Node | None, int]:
-    """The node that adds the bias, and at which input: the node itself, or the Add behind a MatMul."""
-    if node.op_type in ("Conv", "Gemm"):
-        return (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else (None, 0)
-    uses = list(node.outputs[0].uses()) if node.op_type == "MatMul" else []
-    if len(uses) != 1 or uses[0].node.op_type != "Add":
-        return None, 0
-    index = 1 - uses[0].idx
-    bias = constant(uses[0].node.inputs[index])
-    return (uses[0].node, index) if bias is not None and bias.ndim == 1 else (None, 0)
+def _check_fits(
+    node: ir.Node, bias: NDArray[np.float32], codes: NDArray[np.float64], scale: NDArray[np.float32]
+) -> None:
+    """Refuses codes beyond int32; NaN is no smaller than the bound either."""
+    fits = np.abs(codes) <= LARGEST
+    if fits.all():
+        return
+    worst = tuple(int(i) for i in np.argwhere(~fits)[0])
+    value, step = (float(np.broadcast_to(a, codes.shape)[worst]) for a in (bias, scale))
+    raise InputError(
+        f"{node.op_type} {node.name!r}: bias {value:.3g} of channel {worst[-1] if worst else 0} does not fit int32 at scale "
+        f"{step:.3g}; train again, or give this node wider ranges"
+    )
+
+
+def _bias_input(node: ir.Node) -> tuple[ir.Node, int, NDArray[np.float32]] | None:
+    """The node that adds the bias (itself, or the Add behind a MatMul), at which input, and the bias; None without one."""
+    adder, index = node, 2
+    if node.op_type == "MatMul":
+        uses = list(node.outputs[0].uses())
+        if len(uses) != 1 or uses[0].node.op_type != "Add":
+            return None
+        adder, index = uses[0].node, 1 - uses[0].idx
+    bias = constant(adder.inputs[index]) if len(adder.inputs) > index else None
+    if bias is None or bias.dtype != np.float32 or (node.op_type == "MatMul" and bias.ndim != 1):
+        return None
+    return adder, index, bias
 
 
 def _quantizer_above(value: ir.Value | None, produced_by: dict[ir.Value, Quantizer]) -> Quantizer | None:
@@ -73,7 +78,7 @@ def _dequantized(graph: ir.Graph, stem: str, codes: NDArray[np.int32], scale: ND
     node = ir.node(
         "DequantizeLinear", [constant_value(graph, f"{stem}_bias_{k}", v) for k, v in parts.items()], axis, name=name
     )
-    node.outputs[0].name = f"{name}_output"
+    node.outputs[0].name = fresh_value_name(graph, f"{name}_output")
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
     graph.append(node)
     return node.outputs[0]

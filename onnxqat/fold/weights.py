@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
-from onnxqat.graph.edit import constant_value, fresh_name
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_constant
 from onnxqat.graph.qdq import Quantizer, constant
 from onnxqat.numerics import quantize
 
@@ -21,16 +21,17 @@ def fold_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
     """Replaces a float weight and its QuantizeLinear (and Clip) by the codes; the DequantizeLinear stays.
 
     Raises:
-        InputError: weight or scale is not finite, or a scale is not positive.
+        InputError: the weight is not finite.
     """
     weight = constant(quantizer.source)
     assert weight is not None
     name = str(quantizer.source.name)
-    _check(name, weight, quantizer.scales)
+    if not np.isfinite(weight).all():
+        raise InputError(f"weight {name!r}: holds NaN or infinity; train again from a good state")
     codes = quantize(weight, quantizer.scales, quantizer.zero_points, quantizer.qmin, quantizer.qmax, quantizer.axis)
     dtype = np.int8 if quantizer.qmin < 0 else np.uint8
     if codes.size >= SMALLEST_PACKED and quantizer.bits <= 4:
-        stored = _packed(graph, f"{name}_quantized", codes.astype(dtype), 2 if quantizer.bits <= 2 else 4)
+        stored = _packed(graph, f"{name}_quantized", codes.astype(dtype), 2 if quantizer.bits == 2 else 4)
     else:
         stored = constant_value(graph, f"{name}_quantized", codes.astype(dtype))
     quantizer.dequantize.replace_input_with(0, stored)
@@ -51,9 +52,12 @@ def _packed(graph: ir.Graph, name: str, codes: NDArray[np.integer[Any]], bits: i
     packed = np.bitwise_or.reduce(offset << shifts, axis=1).astype(np.uint8)
     table = (((np.arange(256)[:, None] >> shifts) & (2**bits - 1)) + lowest).astype(codes.dtype)
     nodes = [ir.node("Cast", [constant_value(graph, f"{name}_packed", packed)], {"to": ir.DataType.INT32.value})]
-    nodes.append(ir.node("Gather", [_table(graph, table, bits), nodes[0].outputs[0]]))
+    unpack = shared_constant(graph, f"unpack_{table.dtype}_{bits}bit", table)
+    nodes.append(ir.node("Gather", [unpack, nodes[0].outputs[0]]))
     if codes.size % per_byte:
-        flat = ir.node("Reshape", [nodes[-1].outputs[0], constant_value(graph, "flat_shape", np.array([-1], np.int64))])
+        flat = ir.node(
+            "Reshape", [nodes[-1].outputs[0], shared_constant(graph, "flat_shape", np.array([-1], np.int64))]
+        )
         end = constant_value(graph, f"{name}_size", np.array([codes.size], np.int64))
         start = constant_value(graph, f"{name}_start", np.array([0], np.int64))
         nodes += [flat, ir.node("Slice", [flat.outputs[0], start, end])]
@@ -61,20 +65,17 @@ def _packed(graph: ir.Graph, name: str, codes: NDArray[np.integer[Any]], bits: i
     nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
     for node in nodes:
         node.name = fresh_name(graph, f"{name}_{node.op_type}")
-        node.outputs[0].name = f"{node.name}_output"
+        node.outputs[0].name = fresh_value_name(graph, f"{node.name}_output")
     nodes[-1].outputs[0].type = ir.TensorType(ir.DataType.from_numpy(codes.dtype))
     nodes[-1].outputs[0].shape = ir.Shape(codes.shape)
     graph.extend(nodes)
     return nodes[-1].outputs[0]
 
 
-def _table(graph: ir.Graph, table: NDArray[np.integer[Any]], bits: int) -> ir.Value:
-    name = f"unpack_{table.dtype}_{bits}bit"
-    return graph.initializers[name] if name in graph.initializers else constant_value(graph, name, table)
-
-
-def _check(name: str, weight: NDArray[np.generic], scales: NDArray[np.float32]) -> None:
-    if not np.isfinite(weight).all():
-        raise InputError(f"weight {name!r}: holds NaN or infinity; train again from a good state")
-    if not (np.isfinite(scales).all() and (scales > 0).all()):
-        raise InputError(f"weight {name!r}: has a scale that is not positive; train again with a lower learning rate")
+def check_scale(quantizer: Quantizer) -> None:
+    """Raises InputError where a quantizer's scale is not a positive number."""
+    if not (np.isfinite(quantizer.scales).all() and (quantizer.scales > 0).all()):
+        raise InputError(
+            f"scale {quantizer.scale.name!r} of {quantizer.source.name!r}: is not a positive number everywhere; "
+            "train again with a lower learning rate"
+        )

@@ -8,33 +8,55 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+_NODES, _VALUES = "onnxqat.node_names", "onnxqat.value_names"
+
 
 def constant_value(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """An initializer that holds `array`, under `name` or, where that is taken by other content, the next free one."""
-    candidate, number = name, 0
-    while candidate in graph.initializers:
-        existing = graph.initializers[candidate]
-        held = None if existing.const_value is None else existing.const_value.numpy()
-        if (
-            held is not None
-            and held.dtype == array.dtype
-            and held.shape == array.shape
-            and held.ndim == 0
-            and held == array
-        ):
-            return existing
-        number += 1
-        candidate = f"{name}_{number}"
-    value = ir.val(candidate, const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=candidate))
+    """A new initializer that holds `array`, under `name` or, where that is taken, the next free one."""
+    free = fresh_value_name(graph, name)
+    value = ir.val(free, const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=free))
     graph.register_initializer(value)
     return value
 
 
+def shared_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """The initializer of that name where it holds `array` already; a new one otherwise."""
+    existing = graph.initializers.get(name)
+    held = None if existing is None or existing.const_value is None else existing.const_value.numpy()
+    if existing is not None and held is not None and held.dtype == array.dtype and np.array_equal(held, array):
+        return existing
+    return constant_value(graph, name, array)
+
+
 def fresh_name(graph: ir.Graph, name: str) -> str:
     """A node name that the graph does not use yet: `name` itself where it is free."""
-    taken: set[str] = graph.meta.setdefault("onnxqat.node_names", set())
-    if not taken:
-        taken.update(str(node.name) for node in graph)
+    return _free(name, graph.meta.setdefault(_NODES, set()) or _taken(graph, _NODES))
+
+
+def fresh_value_name(graph: ir.Graph, name: str) -> str:
+    """A value name that the graph does not use yet: `name` itself where it is free."""
+    return _free(name, graph.meta.setdefault(_VALUES, set()) or _taken(graph, _VALUES))
+
+
+def forget_names(graph: ir.Graph) -> None:
+    """Drops the memory of taken names: to be called after a pass that makes nodes or values of its own."""
+    graph.meta.pop(_NODES, None)
+    graph.meta.pop(_VALUES, None)
+
+
+def _taken(graph: ir.Graph, kind: str) -> set[str]:
+    nodes = list(graph.all_nodes())
+    if kind == _NODES:
+        taken = {str(node.name) for node in nodes}
+    else:
+        taken = {str(value.name) for node in nodes for value in node.outputs}
+        taken.update(str(value.name) for value in graph.inputs)
+        taken.update(graph.initializers)
+    graph.meta[kind] = taken
+    return taken
+
+
+def _free(name: str, taken: set[str]) -> str:
     candidate, number = name, 0
     while candidate in taken:
         number += 1

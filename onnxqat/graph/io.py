@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -31,7 +33,8 @@ EXTERNAL_DATA_ABOVE = 1_500_000_000
 def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     """Loads and checks a model: readable, standard operators only, opset in range, external data in place.
 
-    The result is the caller's to change: the argument is never modified. Model-local functions are inlined.
+    The result is the caller's to change: the argument is never modified. Model-local functions are inlined, external data is
+    read into memory.
 
     Args:
         model: path of an ONNX file, or a model in memory.
@@ -44,6 +47,10 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     if isinstance(model, ir.Model):
         loaded = ir.from_proto(ir.to_proto(model))
     elif isinstance(model, onnx.ModelProto):
+        for tensor in _external_tensors(model):
+            raise InputError(
+                f"model: initializer {tensor.name!r} is external data that is not loaded; give the model's path"
+            )
         loaded = _from_proto(model, "model")
     else:
         loaded = _from_file(Path(model))
@@ -69,12 +76,15 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
     """
     path = Path(path)
     graph_model = model if isinstance(model, ir.Model) else ir.from_proto(model)
-    data = f"{path.name}.data" if _weight_bytes(graph_model) > EXTERNAL_DATA_ABOVE else None
+    data = f"{path.name}.data" if weight_bytes(graph_model) > EXTERNAL_DATA_ABOVE else None
     check_writable(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        ir.save(graph_model, Path(folder) / path.name, external_data=data)
-        for name in ([data] if data else []) + [path.name]:
-            (Path(folder) / name).replace(path.parent / name)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            ir.save(graph_model, Path(folder) / path.name, external_data=data)
+            for name in ([data] if data else []) + [path.name]:
+                (Path(folder) / name).replace(path.parent / name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -96,53 +106,87 @@ def opset(model: ir.Model) -> int:
     return model.opset_imports.get("", 0)
 
 
+def weight_bytes(model: onnx.ModelProto | ir.Model) -> int:
+    """Size of the initializers in bytes."""
+    if isinstance(model, onnx.ModelProto):
+        return sum(len(t.raw_data) or _tensor_bytes(t) for t in model.graph.initializer)
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
 def _from_file(path: Path) -> ir.Model:
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise InputError(f"{path}: not an ONNX file, or cut off; export the model again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     _check_external_data(proto, path)
     model = _from_proto(proto, str(path))
     ir.external_data.set_base_dir(model.graph, path.parent)
-    return model
+    return ir.external_data.load_to_model(model)
 
 
 def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not proto.ir_version or not proto.graph.node:
         raise InputError(f"{name}: holds no ONNX graph, or is cut off; export the model again")
-    has_external = any(onnx.external_data_helper.uses_external_data(t) for t in proto.graph.initializer)
-    if not has_external and proto.ByteSize() < EXTERNAL_DATA_ABOVE:
+    if not any(True for _ in _external_tensors(proto)) and weight_bytes(proto) < EXTERNAL_DATA_ABOVE:
         try:
             onnx.checker.check_model(proto)
         except onnx.checker.ValidationError as error:
             reason = str(error).strip().splitlines()[0]
+            # operators that are not ONNX's own are named by _check_operators, all of them
             if "No Op registered for" not in reason and "No opset import" not in reason:
                 raise InputError(f"{name}: not a valid ONNX model ({reason}); export the model again") from error
     return ir.from_proto(proto)
 
 
+def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Tensors whose data is in another file: initializers, and constants of nodes, in subgraphs and functions too."""
+    nodes = [node for function in proto.functions for node in function.node]
+    graphs = [proto.graph]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            nodes += graph.node
+            yield from (t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+            continue
+        for attribute in nodes.pop().attribute:
+            graphs += [attribute.g] if attribute.HasField("g") else []
+            graphs += attribute.graphs
+            tensors = [attribute.t, *attribute.tensors] if attribute.HasField("t") else attribute.tensors
+            yield from (t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
+
+
 def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
     folder = path.parent.resolve()
-    for tensor in proto.graph.initializer:
-        if not onnx.external_data_helper.uses_external_data(tensor):
-            continue
-        info = onnx.external_data_helper.ExternalDataInfo(tensor)
+    for tensor in _external_tensors(proto):
+        try:
+            info = onnx.external_data_helper.ExternalDataInfo(tensor)
+            offset, length = int(info.offset or 0), int(info.length or 0)
+        except ValueError as error:
+            raise InputError(
+                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
+            ) from error
+        what = f"external data file {info.location!r} of initializer {tensor.name!r}"
         file = (folder / info.location).resolve()
         if Path(info.location).is_absolute() or not file.is_relative_to(folder):
-            raise InputError(
-                f"{path}: initializer {tensor.name!r} keeps its data in {info.location!r}, outside the model's folder; "
-                "save the model with its data beside it"
-            )
+            raise InputError(f"{path}: {what} is outside the model's folder; save the model with its data beside it")
         if not file.is_file():
+            raise InputError(f"{path}: {what} is missing; put it beside the model")
+        needed = _tensor_bytes(tensor)
+        if offset < 0 or length < 0 or (length and length < needed):
             raise InputError(
-                f"{path}: external data file {info.location!r} of initializer {tensor.name!r} is missing; put it beside the model"
+                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
             )
-        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
-            raise InputError(
-                f"{path}: external data file {info.location!r} ends before initializer {tensor.name!r}; copy it again, whole"
-            )
+        if file.stat().st_size < offset + max(length, needed):
+            raise InputError(f"{path}: {what} is cut off; copy it again, whole")
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    elements = math.prod(tensor.dims)
+    return math.ceil(elements * ir.DataType(tensor.data_type).itemsize)
 
 
 def _check_operators(model: ir.Model) -> None:
@@ -164,7 +208,3 @@ def _check_opset(model: ir.Model, oldest: int) -> None:
         raise InputError(
             f"opset {version} is older than {oldest}; convert the model with onnx.version_converter to opset 17"
         )
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

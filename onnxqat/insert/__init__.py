@@ -61,9 +61,8 @@ def insert(
     weights, activations = weight_sites(groups, table, config), activation_sites(groups, table, config)
     observers = calibrate(
         prepared,
-        list(dict.fromkeys(site.value for site in activations)),
+        {site.value: _channel_axis(site.value, config) for site in activations},
         data.batches(calibration, prepared, transform=transform),
-        axis=1 if config.activation_granularity == "per_channel" else None,
         keep_histogram=config.activation_range in ("mse", "percentile"),
         progress=track,
     )
@@ -87,7 +86,7 @@ def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Plac
     low, high = weight_range(array.astype(np.float32), site.spec, site.estimator, config.percentile)
     qmin, qmax = site.spec.bounds
     scale, zero_point = scale_and_zero_point(low, high, qmin, qmax, symmetric=site.spec.symmetric)
-    return Placement(site.value, new_grid(graph, str(site.value.name), site.spec, scale, zero_point))
+    return Placement(site.value, new_grid(graph, str(site.value.name), site.spec, scale, zero_point), site.users)
 
 
 def _activation_placements(
@@ -117,10 +116,16 @@ def _activation_grid(
     low: NDArray[Any] = np.min([low for low, _ in ranges], axis=0)
     high: NDArray[Any] = np.max([high for _, high in ranges], axis=0)
     signed = table.signed_activations and symmetric and bool(np.any(low < 0))
-    axis = 1 if config.activation_granularity == "per_channel" else None
-    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=axis)
+    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=_channel_axis(site.value, config))
     scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)
     return new_grid(graph, stem, spec, scale, zero_point)
+
+
+def _channel_axis(value: ir.Value, config: Config) -> int | None:
+    """Channel axis of an activation's scales; None per tensor, and for values without a fixed number of channels."""
+    if config.activation_granularity == "per_tensor" or value.shape is None or value.shape.rank() < 2:
+        return None
+    return 1 if isinstance(value.shape[1], int) else None
 
 
 def _note(model: ir.Model, skips: Iterable[Skip], table: Target) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.graph.edit import constant_value, fresh_name
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import inputs, sole_user
+from onnxqat.insert.groups import inputs, is_float, sole_user
 
 Floats = NDArray[np.floating]
 
@@ -45,9 +46,9 @@ def decompose_batch_normalization(graph: ir.Graph) -> None:
     """Writes what is left of BatchNormalization as Mul and Add, which train and need no running statistics."""
     for node in list(graph):
         affine = _read(node) if node.op_type == "BatchNormalization" else None
-        if affine is None:
+        if affine is None or affine.data.shape is None:
             continue
-        rank = affine.data.shape.rank() if affine.data.shape is not None else 4
+        rank = affine.data.shape.rank()
         shape = [-1] + [1] * (rank - 2)
         scale = constant_value(graph, f"{node.name}_scale", affine.scale.reshape(shape))
         shift = constant_value(graph, f"{node.name}_shift", affine.shift.reshape(shape))
@@ -56,8 +57,8 @@ def decompose_batch_normalization(graph: ir.Graph) -> None:
         add = ir.node("Add", [multiply.outputs[0], shift], name=fresh_name(graph, f"{node.name}_Add"))
         add.outputs[0].type = node.outputs[0].type
         graph.insert_before(node, [multiply, add])
-        multiply.outputs[0].name = f"{multiply.name}_output"
-        add.outputs[0].name = f"{add.name}_output"
+        multiply.outputs[0].name = fresh_value_name(graph, f"{multiply.name}_output")
+        add.outputs[0].name = fresh_value_name(graph, f"{add.name}_output")
         replace_value(node.outputs[0], add.outputs[0])
         graph.remove(node, safe=True)
 
@@ -65,16 +66,21 @@ def decompose_batch_normalization(graph: ir.Graph) -> None:
 def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Lets all users of `old` read `new`; a graph output keeps its name."""
     if old.is_graph_output():
-        name, old.name = old.name, f"{old.name}_replaced"
+        name, old.name = old.name, f"{old.name}_replaced"  # goes with its node
         new.name = name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _read(node: ir.Node) -> Affine | None:
+    if not node.outputs or not is_float(node.outputs[0]):
+        return None
     if node.op_type == "BatchNormalization":
         return _batch_normalization(node)
-    if node.op_type not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
-        return None
+    return _arithmetic(node) if node.op_type in ("Mul", "Div", "Add", "Sub") else None
+
+
+def _arithmetic(node: ir.Node) -> Affine | None:
+    """Mul, Div, Add or Sub by constants that run along the channels."""
     left, right = inputs(node)
     data, other = (left, right) if constant(right) is not None else (right, left)
     factor = constant(other)
@@ -83,20 +89,22 @@ def _read(node: ir.Node) -> Affine | None:
     per_channel = _per_channel(factor, data)
     if per_channel is None:
         return None
-    one, zero = np.float32(1), np.float32(0)
-    if node.op_type in ("Mul", "Div"):
-        return Affine(data, per_channel if node.op_type == "Mul" else one / per_channel, np.asarray(zero))
-    return Affine(data, np.asarray(one), per_channel if node.op_type == "Add" else -per_channel)
+    one, zero = np.asarray(np.float32(1)), np.asarray(np.float32(0))
+    if node.op_type == "Mul":
+        return Affine(data, per_channel, zero)
+    if node.op_type == "Div":
+        return Affine(data, one / per_channel, zero) if np.all(per_channel) else None
+    return Affine(data, one, per_channel if node.op_type == "Add" else -per_channel)
 
 
 def _batch_normalization(node: ir.Node) -> Affine | None:
     parameters = [constant(value) for value in node.inputs[1:5]]
-    training = node.attributes["training_mode"].as_int() if "training_mode" in node.attributes else 0
+    training = node.attributes.get_int("training_mode", 0)
     data = node.inputs[0]
     if training or data is None or any(p is None for p in parameters):
         return None
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
     scale = gamma / np.sqrt(variance + epsilon)
     return Affine(data, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
 
@@ -115,41 +123,41 @@ def _per_channel(factor: NDArray[np.generic], data: ir.Value) -> Floats | None:
 
 
 def _fold_into(graph: ir.Graph, producer: ir.Node, affine: Affine) -> bool:
-    axis = _channel_axis(producer)
-    weight = constant(producer.inputs[1]) if axis is not None else None
-    bias = constant(producer.inputs[2]) if len(producer.inputs) > 2 else np.float32(0)
-    if axis is None or weight is None or bias is None or not np.issubdtype(weight.dtype, np.floating):
+    weight = constant(producer.inputs[1]) if _takes_factors(producer) else None
+    old_bias = producer.inputs[2] if len(producer.inputs) > 2 else None
+    bias = np.float32(0) if old_bias is None else constant(old_bias)
+    if weight is None or bias is None or weight.dtype != np.float32:
         return False
-    channels = weight.shape[axis]
-    along = [1] * weight.ndim
-    along[axis] = -1
+    channels, along = _output_channels(producer, weight)
     scale = np.broadcast_to(np.asarray(affine.scale, np.float64), (channels,))
     new_bias = np.broadcast_to(np.asarray(bias, np.float64), (channels,)) * scale + affine.shift
     stem = str(producer.inputs[1].name)  # type: ignore[union-attr]
-    old_bias = producer.inputs[2] if len(producer.inputs) > 2 else None
     if not np.all(scale == 1):
-        _put(graph, producer, 1, (weight * scale.reshape(along)).astype(np.float32), stem)
-    _put(
-        graph, producer, 2, new_bias.astype(np.float32), str(old_bias.name) if old_bias is not None else f"{stem}_bias"
-    )
+        _put(graph, producer, 1, (weight * along(scale)).astype(np.float32), stem)
+    _put(graph, producer, 2, new_bias.astype(np.float32), f"{stem}_bias" if old_bias is None else str(old_bias.name))
     return True
 
 
-def _channel_axis(producer: ir.Node) -> int | None:
-    """Output-channel axis of the weight; None where a per-channel factor cannot be folded in."""
-    attributes = producer.attributes
-    if producer.op_type == "Conv":
-        return 0
-    if producer.op_type == "ConvTranspose":
-        return 1 if "group" not in attributes or attributes["group"].as_int() == 1 else None
-    if producer.op_type == "Gemm":
-        if any(name in attributes and attributes[name].as_float() != 1.0 for name in ("alpha", "beta")):
-            return None
-        bias = constant(producer.inputs[2]) if len(producer.inputs) > 2 else None
-        if bias is not None and bias.ndim > 1:
-            return None
-        return 0 if "transB" in attributes and attributes["transB"].as_int() else 1
-    return None
+def _takes_factors(producer: ir.Node) -> bool:
+    """Whether per-channel factors and shifts of its output can go into the node's weight and bias."""
+    if producer.op_type != "Gemm":
+        return producer.op_type in ("Conv", "ConvTranspose")
+    bias = constant(producer.inputs[2]) if len(producer.inputs) > 2 else None
+    plain = all(producer.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    return plain and (bias is None or bias.ndim <= 1)
+
+
+def _output_channels(producer: ir.Node, weight: Floats) -> tuple[int, Callable[[Floats], Floats]]:
+    """Number of output channels, and how to lay [channels] out so that it broadcasts over the weight."""
+    ones = [1] * (weight.ndim - 2)
+    if producer.op_type == "ConvTranspose":  # [in, out / group, ...]: rows of input channels belong to groups
+        group = producer.attributes.get_int("group", 1)
+        rows = weight.shape[0] // group
+        channels = weight.shape[1] * group
+        return channels, lambda c: np.repeat(c.reshape(group, -1), rows, axis=0).reshape(weight.shape[:2] + tuple(ones))
+    if producer.op_type == "Gemm" and not producer.attributes.get_int("transB", 0):
+        return weight.shape[1], lambda c: c.reshape(1, -1)
+    return weight.shape[0], lambda c: c.reshape(-1, 1, *ones)
 
 
 def _put(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[np.float32], name: str) -> None:
@@ -157,6 +165,7 @@ def _put(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[np.float32],
     old = node.inputs[index] if index < len(node.inputs) else None
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_input():
         old.const_value = ir.tensor(array, name=old.name)
+        old.shape = ir.Shape(array.shape)
         return
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)

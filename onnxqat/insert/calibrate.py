@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,7 +62,7 @@ class Observer:
 
     def _channels(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """[samples, C, elements]."""
-        if self.axis is None or self.axis >= x.ndim:
+        if self.axis is None:
             return x.reshape(len(x), 1, -1)
         return np.moveaxis(x, self.axis, 1).reshape(len(x), x.shape[self.axis], -1)
 
@@ -77,27 +77,28 @@ class Observer:
         else:
             assert self.histogram is not None
             low, high = histogram_range(self.histogram, estimator, levels, symmetric=symmetric, percentile=percentile)
+            # a bin's centre may lie beyond the values in it, and a Clip in front is absorbed only within its bounds
+            low, high = np.maximum(low, np.minimum(self.low, 0)), np.minimum(high, np.maximum(self.high, 0))
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         return (low[0], high[0]) if self.axis is None else (low, high)
 
 
 def calibrate(
     model: ir.Model,
-    values: Sequence[ir.Value],
+    axes: Mapping[ir.Value, int | None],
     batches: Iterable[Batch],
     *,
-    axis: int | None,
     keep_histogram: bool,
     progress: Callable[[Iterable[Batch], str], Iterable[Batch]],
 ) -> dict[ir.Value, Observer]:
-    """Runs the float model over the batches and observes the values.
+    """Runs the float model over the batches and observes the values, each along its channel axis (None: as a whole).
 
     Raises:
         InputError: no batch came, or a value was not finite.
     """
-    observers = {value: Observer(axis, keep_histogram) for value in values}
-    names = [str(value.name) for value in values]
-    run = Inference(_with_outputs(model, values), names)
+    observers = {value: Observer(axis, keep_histogram) for value, axis in axes.items()}
+    names = [str(value.name) for value in observers]
+    run = Inference(_with_outputs(model, list(observers)), names)
     count = 0
     for batch in progress(batches, "calibrate"):
         for (value, observer), array in zip(observers.items(), run(batch).values(), strict=True):
@@ -118,7 +119,7 @@ def _with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     graph = model.graph
     view = ir.GraphView(
         graph.inputs,
-        list(dict.fromkeys(values)),
+        values,
         nodes=list(graph),
         initializers=list(graph.initializers.values()),
         opset_imports=graph.opset_imports,

@@ -16,7 +16,7 @@ class Group:
         reads: the activations (and constants in their place) that the kernel reads as integers.
         writes: the value that the kernel produces, behind any activation that it absorbs.
         weight: the initializer whose codes the kernel multiplies with; None for kernels without weights.
-        weight_axis: output-channel axis of the weight.
+        weight_axis: output-channel axis of the weight; None where kernels take one scale only.
     """
 
     node: ir.Node

@@ -11,7 +11,7 @@ from onnxqat.config import Config, Select
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import Group, Skip, inputs, is_float, sole_user
+from onnxqat.insert.groups import Group, Skip, inputs, is_float, label, sole_user
 from onnxqat.insert.origins import origins
 from onnxqat.insert.patterns import MATCHERS
 from onnxqat.insert.targets import Target
@@ -27,23 +27,31 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     nodes = list(model.graph)
     _check_rules(nodes, [*config.ignore, *config.overrides])
     ignored = {node for node in nodes if any(rule.matches(node) for rule in config.ignore)}
-    groups, skips = [], []
+    groups: list[Group] = []
+    skips: list[Skip] = []
+    absorbed: set[ir.Node | None] = set()
     for node in nodes:
+        if node in absorbed:
+            continue
         result = _match(node, target, ignored)
         if isinstance(result, Skip):
             skips.append(result)
         elif result is not None:
+            absorbed.add(result.writes.producer())
             groups.append(replace(result, writes=_behind_activations(result.writes, target, ignored)))
     groups, dropped = _inside_integer_regions(groups, target)
     if not any(group.weight is not None for group in groups):
-        reasons = "; ".join(
-            f"{s.node.op_type} {s.node.name!r}: {s.reason}" for s in skips if s.node.op_type in target.weighted
-        )
-        raise UnsupportedModelError(
-            f"model: has no weights to quantize on {target.name} ({reasons or 'no ' + ', '.join(sorted(target.weighted))}); "
-            "check the ignore rules, and constant-fold the model"
-        )
+        raise UnsupportedModelError(_no_weights(skips, target))
     return groups, skips + dropped
+
+
+def _no_weights(skips: Sequence[Skip], target: Target) -> str:
+    reasons = [f"{label(skip.node)}: {skip.reason}" for skip in skips if skip.node.op_type in target.weighted]
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    return (
+        f"model: has no weights to quantize on {target.name} ({shown or 'no ' + ', '.join(sorted(target.weighted))}); "
+        "give a float32 model with constant weights, and check the ignore rules"
+    )
 
 
 def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip | None:
@@ -95,11 +103,20 @@ def _float_side(group: Group, integer: set[ir.Value], read: set[ir.Value], targe
     if group.weight is not None:
         return None
     for value in group.reads:
-        if constant(value) is None and any(above not in integer for above in origins(value, target)):
+        if constant(value) is None and not all(_is_integer(above, integer, target) for above in origins(value, target)):
             return f"reads {value.name!r}, which stays in float"
     if group.node.op_type in target.quantized_outputs and group.writes not in read:
         return f"its output {group.writes.name!r} is read in float only"
     return None
+
+
+def _is_integer(value: ir.Value, integer: set[ir.Value], target: Target) -> bool:
+    """Whether a value is computed as integers, or by an activation in float between two pairs."""
+    producer = value.producer()
+    if value in integer or producer is None or producer.op_type not in target.between:
+        return value in integer
+    data = producer.inputs[0]
+    return data is not None and all(_is_integer(above, integer, target) for above in origins(data, target))
 
 
 def _check_rules(nodes: Sequence[ir.Node], rules: Iterable[Select]) -> None:

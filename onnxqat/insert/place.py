@@ -9,16 +9,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.graph.edit import constant_value, fresh_name
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_constant
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Spec
+from onnxqat.insert.groups import is_float
 from onnxqat.insert.targets import Target
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Scale, zero point and spec as they stand in the graph; quantizers that share a grid share these initializers."""
+    """Scale, zero point and spec as they stand in the graph; quantizers that share a grid share these initializers.
 
+    `stem` is what the names of its nodes begin with.
+    """
+
+    stem: str
     spec: Spec
     scale: ir.Value
     zero_point: ir.Value
@@ -42,6 +47,7 @@ class Placement:
 def new_grid(graph: ir.Graph, stem: str, spec: Spec, scale: NDArray[np.float32], zero_point: NDArray[np.int32]) -> Grid:
     """Adds scale (float32 [] or [C]) and zero point (int32, same shape) to the graph as initializers."""
     return Grid(
+        stem,
         spec,
         constant_value(graph, f"{stem}_scale", scale),
         constant_value(graph, f"{stem}_zero_point", zero_point.astype(spec.dtype.numpy())),
@@ -51,36 +57,43 @@ def new_grid(graph: ir.Graph, stem: str, spec: Spec, scale: NDArray[np.float32],
 def place(graph: ir.Graph, placements: Sequence[Placement], target: Target) -> None:
     """Writes each placement as QuantizeLinear → (Clip) → DequantizeLinear on its value.
 
-    A placement for some users comes after the one for all users of the same value: those users then read it through both.
+    A placement for some users comes after the one for all users of the same value: those users then read it through both,
+    since a second quantizer on the float value would keep its producer from running on integers.
     """
+    read_as: dict[ir.Value, ir.Value] = {}
     for placement in placements:
-        output = _write(graph, placement.value, placement.grid, placement.users)
+        value = read_as.get(placement.value, placement.value)
+        output = _write(graph, value, placement.grid, placement.users)
         if placement.users is None:
-            _repeat_behind_movement(graph, output, placement.grid, target)
+            read_as[value] = output
+            if placement.grid.spec.axis is None:
+                _repeat_behind_movement(graph, output, placement.grid, target, read_as)
     graph.sort()
 
 
-def _repeat_behind_movement(graph: ir.Graph, value: ir.Value, grid: Grid, target: Target) -> None:
+def _repeat_behind_movement(
+    graph: ir.Graph, value: ir.Value, grid: Grid, target: Target, read_as: dict[ir.Value, ir.Value]
+) -> None:
     """Puts a second pair of the same grid behind the data movement that needs one to run on integers."""
-    for node in [usage.node for usage in value.uses()]:
+    for node in list(dict.fromkeys(usage.node for usage in value.uses())):
         if moved(node, target.moves) is not value:
             continue
-        for result in node.outputs:
-            repeated = _write(graph, result, grid, None) if node.op_type in target.repeats else result
-            _repeat_behind_movement(graph, repeated, grid, target)
+        for result in [output for output in node.outputs if output.name and is_float(output)]:
+            if node.op_type in target.repeats and (result.uses() or result.is_graph_output()):
+                read_as[result] = _write(graph, result, grid, None)
+            _repeat_behind_movement(graph, read_as.get(result, result), grid, target, read_as)
 
 
 def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, ...] | None) -> ir.Value:
     """Quantizes `value` for its users; returns the value that they read now."""
     uses = [use for use in value.uses() if users is None or use.node in users]
-    stem = str(value.name) if users is None else f"{value.name}_{grid.spec.bits}bit"
     axis = {} if grid.spec.axis is None else {"axis": grid.spec.axis}
     quantize = ir.node("QuantizeLinear", [value, grid.scale, grid.zero_point], axis)
     nodes = [quantize, *_clip(graph, quantize.outputs[0], grid.spec)]
     nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], grid.scale, grid.zero_point], axis))
     for node in nodes:
-        node.name = fresh_name(graph, f"{stem}_{node.op_type}")
-        node.outputs[0].name = f"{node.name}_output"
+        node.name = fresh_name(graph, f"{grid.stem}_{node.op_type}")
+        node.outputs[0].name = fresh_value_name(graph, f"{node.name}_output")
         dtype = ir.DataType.FLOAT if node is nodes[-1] else grid.spec.dtype
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
     graph.extend(nodes)
@@ -97,7 +110,7 @@ def _clip(graph: ir.Graph, codes: ir.Value, spec: Spec) -> list[ir.Node]:
     if spec.bounds == Spec(8, signed=spec.signed).bounds:
         return []
     bounds = [
-        constant_value(
+        shared_constant(
             graph,
             f"{spec.dtype.name.lower()}_{str(bound).replace('-', 'minus_')}",
             np.asarray(bound, spec.dtype.numpy()),
@@ -113,5 +126,5 @@ def _take_over_output(graph: ir.Graph, value: ir.Value, output: ir.Value) -> Non
     for index, existing in enumerate(graph.outputs):
         if existing is value:
             graph.outputs[index] = output
-    value.name = f"{name}_unquantized"
+    value.name = fresh_value_name(graph, f"{name}_unquantized")
     output.name = name

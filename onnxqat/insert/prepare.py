@@ -14,7 +14,7 @@ from onnxscript import optimizer
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.graph.edit import fresh_name
+from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
@@ -22,6 +22,7 @@ from onnxqat.insert.rewrite import (
     bound_activations,
     drop_inference_noops,
     flatten_as_reshape,
+    merge_pads,
     pool_means,
     sum_bias_in_gemm,
 )
@@ -44,6 +45,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
         raise InputError(
             "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"
         )
+    passes.RemoveInitializersFromInputsPass()(loaded)
     name_nodes(loaded.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     drop_inference_noops(loaded.graph)
@@ -54,6 +56,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     passes.IdentityEliminationPass()(loaded)
     passes.ShapeInferencePass()(loaded)
+    forget_names(loaded.graph)
     for step in (
         sum_bias_in_gemm,
         fold_affine,
@@ -64,6 +67,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
     ):
         step(loaded.graph)
     make_pads_explicit(loaded)
+    merge_pads(loaded.graph)
     passes.RemoveUnusedNodesPass()(loaded)
     passes.ShapeInferencePass()(loaded)
     name_nodes(loaded.graph)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxqat.graph.edit import constant_value
+from onnxqat.config import ORIGINAL_TYPE
+from onnxqat.graph.edit import constant_value, fresh_value_name
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.affine import replace_value
 from onnxqat.insert.groups import inputs, is_float, sole_user
@@ -16,7 +22,7 @@ def drop_inference_noops(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type == "Dropout" and node.inputs[0] is not None and not any(v.uses() for v in node.outputs[1:]):
             identity = ir.node("Identity", [node.inputs[0]], name=node.name)
-            identity.outputs[0].name = f"{node.name}_passed"
+            identity.outputs[0].name = fresh_value_name(graph, f"{node.name}_passed")
             identity.outputs[0].type, identity.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
             graph.insert_before(node, identity)
             replace_value(node.outputs[0], identity.outputs[0])
@@ -32,62 +38,80 @@ def sum_bias_in_gemm(graph: ir.Graph) -> None:
         data, weight = inputs(node)
         bias = next((v for v in inputs(user) if v is not node.outputs[0]), None)
         array, matrix = constant(bias), constant(weight)
-        if (
-            bias is None
-            or array is None
-            or matrix is None
-            or matrix.ndim != 2
-            or data.shape is None
-            or data.shape.rank() != 2
-        ):
+        if bias is None or array is None or matrix is None or not (_is_matrix(data) and is_float(data)):
             continue
-        if array.size == matrix.shape[1] and array.ndim <= 2:
+        # [N] or [1, N]; [N, 1] would run along the rows
+        if matrix.ndim == 2 and array.shape in ((matrix.shape[1],), (1, matrix.shape[1])):
             flat = constant_value(graph, f"{bias.name}_vector", array.reshape(-1)) if array.ndim == 2 else bias
-            _replace(graph, user, ir.node("Gemm", [data, weight, flat], name=node.name))
+            _replace(graph, user, ir.node("Gemm", [data, weight, flat], name=node.name), node.op_type)
             graph.remove(node, safe=True)
 
 
+def _is_matrix(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.rank() == 2
+
+
 def bound_activations(graph: ir.Graph) -> None:
-    """Min and Max by scalars become Clip, also behind a Relu: exporters write ReLU6 so."""
+    """Min and Max by scalars become Clip, also beside a Relu, in either order: exporters write ReLU6 so. Max(x, 0) is Relu."""
     for node in list(graph):
-        bounds = _upper_bound(node)
-        if bounds is None:
+        outer = _bound(node)
+        if outer is None:
             continue
-        data, high = bounds
-        above = data.producer()
-        low = _lower_bound(above) if above is not None and sole_user(data) is node else None
-        if low is None or above is None or low[1] > high:
+        above = outer.data.producer()
+        inner = _bound(above) if above is not None and sole_user(outer.data) is node else None
+        if inner is None or above is None or (outer.low is None) == (inner.low is None):
+            if node.op_type == "Max" and outer.low == 0.0:
+                _replace(graph, node, ir.node("Relu", [outer.data], name=node.name))
+            continue
+        low, high = (outer.low, inner.high) if inner.low is None else (inner.low, outer.high)
+        assert low is not None
+        assert high is not None
+        if low > high:
             continue
         limits = [
-            constant_value(graph, f"{node.name}_{k}", np.asarray(v, np.float32))
-            for k, v in (("low", low[1]), ("high", high))
+            constant_value(graph, f"{node.name}_{kind}", np.asarray(limit, np.float32))
+            for kind, limit in (("low", low), ("high", high))
         ]
-        _replace(graph, node, ir.node("Clip", [low[0], *limits], name=above.name))
+        _replace(graph, node, ir.node("Clip", [inner.data, *limits], name=above.name), above.op_type)
         graph.remove(above, safe=True)
 
 
-def _upper_bound(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """(data, bound) of Min(data, scalar) or of a Clip from above only."""
-    if node.op_type == "Clip" and node.inputs[0] is not None:
-        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        high = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        lowest = np.finfo(np.float32).min
-        return (node.inputs[0], float(high)) if high is not None and (low is None or float(low) <= lowest) else None
-    return _data_and_scalar(node) if node.op_type == "Min" else None
+@dataclass(frozen=True)
+class _Bound:
+    """max(data, low) or min(data, high)."""
+
+    data: ir.Value
+    low: float | None = None
+    high: float | None = None
 
 
-def _lower_bound(node: ir.Node) -> tuple[ir.Value, float] | None:
-    if node.op_type == "Relu" and node.inputs[0] is not None:
-        return node.inputs[0], 0.0
-    return _data_and_scalar(node) if node.op_type == "Max" else None
-
-
-def _data_and_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
-    fixed = [v for v in inputs(node) if (array := constant(v)) is not None and array.size == 1]
-    data = [v for v in inputs(node) if constant(v) is None]
-    if len(fixed) != 1 or len(data) != 1 or not is_float(data[0]):
+def _bound(node: ir.Node) -> _Bound | None:
+    """How a Relu, or a Min, Max or one-sided Clip by a scalar, bounds its data; None for any other node."""
+    data = node.inputs[0] if node.inputs else None
+    if data is None or not is_float(node.outputs[0]):
         return None
-    return data[0], float(constant(fixed[0]).item())  # type: ignore[union-attr]
+    if node.op_type == "Relu":
+        return _Bound(data, low=0.0)
+    if node.op_type == "Clip":
+        low, high = (constant(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2))
+        unbounded = not _given(node, 1) if low is None else low <= np.finfo(np.float32).min
+        return _Bound(data, high=float(high.item())) if unbounded and high is not None else None
+    if node.op_type not in ("Min", "Max"):
+        return None
+    fixed = [array for v in inputs(node) if (array := constant(v)) is not None]
+    free = [v for v in inputs(node) if constant(v) is None]
+    if len(fixed) != 1 or len(free) != 1 or fixed[0].size != 1 or not _keeps_rank(free[0], fixed[0]):
+        return None
+    scalar = float(fixed[0].item())
+    return _Bound(free[0], low=scalar) if node.op_type == "Max" else _Bound(free[0], high=scalar)
+
+
+def _given(node: ir.Node, index: int) -> bool:
+    return len(node.inputs) > index and node.inputs[index] is not None
+
+
+def _keeps_rank(data: ir.Value, scalar: NDArray[Any]) -> bool:
+    return scalar.ndim == 0 or (data.shape is not None and scalar.ndim <= data.shape.rank())
 
 
 def pool_means(graph: ir.Graph) -> None:
@@ -96,37 +120,90 @@ def pool_means(graph: ir.Graph) -> None:
     Behind a Transpose to channels-last (as Keras writes it) the mean is taken before it.
     """
     for node in list(graph):
-        data = node.inputs[0]
+        data = node.inputs[0] if node.inputs else None
         if node.op_type != "ReduceMean" or data is None or not is_float(data) or data.shape is None:
             continue
         rank = data.shape.rank()
         axes = _reduced_axes(node, rank)
-        keep = "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
-        source, spatial = data, list(range(2, rank))
+        keep = node.attributes.get_int("keepdims", 1) == 1
         transpose = data.producer()
+        source, last = data, False
         if axes == list(range(1, rank - 1)) and transpose is not None and _to_channels_last(transpose, rank):
-            if keep:
-                continue
-            source, axes = transpose.inputs[0], spatial  # type: ignore[assignment]
-        if rank < 3 or axes != spatial:
+            assert transpose.inputs[0] is not None
+            source, last = transpose.inputs[0], True
+        elif axes != list(range(2, rank)):
+            continue
+        if rank < 3:
             continue
         pool = ir.node("GlobalAveragePool", [source], name=node.name)
-        pool.outputs[0].name = f"{node.name}_pooled"
-        pool.outputs[0].type = node.outputs[0].type
-        if keep:
+        if keep and not last:
             _replace(graph, node, pool)
+            continue
+        pool.outputs[0].name = fresh_value_name(graph, f"{node.name}_pooled")
+        pool.outputs[0].type = node.outputs[0].type
+        pool.metadata_props[ORIGINAL_TYPE] = node.op_type
+        graph.insert_before(node, pool)
+        if keep:
+            perm = ir.AttrInt64s("perm", [0, *range(2, rank), 1])
+            _replace(graph, node, ir.Node("", "Transpose", [pool.outputs[0]], [perm], name=f"{node.name}_Transpose"))
         else:
-            graph.insert_before(node, pool)
             _replace(graph, node, _as_matrix(graph, pool.outputs[0], f"{node.name}_Reshape"))
 
 
 def flatten_as_reshape(graph: ir.Graph) -> None:
     """Flatten behind the batch axis becomes Reshape, across which ONNX Runtime carries quantizers."""
     for node in list(graph):
-        data = node.inputs[0]
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        if node.op_type == "Flatten" and axis == 1 and data is not None:
+        if node.op_type != "Flatten":
+            continue
+        data, axis = node.inputs[0], node.attributes.get_int("axis", 1)
+        if data is not None and axis < 0 and data.shape is not None:
+            axis += data.shape.rank()
+        if axis == 1 and data is not None and not _is_empty(data):
             _replace(graph, node, _as_matrix(graph, data, str(node.name)))
+
+
+def _is_empty(value: ir.Value) -> bool:
+    """Whether an axis has size 0, for which Reshape cannot work out -1."""
+    return value.shape is not None and any(size == 0 for size in value.shape)
+
+
+def merge_pads(graph: ir.Graph) -> None:
+    """A Pad with zeros in front of a Conv goes into the Conv's own pads, where no kernel of its own is needed."""
+    for node in list(graph):
+        pads = _zero_pads(node) if node.op_type == "Pad" else None
+        uses = list(node.outputs[0].uses())
+        if pads is None or node.outputs[0].is_graph_output() or not uses:
+            continue
+        convs = [use.node for use in uses if use.idx == 0 and _takes_pads(use.node)]
+        if len(convs) != len(uses):
+            continue
+        for conv in convs:
+            own = conv.attributes.get_ints("pads") or [0] * len(pads)
+            total = [int(a) + int(b) for a, b in zip(own, pads, strict=True)]
+            conv.attributes["pads"] = ir.AttrInt64s("pads", total)
+            conv.replace_input_with(0, node.inputs[0])
+        graph.remove(node, safe=True)
+
+
+def _takes_pads(node: ir.Node) -> bool:
+    return node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+
+
+def _zero_pads(node: ir.Node) -> list[int] | None:
+    """Begins, then ends of the spatial axes (ONNX Conv's `pads`); None if it pads otherwise than with zeros in space."""
+    data = node.inputs[0]
+    if data is None or data.shape is None or node.attributes.get_string("mode", "constant") != "constant":
+        return None
+    fill = constant(node.inputs[2]) if _given(node, 2) else np.float32(0)
+    amounts, rank = constant(node.inputs[1]), data.shape.rank()
+    axes = constant(node.inputs[3]) if _given(node, 3) else np.arange(rank)
+    if fill is None or amounts is None or axes is None or float(np.asarray(fill).item()) != 0.0:
+        return None
+    begins, ends = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
+    begins[axes], ends[axes] = np.split(amounts, 2)
+    if begins.min() < 0 or ends.min() < 0 or begins[:2].any() or ends[:2].any():
+        return None
+    return [*begins[2:].tolist(), *ends[2:].tolist()]
 
 
 def _as_matrix(graph: ir.Graph, data: ir.Value, name: str) -> ir.Node:
@@ -134,20 +211,23 @@ def _as_matrix(graph: ir.Graph, data: ir.Value, name: str) -> ir.Node:
 
 
 def _reduced_axes(node: ir.Node, rank: int) -> list[int]:
-    if "axes" in node.attributes:
-        axes = list(node.attributes["axes"].as_ints())
-    else:
+    axes: Sequence[int] | None = node.attributes.get_ints("axes")
+    if axes is None:
         array = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        axes = [] if array is None else [int(a) for a in array]
+        axes = [] if array is None else array.tolist()
     return sorted(a % rank for a in axes)
 
 
 def _to_channels_last(node: ir.Node, rank: int) -> bool:
-    return node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [0, *range(2, rank), 1]
+    return node.op_type == "Transpose" and node.attributes.get_ints("perm") == [0, *range(2, rank), 1]
 
 
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Puts `new` in the place of `old`, whose first output it computes."""
+def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, original: str | None = None) -> None:
+    """Puts `new` in the place of `old`, whose first output it computes.
+
+    Rules of the configuration still find it by the operator that the user's model had, `original` or that of `old`.
+    """
+    new.metadata_props[ORIGINAL_TYPE] = original or old.op_type
     graph.insert_before(old, new)
     result = new.outputs[0]
     result.type, result.shape = old.outputs[0].type, old.outputs[0].shape

@@ -26,11 +26,13 @@ class WeightSite:
         value: the initializer.
         spec: how it is quantized.
         estimator: how its range is found.
+        users: the weighted nodes that read the codes; others, in float, keep the float weight.
     """
 
     value: ir.Value
     spec: Spec
     estimator: RangeEstimator
+    users: tuple[ir.Node, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,20 +64,24 @@ class _Layer:
 
 
 def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> list[WeightSite]:
-    """One site per weight; a weight that several nodes share gets the widest codes that one of them asks for."""
-    sites: dict[ir.Value, WeightSite] = {}
+    """One site per weight; a weight that several nodes share gets the widest codes that one of them asks for.
+
+    Its scales are per channel only if all of them agree on the channel axis.
+    """
     layers = _layers(groups, config)
-    for group in groups:
-        if group.weight is None:
-            continue
-        layer = layers[group]
-        axis = group.weight_axis if layer.per_channel else None
-        spec = Spec(
-            layer.weight_bits, symmetric=layer.symmetric, narrow=target.narrow_weights and layer.symmetric, axis=axis
-        )
-        if group.weight not in sites or sites[group.weight].spec.bits < spec.bits:
-            sites[group.weight] = WeightSite(group.weight, spec, layer.estimator)
-    return list(sites.values())
+    readers: dict[ir.Value, list[Group]] = defaultdict(list)
+    for group in layers:
+        if group.weight is not None:
+            readers[group.weight].append(group)
+    sites = []
+    for weight, sharing in readers.items():
+        layer = max((layers[group] for group in sharing), key=lambda one: one.weight_bits)
+        axes = {group.weight_axis if layers[group].per_channel else None for group in sharing}
+        narrow = target.narrow_weights and layer.symmetric
+        axis = axes.pop() if len(axes) == 1 else None
+        spec = Spec(layer.weight_bits, symmetric=layer.symmetric, narrow=narrow, axis=axis)
+        sites.append(WeightSite(weight, spec, layer.estimator, tuple(group.node for group in sharing)))
+    return sites
 
 
 def activation_sites(groups: Sequence[Group], target: Target, config: Config) -> list[ActivationSite]:
@@ -95,7 +101,8 @@ def activation_sites(groups: Sequence[Group], target: Target, config: Config) ->
             above = origins(value, target)
             for root in above:
                 readers[root][bits][value].append(group.node)
-            _join(joined, above)
+            if config.activation_granularity == "per_tensor":
+                _join(joined, above)
     for group in groups:
         if group.node.op_type in target.quantized_outputs and group.writes not in readers:
             readers[group.writes][PLAIN_BITS] = defaultdict(list)
@@ -105,8 +112,9 @@ def activation_sites(groups: Sequence[Group], target: Target, config: Config) ->
 def _sites(
     readers: dict[ir.Value, dict[int, dict[ir.Value, list[ir.Node]]]], joined: dict[ir.Value, frozenset[ir.Value]]
 ) -> list[ActivationSite]:
-    base = {root: max(by_bits) for root, by_bits in readers.items()}
-    sites = [ActivationSite(root, bits, None, joined.get(root, frozenset({root}))) for root, bits in base.items()]
+    together = {root: joined.get(root, frozenset({root})) for root in readers}
+    base = {root: max(bits for value in together[root] for bits in readers[value]) for root in readers}
+    sites = [ActivationSite(root, bits, None, together[root]) for root, bits in base.items()]
     narrower: dict[tuple[ir.Value, int], list[ir.Node]] = {}
     for root, by_bits in readers.items():
         for bits, by_value in by_bits.items():

@@ -22,6 +22,7 @@ class Target:
         passes: data movement across which the runtime carries a quantizer itself.
         repeats: data movement that runs on integers only with a second pair, of the same scale, behind it.
         absorbs: activations that vanish in the requantization of the node before them.
+        between: activations without an integer kernel that are worth running in float between two pairs.
         quantized_outputs: operators whose integer kernel must write integers; others may write float.
         joins: operators whose inputs share one scale, so that a quantizer passes through them to each input.
         symmetric_activations: whether activations have a fixed zero point.
@@ -38,6 +39,7 @@ class Target:
     passes: frozenset[str]
     repeats: frozenset[str]
     absorbs: frozenset[str]
+    between: frozenset[str]
     quantized_outputs: frozenset[str]
     joins: frozenset[str]
     symmetric_activations: bool
@@ -62,9 +64,10 @@ ORT_CPU = Target(
     name="ort-cpu",
     weighted=_operators("Conv Gemm MatMul"),
     integer=_ORT_INTEGER,
-    passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Slice Pad"),
-    repeats=_operators("Flatten Gather Split Resize Expand Tile"),
+    passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Slice"),
+    repeats=_operators("Flatten Gather Split Resize Expand Tile Pad"),
     absorbs=_operators("Relu Clip"),
+    between=_operators("Relu Clip HardSigmoid HardSwish Tanh Elu PRelu"),
     quantized_outputs=_ORT_INTEGER | {"Conv"},
     joins=frozenset(),
     symmetric_activations=False,
@@ -81,6 +84,7 @@ OPENVINO = Target(
     passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Split Slice Pad Gather Flatten DepthToSpace Expand"),
     repeats=_operators("Resize Tile SpaceToDepth"),
     absorbs=_operators("Relu Clip LeakyRelu PRelu Elu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish"),
+    between=frozenset(),
     quantized_outputs=frozenset(),
     joins=_operators("Concat"),
     symmetric_activations=True,

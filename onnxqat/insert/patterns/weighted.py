@@ -55,7 +55,8 @@ def _gemm_obstacle(node: ir.Node) -> str | None:
     return None
 
 
-def _output_channel_axis(node: ir.Node, weight: ir.Value) -> int:
+def _output_channel_axis(node: ir.Node, weight: ir.Value) -> int | None:
+    """Axis along which kernels take a scale per output channel; None for MatMul by anything but a matrix."""
     rank = constant(weight).ndim  # type: ignore[union-attr]
     if node.op_type == "Conv":
         return 0
@@ -63,4 +64,4 @@ def _output_channel_axis(node: ir.Node, weight: ir.Value) -> int:
         return 1
     if node.op_type == "Gemm":
         return 0 if "transB" in node.attributes and node.attributes["transB"].as_int() else 1
-    return rank - 1
+    return 1 if rank == 2 else None

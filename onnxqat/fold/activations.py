@@ -1,0 +1,76 @@
+"""Relu and Clip in front of a quantizer, carried out on its integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxqat.graph.edit import fresh_name, fresh_value_name, shared_constant
+from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.numerics import quantize
+
+
+def fold_activation(graph: ir.Graph, quantizer: Quantizer) -> None:
+    """Replaces a Relu or Clip that only this quantizer reads by bounds on the codes, none where the codes end there anyway.
+
+    Exact, because QuantizeLinear is monotone: Q(clip(x, a, b)) = clip(Q(x), Q(a), Q(b)). ONNX Runtime absorbs a float Clip only
+    if it covers the whole range of the integer type, which codes below 8 bits and trained scales do not keep to.
+    """
+    qmin, qmax = quantizer.qmin, quantizer.qmax
+    while (found := _bounded(quantizer)) is not None:
+        node, low, high = found
+        qmin, qmax = max(qmin, _code(quantizer, low)), min(qmax, _code(quantizer, high))
+        quantizer.nodes[0].replace_input_with(0, node.inputs[0])
+        graph.remove(node, safe=True)
+    if (qmin, qmax) != (quantizer.qmin, quantizer.qmax):
+        _clip_codes(graph, quantizer, qmin, qmax)
+
+
+def _bounded(quantizer: Quantizer) -> tuple[ir.Node, float, float] | None:
+    """The Relu or Clip that only this quantizer reads, and its bounds; None where there is none."""
+    quantize_node = quantizer.quantize
+    if quantize_node is None or quantizer.axis is not None or len(quantize_node.outputs[0].uses()) != 1:
+        return None
+    value = quantize_node.inputs[0]
+    node = None if value is None else value.producer()
+    if value is None or node is None or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    if node.op_type == "Relu":
+        return node, 0.0, float("inf")
+    if node.op_type != "Clip":
+        return None
+    bounds = [float("-inf"), float("inf")]
+    for index, given in enumerate(node.inputs[1:]):
+        array = constant(given)
+        if given is not None and (array is None or array.dtype != np.float32):
+            return None
+        bounds[index] = bounds[index] if array is None else float(array.item())
+    return (node, bounds[0], bounds[1]) if bounds[0] <= bounds[1] else None
+
+
+def _code(quantizer: Quantizer, limit: float) -> int:
+    codes = quantize(
+        np.asarray(limit, np.float32), quantizer.scales, quantizer.zero_points, quantizer.qmin, quantizer.qmax
+    )
+    return int(codes)
+
+
+def _clip_codes(graph: ir.Graph, quantizer: Quantizer, qmin: int, qmax: int) -> None:
+    """Bounds the codes to [qmin, qmax] by an integer Clip, the quantizer's own or a new one."""
+    codes = quantizer.dequantize.inputs[0]
+    assert quantizer.quantize is not None
+    assert codes is not None
+    dtype = np.int8 if quantizer.qmin < 0 else np.uint8
+    bounds = [
+        shared_constant(graph, f"{dtype.__name__}_{str(b).replace('-', 'minus_')}", np.asarray(b, dtype))
+        for b in (qmin, qmax)
+    ]
+    if quantizer.clip is not None:
+        for index, bound in enumerate(bounds, start=1):
+            quantizer.clip.replace_input_with(index, bound)
+        return
+    clip = ir.node("Clip", [codes, *bounds], name=fresh_name(graph, f"{quantizer.dequantize.name}_Clip"))
+    clip.outputs[0].name = fresh_value_name(graph, f"{clip.name}_output")
+    clip.outputs[0].type, clip.outputs[0].shape = codes.type, codes.shape
+    quantizer.dequantize.replace_input_with(0, clip.outputs[0])
+    graph.insert_before(quantizer.dequantize, clip)
