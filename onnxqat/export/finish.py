@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +30,6 @@ def check_request(path: str | Path | None, opset: int, newest: int) -> None:
         )
     if path is not None:
         io.check_writable(path)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings and log lines from the exporters: they are about themselves, and pages long."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def reason(error: Exception) -> str:
-    """A framework's own reason, one line of at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # TensorFlow begins with a traceback under this heading.
-    return short_reason(Exception(lines[-1] if lines[0] == "in user code:" else lines[0]))
 
 
 def tidy(proto: onnx.ModelProto) -> ir.Model:
@@ -153,7 +130,7 @@ def _fold_parameters(graph: ir.Graph) -> None:
 
 
 def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     graph.register_initializer(value)
     return value

@@ -13,8 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
-from onnxqat.export.finish import check_request, finish, quiet, reason, tidy
+from onnxqat.export.finish import check_request, finish, tidy
 from onnxqat.export.names import rename
+from onnxqat.export.quiet import quiet, reason
 
 # Otherwise TensorFlow writes a page about its kernels on being imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io as memory
-import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +15,8 @@ from numpy.typing import NDArray
 
 from onnxqat import data
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
-from onnxqat.export.finish import check_request, finish, quiet, reason, tidy
+from onnxqat.export.finish import check_request, finish, tidy
+from onnxqat.export.quiet import no_printing, quiet, reason
 
 try:
     import torch
@@ -58,7 +57,7 @@ def export(
     check_request(path, opset, NEWEST_OPSET)
     inputs = (sample,) if isinstance(sample, torch.Tensor) else tuple(sample)
     _check_sample(inputs)
-    name = type(module).__name__
+    kind = type(module).__name__
     with _evaluation(module):
         expected = _run(module, inputs)
         names = _input_names(module, len(inputs))
@@ -67,9 +66,17 @@ def export(
         device = inputs[0].device
 
         def run(arrays: dict[str, NDArray[Any]]) -> Outputs:
-            return _run(module, tuple(torch.from_numpy(arrays[name]).to(device) for name in names))
+            tensors = tuple(torch.from_numpy(arrays[name]).to(device) for name in names)
+            try:
+                return _run(module, tensors)
+            except InputError as error:
+                why = reason(error.__cause__ or error)
+                raise UnsupportedModelError(
+                    f"{kind}: forward takes {len(inputs[0])} rows but not {len(tensors[0])} ({why}); "
+                    "take the batch size from the input's shape wherever the code fixes it"
+                ) from error
 
-        return finish(tidy(proto), path, feeds, run, name)
+        return finish(tidy(proto), path, feeds, run, kind)
 
 
 def load_factory(name: str) -> torch.nn.Module:
@@ -79,7 +86,15 @@ def load_factory(name: str) -> torch.nn.Module:
         InputError: there is no such function, or it does not return a module.
     """
     factory = data.resolve(name)
-    module = factory() if callable(factory) and not isinstance(factory, torch.nn.Module) else factory
+    module = factory
+    if callable(factory) and not isinstance(factory, torch.nn.Module):
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            raise InputError(
+                f"{name}: cannot be called without arguments ({error}); name a function that can"
+            ) from error
+        module = factory()
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"{name}: gives a {type(module).__name__}, not a torch.nn.Module; name a function that makes one"
@@ -98,7 +113,7 @@ def _trace(
     """
     batched = [name for name, value in expected.items() if value.ndim and len(value) == len(inputs[0])]
     stream = memory.BytesIO()
-    with warnings.catch_warnings(record=True) as caught, _no_printing():
+    with warnings.catch_warnings(record=True) as caught, no_printing(), _no_fused_attention():
         warnings.simplefilter("always")
         try:
             torch.onnx.export(
@@ -125,17 +140,14 @@ def _trace(
 
 
 @contextlib.contextmanager
-def _no_printing() -> Iterator[None]:
-    """Keeps from the terminal the graph that the exporter's C++ code prints when it fails."""
-    sys.stdout.flush()
-    with Path(os.devnull).open("w") as nowhere:
-        stdout = os.dup(1)
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            yield
-        finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
+def _no_fused_attention() -> Iterator[None]:
+    """Keeps nn.TransformerEncoderLayer to its plain operations; in evaluation mode it is one that ONNX lacks."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _check_control_flow(

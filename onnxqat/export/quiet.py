@@ -1,0 +1,47 @@
+"""The frameworks talk a lot while they export; the user gets one line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnxqat.runtime import short_reason
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and log lines from the exporters: they are about themselves, and pages long."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def reason(error: BaseException) -> str:
+    """A framework's own reason, one line of at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # TensorFlow begins with a traceback under this heading.
+    return short_reason(Exception(lines[-1] if lines[0] == "in user code:" else lines[0]))
+
+
+@contextlib.contextmanager
+def no_printing() -> Iterator[None]:
+    """Keeps from the terminal the graph that the exporter's C++ code prints when it fails."""
+    sys.stdout.flush()
+    with Path(os.devnull).open("w") as nowhere:
+        stdout = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
