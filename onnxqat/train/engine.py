@@ -1,0 +1,139 @@
+"""The door to ONNX Runtime for training: sessions whose parameters and gradients are bound in place.
+
+Parameters are views of one flat array, gradients of another. A session reads and writes them where they lie, so nothing is
+copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.runtime import check_packages, short_reason
+from onnxqat.train.losses import LOSS
+from onnxqat.train.parameters import Layout
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+
+_ERRORS = 3  # ONNX Runtime's log level
+
+
+class Session:
+    """A training or evaluation graph on the CPU.
+
+    Args:
+        model: graph whose nodes stand in the order in which they are to run.
+        threads: number of threads inside an operator; 0: one for each core.
+    """
+
+    def __init__(self, model: ir.Model, threads: int = 0) -> None:
+        check_packages()
+        try:
+            self._session = ort.InferenceSession(
+                ir.to_proto(model).SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+        self._binding = self._session.io_binding()
+        self._bound: dict[
+            str, tuple[Array, Any]
+        ] = {}  # a binding keeps no reference, and a freed array crashes the process
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array] | None = None) -> None:
+        """Binds arrays for all runs to come, aliased, not copied."""
+        for name, array in inputs.items():
+            if name in self.inputs:
+                self._binding.bind_ortvalue_input(name, self._keep(f"in {name}", array))
+        for name, array in (outputs or {}).items():
+            if name in self.outputs:
+                self._binding.bind_ortvalue_output(name, self._keep(f"out {name}", array))
+
+    def run(self, fetch: Sequence[str] = ()) -> list[Array]:
+        """Runs the graph on what is bound; returns the outputs `fetch`, whose arrays ONNX Runtime makes."""
+        for name in fetch:
+            self._binding.bind_output(name)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
+        values = self._binding.get_outputs() if fetch else []
+        return [value.numpy() for value in values[-len(fetch) :]] if fetch else []
+
+    def _keep(self, key: str, array: Array) -> Any:
+        held = self._bound.get(key)
+        if held is not None and held[0] is array:
+            return held[1]
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
+        value = ort.OrtValue.ortvalue_from_numpy(array)
+        self._bound[key] = (array, value)
+        return value
+
+
+class Engine:
+    """Runs training steps and evaluations over one flat array of parameters.
+
+    Attributes:
+        parameters: the flat array; changing it changes the next run.
+        gradients: the flat array of gradients that the last `step` wrote.
+    """
+
+    def __init__(
+        self, training: ir.Model, evaluation: ir.Model, layout: Layout, initial: Floats, threads: int = 0
+    ) -> None:
+        self.layout = layout
+        self.parameters = aligned(layout.size)
+        self.parameters[:] = initial
+        self.gradients = aligned(layout.size)
+        self._loss = np.zeros((), np.float32)
+        self._training = Session(training, threads)
+        self._evaluation_model: ir.Model | None = evaluation
+        self._evaluation: Session | None = None
+        self._threads = threads
+        gradients = {f"{name}_grad": view for name, view in layout.named(self.gradients).items()}
+        self._training.bind(layout.named(self.parameters), {**gradients, LOSS: self._loss})
+
+    def step(self, batch: Mapping[str, Array]) -> float:
+        """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
+        self._training.bind(batch)
+        self._training.run()
+        return float(self._loss)
+
+    def evaluate(self, batch: Mapping[str, Array], fetch: Sequence[str]) -> list[Array]:
+        """Forward only; returns the named outputs (the loss is one of them)."""
+        if self._evaluation is None:
+            assert self._evaluation_model is not None
+            self._evaluation = Session(self._evaluation_model, self._threads)
+            self._evaluation.bind(self.layout.named(self.parameters))
+            self._evaluation_model = None
+        self._evaluation.bind(batch)
+        return self._evaluation.run(fetch)
+
+
+def session_options(threads: int = 0) -> ort.SessionOptions:
+    """Options under which nodes run exactly as the file has them, in its order."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # A memory pattern is planned for the first batch's shapes at the price of a third more memory.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def aligned(size: int) -> Floats:
+    """Zeros that begin on a cache line, as vector instructions and ONNX Runtime's own buffers do."""
+    raw = np.zeros(size + 16, np.float32)
+    start = (-raw.ctypes.data // 4) % 16
+    return raw[start : start + size]

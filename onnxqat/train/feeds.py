@@ -1,0 +1,85 @@
+"""From a checked batch to what the training graph is fed: labels of the right type and range, and a teacher's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.data import Batch, Signature
+from onnxqat.errors import InputError
+from onnxqat.train.losses import TEACHER, AttachedLoss
+
+Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Prepares batches for one training graph.
+
+    Attributes:
+        loss: what the loss needs.
+        shapes: static shape of each label where the graph says it, None where a dimension is free.
+        classes: number of classes, where labels are class numbers and the model says how many.
+        teacher: gives the teacher's outputs for a batch; None where no loss distills.
+    """
+
+    loss: AttachedLoss
+    shapes: Mapping[str, tuple[int | None, ...] | None]
+    classes: int | None
+    teacher: Teacher | None
+
+    def signature(self, model: ir.Model, *, needs_labels: bool = True) -> Signature:
+        """What a batch must hold; without labels where the loss takes none (one named `label` is let through)."""
+        names = tuple(self.loss.labels) or ("label",)
+        return Signature.of(model, names, needs_labels=needs_labels and bool(self.loss.labels))
+
+    def __call__(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Inputs, labels and teacher outputs by the training graph's names.
+
+        Raises:
+            InputError: a label has the wrong type, shape or range.
+        """
+        labels = {name: self._label(name, batch[name], batch) for name in self.loss.labels}
+        inputs = {name: array for name, array in batch.items() if name not in labels}
+        taught = self.teacher(inputs) if self.teacher is not None else {}
+        return {**inputs, **labels, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
+
+    def _label(self, name: str, array: NDArray[Any], batch: Batch) -> NDArray[Any]:
+        dtype = self.loss.labels[name]
+        if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
+            raise InputError(f"label {name!r}: has type {array.dtype}, the loss takes class numbers; cast it to int64")
+        self._check_shape(name, array, batch)
+        if self.loss.counts_accuracy and self.classes is not None:
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= self.classes:
+                raise InputError(
+                    f"label {name!r}: runs from {low} to {high}, the model has {self.classes} classes; "
+                    f"labels must be 0 to {self.classes - 1}"
+                )
+        return np.ascontiguousarray(array, dtype)
+
+    def _check_shape(self, name: str, array: NDArray[Any], batch: Batch) -> None:
+        shape = self.shapes.get(name)
+        if shape is None:
+            return
+        rows = next((a.shape[0] for n, a in batch.items() if n not in self.loss.labels and a.ndim), None)
+        wanted = (rows if shape and shape[0] is None else shape[0], *shape[1:]) if shape else shape
+        fits = array.ndim == len(wanted) and all(d is None or d == n for d, n in zip(wanted, array.shape, strict=True))
+        if not fits:
+            text = ", ".join("any" if d is None else str(d) for d in wanted)
+            raise InputError(f"label {name!r}: has shape {list(array.shape)}, the loss takes [{text}]; reshape it")
+
+
+def label_shapes(evaluation: ir.Model, loss: AttachedLoss) -> dict[str, tuple[int | None, ...] | None]:
+    """Static shapes of the label inputs of a graph."""
+    shapes: dict[str, tuple[int | None, ...] | None] = {}
+    for value in evaluation.graph.inputs:
+        if value.name in loss.labels:
+            dims = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+            shapes[str(value.name)] = dims
+    return shapes

@@ -1,0 +1,139 @@
+"""From a Q/DQ model to its training graph: (batch, parameters) → (loss, gradients), a plain ONNX model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
+from onnxqat.train.differentiate import differentiate
+from onnxqat.train.losses import LOSS, AttachedLoss, Loss, attach_loss
+from onnxqat.train.parameters import Layout, initial_values, lay_out, trainable
+from onnxqat.train.quantizer_calls import call_quantizers
+from onnxqat.train.restore_float import restore_float
+from onnxqat.train.schedule_memory import schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingGraph:
+    """All that the engine runs, and where the parameters are in it.
+
+    Attributes:
+        qdq: the Q/DQ model with float weights; what training changes in it are initializers alone.
+        training: (inputs, labels, parameters) → loss and gradients `<name>_grad`.
+        evaluation: (inputs, labels, parameters) → the model's outputs, and the loss.
+        outputs: names of the model's outputs.
+        layout: place of each parameter in the flat array.
+        initial: the flat array as the model has it.
+        loss: what the loss needs.
+    """
+
+    qdq: ir.Model
+    training: ir.Model
+    evaluation: ir.Model
+    outputs: tuple[str, ...]
+    layout: Layout
+    initial: NDArray[np.float32]
+    loss: AttachedLoss
+
+
+def load_qdq(model: io.ModelLike) -> ir.Model:
+    """Loads a Q/DQ model and gives stored integers their float form back.
+
+    Raises:
+        InputError: the model has no quantizers.
+    """
+    qdq = io.load(model)
+    if not is_quantized(qdq):
+        raise InputError("model: has no quantizers; run `onnxqat insert` on it first")
+    for quantizer in quantizers(qdq):
+        _check_scale(quantizer)
+    restore_float(qdq)
+    return qdq
+
+
+def training_graph(qdq: ir.Model, loss: Loss, freeze: Sequence[str] = ()) -> TrainingGraph:
+    """Builds the training graph of a model that `load_qdq` returned.
+
+    Raises:
+        UnsupportedModelError: a node on the way from a parameter to the loss has no gradient; the message names all of them.
+        InputError: the loss or `freeze` does not fit the model.
+    """
+    forward = qdq.clone()
+    passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(forward)
+    passes.IdentityEliminationPass()(forward)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(forward)
+    ceilings = call_quantizers(forward)
+    kinds = trainable(forward.graph, freeze)
+    layout = lay_out(forward.graph, kinds, ceilings)
+    initial = initial_values(forward.graph, layout)
+    attached = attach_loss(forward, loss)
+    outputs = tuple(str(value.name) for value in forward.graph.outputs)
+    names = [parameter.name for parameter in layout.parameters]
+    evaluation = _evaluation(forward, names, outputs)
+    forward.graph.outputs[:] = [_loss_value(forward.graph)]
+    training = differentiate(forward, LOSS, names)
+    schedule(training, [LOSS])
+    log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached)
+
+
+def without_quantizers(qdq: ir.Model) -> ir.Model:
+    """The float model: the Q/DQ model with all quantizers taken out."""
+    model = qdq.clone()
+    for quantizer in reversed(quantizers(model)):
+        ir.convenience.replace_all_uses_with(quantizer.output, quantizer.source, replace_graph_outputs=True)
+        for node in reversed(quantizer.nodes):
+            if node.graph is not None and not any(value.uses() for value in node.outputs):
+                model.graph.remove(node, safe=True)
+    return model
+
+
+def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:
+    """A copy of the Q/DQ model with the parameters of the flat array."""
+    model = qdq.clone()
+    for parameter in layout.parameters:
+        array = parameter.view(flat).copy()
+        model.graph.initializers[parameter.name].const_value = ir.tensor(array, name=parameter.name)
+    return model
+
+
+def _check_scale(quantizer: Quantizer) -> None:
+    scales = quantizer.scales
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise InputError(
+            f"quantizer of {quantizer.source.name!r}: scale {quantizer.scale.name!r} holds numbers that are not positive; "
+            "calibrate the model again"
+        )
+    stored = constant(quantizer.source)
+    if stored is not None and np.issubdtype(stored.dtype, np.floating) and not np.isfinite(stored).all():
+        raise InputError(f"initializer {quantizer.source.name!r}: holds NaN or infinity; repair the float model")
+
+
+def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    model = forward.clone()
+    graph = model.graph
+    for name in names:
+        value = graph.initializers.pop(name)
+        tensor, value.const_value = value.const_value, None
+        assert tensor is not None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape.numpy()))
+        if value not in graph.inputs:
+            graph.inputs.append(value)
+    graph.outputs.append(_loss_value(graph))
+    schedule(model, [*outputs, LOSS])
+    return model
+
+
+def _loss_value(graph: ir.Graph) -> ir.Value:
+    return next(output for node in graph for output in node.outputs if output.name == LOSS)

@@ -1,0 +1,262 @@
+"""Losses as ONNX nodes at the end of the training graph, and what labels they need.
+
+The named losses look at the model's first output, `distill` at all of them. Labels are called `label`; those of a user's own
+function have the names of its formal inputs.
+
+- `cross_entropy`: mean over the batch; int64 class numbers [N, ...] for logits [N, C, ...]. Where the model ends in Softmax or
+  LogSoftmax, their input is taken as the logits.
+- `mse`, `l1`: mean over all elements; float32 labels of the output's shape.
+- `bce_with_logits`: mean over all elements; float32 labels in [0, 1] of the output's shape. Where the model ends in Sigmoid,
+  its input is taken as the logits.
+- `distill`: against a teacher's outputs, no labels: KL divergence (mean over the batch) where an output is made of logits or
+  probabilities, mean squared error otherwise (Hinton et al. 2015, temperature 1).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxqat.errors import InputError
+from onnxqat.graph.io import opset
+from onnxqat.train.gradients.rule import Ops
+
+log = logging.getLogger(__name__)
+
+#: A loss's name, several names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar.
+Loss: TypeAlias = "str | Sequence[str] | Mapping[str, float] | onnx.FunctionProto | Any"
+
+LOSS = "onnxqat_loss"
+TEACHER = "teacher_"
+
+
+@dataclass(frozen=True)
+class AttachedLoss:
+    """What a model's loss needs.
+
+    Attributes:
+        labels: numpy dtype of each label, by name.
+        distills: whether teacher outputs are fed.
+        counts_accuracy: whether labels are class numbers of the first output.
+    """
+
+    labels: dict[str, np.dtype[Any]]
+    distills: bool
+    counts_accuracy: bool
+
+
+Term: TypeAlias = Callable[[Ops, ir.Graph, ir.Value], ir.Value]
+
+
+def attach_loss(model: ir.Model, loss: Loss) -> AttachedLoss:
+    """Adds the loss to a forward model, in place: the value `LOSS`, and graph inputs for labels and teacher outputs.
+
+    Raises:
+        InputError: an unknown loss, or two that need labels of different types.
+    """
+    op = Ops(opset(model))
+    before = {value.name for value in model.graph.inputs}
+    if isinstance(loss, str | Sequence | Mapping):
+        weights = _weights(loss)
+        total = _sum(op, [_weighted(op, _term(op, model.graph, name), weight) for name, weight in weights.items()])
+        distills, accuracy = "distill" in weights, "cross_entropy" in weights
+    else:
+        total, distills, accuracy = _call(op, model, loss), False, False
+    scalar = op.Reshape(total, op.Constant(value=ir.tensor(np.zeros(0, np.int64))))
+    scalar.name, scalar.type, scalar.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    for number, node in enumerate(op.nodes):
+        node.name = f"onnxqat_loss/{node.op_type}_{number}"
+    model.graph.extend(op.nodes)
+    labels = {
+        str(value.name): np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
+        for value in model.graph.inputs
+        if value.name not in before and not str(value.name).startswith(TEACHER)
+    }
+    return AttachedLoss(labels, distills, accuracy)
+
+
+def _weights(loss: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+    weights = dict(loss) if isinstance(loss, Mapping) else dict.fromkeys([loss] if isinstance(loss, str) else loss, 1.0)
+    if not weights:
+        raise InputError("loss: none given; name one of " + _known())
+    for name, weight in weights.items():
+        if name not in _TERMS:
+            raise InputError(f"loss {name!r}: not known; use one of {_known()}, or an ONNX function")
+        if not isinstance(weight, int | float) or not np.isfinite(weight) or weight <= 0:
+            raise InputError(f"loss {name!r}: its weight {weight!r} is not a positive number; give one")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def _known() -> str:
+    return ", ".join(_TERMS)
+
+
+def _term(op: Ops, graph: ir.Graph, name: str) -> ir.Value:
+    if name == "distill":
+        return _sum(op, [_distill(op, graph, output) for output in graph.outputs])
+    return _TERMS[name](op, graph, graph.outputs[0])
+
+
+def _sum(op: Ops, terms: Sequence[ir.Value]) -> ir.Value:
+    total = terms[0]
+    for term in terms[1:]:
+        total = op.Add(total, term)
+    return total
+
+
+def _weighted(op: Ops, term: ir.Value, weight: float) -> ir.Value:
+    return term if weight == 1.0 else op.Mul(term, _float(op, weight))
+
+
+def _cross_entropy(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
+    logits = _before(output, ("Softmax", "LogSoftmax"), axis=1)
+    shape = None if logits.shape is None else [d for i, d in enumerate(logits.shape) if i != 1]
+    label = _extra_input(graph, "label", ir.DataType.INT64, shape)
+    # The second output must be there, or ONNX Runtime does not differentiate the operator.
+    return op.many("SoftmaxCrossEntropyLoss", logits, label, _outputs=2, reduction="mean")[0]
+
+
+def _mse(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
+    difference = op.Sub(output, _extra_input(graph, "label", ir.DataType.FLOAT, output.shape))
+    return _mean(op, op.Mul(difference, difference))
+
+
+def _l1(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
+    return _mean(op, op.Abs(op.Sub(output, _extra_input(graph, "label", ir.DataType.FLOAT, output.shape))))
+
+
+def _bce_with_logits(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
+    """max(z, 0) - z·t + log(1 + exp(-|z|)): the form that does not overflow."""
+    logits = _before(output, ("Sigmoid",))
+    label = _extra_input(graph, "label", ir.DataType.FLOAT, output.shape)
+    tail = op.Log(op.Add(op.Exp(op.Neg(op.Abs(logits))), _float(op, 1.0)))
+    return _mean(op, op.Add(op.Sub(op.Relu(logits), op.Mul(logits, label)), tail))
+
+
+def _distill(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
+    teacher = _extra_input(graph, f"{TEACHER}{output.name}", ir.DataType.FLOAT, output.shape)
+    producer = output.producer()
+    if producer is not None and producer.op_type == "Softmax" and producer.inputs[0] is not None:
+        axis = producer.attributes.get_int("axis", -1)
+        log_teacher = op.Log(op.Max(teacher, _float(op, float(np.finfo(np.float32).tiny))))
+        return _divergence(op, teacher, log_teacher, op.LogSoftmax(producer.inputs[0], axis=axis))
+    if _holds_logits(output):
+        student, log_teacher = op.LogSoftmax(output, axis=-1), op.LogSoftmax(teacher, axis=-1)
+        return _divergence(op, op.Softmax(teacher, axis=-1), log_teacher, student)
+    difference = op.Sub(output, teacher)
+    return _mean(op, op.Mul(difference, difference))
+
+
+def _divergence(op: Ops, teacher: ir.Value, log_teacher: ir.Value, log_student: ir.Value) -> ir.Value:
+    """Σ p·(log p - log q) over classes, mean over everything else of the batch's first dimension."""
+    total = op.ReduceSum(op.Mul(teacher, op.Sub(log_teacher, log_student)), keepdims=0)
+    rows = op.Cast(op.Slice(op.Shape(teacher), op.ints([0]), op.ints([1])), to=ir.DataType.FLOAT)
+    return op.Div(total, op.Reshape(rows, op.Constant(value=ir.tensor(np.zeros(0, np.int64)))))
+
+
+def _holds_logits(output: ir.Value) -> bool:
+    """Whether a rank-2 output comes from a fully connected layer, through quantizers and a bias alone."""
+    value: ir.Value | None = output
+    if output.shape is None or output.shape.rank() != 2 or output.shape[1] == 1:
+        return False
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in ("Gemm", "MatMul"):
+            return True
+        if node.domain == "" and node.op_type not in ("Add", "Identity", "Flatten", "Reshape", "Squeeze"):
+            return node.op_type == "Conv"
+        value = node.inputs[0]
+    return False
+
+
+def _call(op: Ops, model: ir.Model, loss: Any) -> ir.Value:
+    """A call of the user's function: its first inputs are the model's outputs in order, the others are labels."""
+    proto = loss if isinstance(loss, onnx.FunctionProto) else getattr(loss, "to_function_proto", lambda: None)()
+    if not isinstance(proto, onnx.FunctionProto):
+        raise InputError(f"loss: {type(loss).__name__} is neither a name nor an ONNX function; use one of {_known()}")
+    outputs = list(model.graph.outputs)
+    if len(proto.input) < len(outputs) or len(proto.output) != 1:
+        raise InputError(
+            f"loss function {proto.name!r}: takes {len(proto.input)} inputs and returns {len(proto.output)}; it must take "
+            f"the model's {len(outputs)} outputs, then labels, and return one scalar"
+        )
+    function = ir.serde.deserialize_function(proto)
+    types = _label_types(model, proto)
+    labels = [_extra_input(model.graph, name, dtype, None) for name, dtype in types.items()]
+    model.functions[function.identifier()] = function
+    for domain, version in function.opset_imports.items():
+        model.graph.opset_imports.setdefault(domain, version)
+    model.graph.opset_imports.setdefault(proto.domain, 1)
+    return op.one(proto.name, *outputs, *labels, _domain=proto.domain)
+
+
+def _label_types(model: ir.Model, proto: onnx.FunctionProto) -> dict[str, ir.DataType]:
+    """Float labels where the function's body allows it, int64 otherwise."""
+    names = list(proto.input)[len(model.graph.outputs) :]
+    for dtype in (ir.DataType.FLOAT, ir.DataType.INT64):
+        if _type_checks(model, proto, len(names), dtype):
+            return dict.fromkeys(names, dtype)
+    raise InputError(
+        f"loss function {proto.name!r}: does not type-check on the model's outputs, neither with float nor with int64 labels"
+    )
+
+
+def _type_checks(model: ir.Model, proto: onnx.FunctionProto, labels: int, dtype: ir.DataType) -> bool:
+    types = [onnx.helper.make_tensor_type_proto(int(o.dtype or 1), None) for o in model.graph.outputs]
+    types += [onnx.helper.make_tensor_type_proto(int(dtype), None)] * labels
+    try:
+        onnx.shape_inference.infer_function_output_types(proto, types, [])
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True
+
+
+def _before(output: ir.Value, activations: tuple[str, ...], axis: int | None = None) -> ir.Value:
+    """The input of the activation that makes `output`, if it is one of these; else `output` itself."""
+    node = output.producer()
+    if node is None or node.op_type not in activations or node.inputs[0] is None:
+        return output
+    along = node.attributes.get_int("axis", -1)
+    if (
+        axis is not None
+        and along != axis
+        and not (along == -1 and output.shape is not None and output.shape.rank() == 2)
+    ):
+        return output
+    log.info("the loss takes the input of %s %r as logits", node.op_type, node.name)
+    return node.inputs[0]
+
+
+def _extra_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Any) -> ir.Value:
+    for value in graph.inputs:
+        if value.name == name:
+            if value.dtype == dtype:
+                return value
+            raise InputError(
+                f"loss: {name!r} would need two types, {value.dtype} and {dtype}; train with one of the losses"
+            )
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=None if shape is None else ir.Shape(list(shape)))
+    graph.inputs.append(value)
+    return value
+
+
+def _mean(op: Ops, x: ir.Value) -> ir.Value:
+    return op.ReduceMean(x, keepdims=0)
+
+
+def _float(op: Ops, number: float) -> ir.Value:
+    return op.Constant(value=ir.tensor(np.float32(number)))
+
+
+_TERMS: dict[str, Term] = {
+    "cross_entropy": _cross_entropy,
+    "mse": _mse,
+    "l1": _l1,
+    "bce_with_logits": _bce_with_logits,
+    "distill": _distill,
+}

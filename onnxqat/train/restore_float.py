@@ -1,0 +1,64 @@
+"""Gives stored integers their float form back: models of other quantizers keep weights and biases as codes."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxqat.graph.edit import constant_value
+from onnxqat.graph.qdq import Quantizer, constant, quantizers
+from onnxqat.numerics import dequantize
+
+log = logging.getLogger(__name__)
+
+
+def restore_float(model: ir.Model) -> None:
+    """Turns integer initializers into float ones, in place, so that they can be trained.
+
+    A weight w = (q - zero point) · scale gets a QuantizeLinear that gives back exactly its codes. An int32 bias becomes
+    a plain float one: its scale is the product of two others, and follows them when the model is folded.
+    """
+    stored = [q for q in quantizers(model) if q.quantize is None and constant(q.source) is not None]
+    for quantizer in stored:
+        if constant(quantizer.source).dtype == np.int32:  # type: ignore[union-attr]
+            _restore_bias(model.graph, quantizer)
+        else:
+            _restore_weight(model.graph, quantizer)
+    if stored:
+        log.info("gave %d integer initializers their float form back", len(stored))
+
+
+def _restore_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
+    node = quantizer.dequantize
+    weight = _float_form(graph, quantizer)
+    attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
+    inputs = [weight, *node.inputs[1:]]
+    quantize = ir.node("QuantizeLinear", inputs, attributes, name=f"{weight.name}_QuantizeLinear")
+    codes = quantize.outputs[0]
+    codes.name, codes.type, codes.shape = f"{weight.name}_codes", quantizer.source.type, quantizer.source.shape
+    graph.insert_before(node, quantize)
+    node.replace_input_with(0, codes)
+    _drop(graph, quantizer.source)
+
+
+def _restore_bias(graph: ir.Graph, quantizer: Quantizer) -> None:
+    bias = _float_form(graph, quantizer)
+    ir.convenience.replace_all_uses_with(quantizer.output, bias)
+    graph.remove(quantizer.dequantize, safe=True)
+    for value in (quantizer.source, quantizer.scale, quantizer.zero_point):
+        _drop(graph, value)
+
+
+def _float_form(graph: ir.Graph, quantizer: Quantizer) -> ir.Value:
+    codes = constant(quantizer.source)
+    assert codes is not None
+    array = dequantize(codes, quantizer.scales, quantizer.zero_points, quantizer.axis)
+    name = str(quantizer.source.name).removesuffix("_quantized")
+    return constant_value(graph, name, np.ascontiguousarray(array))
+
+
+def _drop(graph: ir.Graph, value: ir.Value | None) -> None:
+    if value is not None and value.name in graph.initializers and not value.uses():
+        del graph.initializers[str(value.name)]

@@ -1,0 +1,127 @@
+"""Learning-rate schedules: frozen specifications, and the position in one that `step()` and `epoch_step()` advance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from onnxqat.errors import InputError
+
+
+@dataclass
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: epochs done.
+        steps: optimizer steps of the whole run, None where the data does not tell its length.
+        epochs: epochs of the whole run, None where it has no end set.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    steps: int | None = None
+    epochs: int | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0 to 1, by steps where their number is known and by epochs otherwise."""
+        done, total = (self.step, self.steps) if self.steps else (self.epoch, self.epochs)
+        return min(done / total, 1.0) if total else 0.0
+
+
+class Rate(Protocol):
+    """A specification: the factor on the learning rate at a position."""
+
+    def factor(self, at: Position) -> float:
+        """The factor, 0 or more."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same rate throughout, after `warmup_steps` of linear growth from 0."""
+
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+
+    def factor(self, at: Position) -> float:
+        """See `Rate`."""
+        return _warmup(at, self.warmup_steps)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """Multiplied by `gamma` after every `every` epochs, after `warmup_steps` of linear growth from 0."""
+
+    every: int = 1
+    gamma: float = 0.1
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+        if self.every < 1 or not 0 < self.gamma <= 1:
+            raise InputError(
+                f"StepDecay: every is {self.every}, gamma {self.gamma}; they must be 1 or more, and in (0, 1]"
+            )
+
+    def factor(self, at: Position) -> float:
+        """See `Rate`."""
+        return _warmup(at, self.warmup_steps) * self.gamma ** (at.epoch // self.every)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From the full rate down to `final` of it along half a cosine (Loshchilov and Hutter 2017), over the whole run."""
+
+    final: float = 0.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+        if not 0 <= self.final <= 1:
+            raise InputError(f"Cosine: final is {self.final}; it must be in [0, 1]")
+
+    def factor(self, at: Position) -> float:
+        """See `Rate`."""
+        fall = 0.5 * (1 + math.cos(math.pi * at.progress))
+        return _warmup(at, self.warmup_steps) * (self.final + (1 - self.final) * fall)
+
+
+class Schedule:
+    """A specification and the position in it.
+
+    Attributes:
+        spec: the specification.
+        position: where the run is.
+    """
+
+    def __init__(self, spec: Rate, position: Position | None = None) -> None:
+        self.spec = spec
+        self.position = position or Position()
+
+    @property
+    def factor(self) -> float:
+        """Factor on the learning rate of the next step."""
+        return self.spec.factor(self.position)
+
+    def step(self) -> None:
+        """One optimizer step is done."""
+        self.position.step += 1
+
+    def epoch_step(self) -> None:
+        """One epoch is done."""
+        self.position.epoch += 1
+
+
+def _warmup(at: Position, steps: int) -> float:
+    """Grows from 1/steps at the first step to 1."""
+    return min((at.step + 1) / steps, 1.0) if steps else 1.0
+
+
+def _check_warmup(steps: int) -> None:
+    if steps < 0:
+        raise InputError(f"warmup_steps is {steps}; it must be 0 or more")

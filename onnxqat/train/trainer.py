@@ -1,0 +1,295 @@
+"""Training: a loop over batches, or single steps in one's own loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat import data
+from onnxqat.errors import InputError, TrainingError
+from onnxqat.graph import io
+from onnxqat.runtime import Inference, check_packages
+from onnxqat.train.callbacks import BestModel, Callback, Progress
+from onnxqat.train.engine import Engine, Floats
+from onnxqat.train.feeds import Feeds, label_shapes
+from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph, with_values, without_quantizers
+from onnxqat.train.losses import LOSS, Loss
+from onnxqat.train.optimizers import AdamW, Optimizer
+from onnxqat.train.schedules import Constant, Rate, Schedule
+from onnxqat.train.update import Updater
+
+log = logging.getLogger(__name__)
+
+Data: TypeAlias = "data.Batches | data.Source | str | Any"
+
+
+@dataclass
+class State:
+    """All that a run must remember to go on as if it had never stopped.
+
+    Attributes:
+        parameters: the flat array of parameters.
+        moments: the optimizer's flat arrays.
+        schedule: the learning-rate schedule and the position in it: optimizer steps and epochs done.
+        batch: batches of the running epoch that are done.
+        first_epoch: epoch with which the running `fit` began.
+        seed: what the order of the data is drawn from.
+        best: parameters of the best epoch so far and its score; None before the first validation.
+    """
+
+    parameters: Floats
+    moments: list[Floats]
+    schedule: Schedule
+    batch: int
+    first_epoch: int
+    seed: int
+    best: tuple[Floats, float] | None = None
+
+
+class Trainer:
+    """Fine-tunes a Q/DQ model: weights, biases and all scales.
+
+    Args:
+        qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
+        loss: a name, names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar; see `losses`.
+        optimizer: `SGD` or `AdamW`.
+        schedule: learning-rate schedule.
+        freeze: names or regular expressions of initializers or nodes that are left as they are.
+        teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now.
+        clip_norm: largest norm of the gradient; None: no limit.
+        accumulate: batches whose gradients are averaged into one optimizer step.
+        seed: what the order of data is drawn from.
+        threads: threads inside an operator; 0: one for each core.
+
+    Raises:
+        InputError: the model has no quantizers, or an argument does not fit it.
+        UnsupportedModelError: nodes without gradient are in the way; the message names all of them.
+    """
+
+    def __init__(  # noqa: PLR0913  (the public interface is this flat)
+        self,
+        qdq: io.ModelLike,
+        loss: Loss = "cross_entropy",
+        optimizer: Optimizer | None = None,
+        *,
+        schedule: Rate | None = None,
+        freeze: Sequence[str] = (),
+        teacher: io.ModelLike | None = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        seed: int = 0,
+        threads: int = 0,
+    ) -> None:
+        check_packages()
+        if clip_norm is not None and not clip_norm > 0:
+            raise InputError(f"clip_norm is {clip_norm}; it must be above 0")
+        if accumulate < 1:
+            raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
+        model = load_qdq(qdq)
+        self._graph = training_graph(model, loss, freeze)
+        self._feeds = _feeds(self._graph, teacher)
+        layout = self._graph.layout
+        self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
+        self.optimizer: Optimizer = optimizer if optimizer is not None else AdamW()
+        self._update = Updater(self.optimizer, layout, self._engine.parameters, self._engine.gradients)
+        self._clip_norm, self._accumulate = clip_norm, accumulate
+        rate = Schedule(schedule if schedule is not None else Constant())
+        self.state = State(self._engine.parameters, self._update.moments, rate, 0, 0, seed)
+        self.stop = False
+        self._sum = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
+        self._summed = 0
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning-rate schedule, for one's own loop; `fit` and `step` advance it."""
+        return self.state.schedule
+
+    def fit(
+        self, batches: Data, epochs: int = 3, validation: Data | None = None, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        """Trains for a number of epochs; with validation data the best epoch's parameters are what remains.
+
+        Ctrl-C leaves the trainer as it was after the last whole step.
+
+        Args:
+            batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
+            epochs: passes over the data.
+            validation: data on which each epoch is judged: by accuracy for `cross_entropy`, by the loss otherwise.
+            callbacks: called after steps and epochs, besides the progress display and the keeping of the best model.
+
+        Raises:
+            InputError: a batch does not fit the model.
+            TrainingError: the loss or a gradient is not finite; the parameters are those of the last good step.
+        """
+        if epochs < 1:
+            raise InputError(f"epochs is {epochs}; it must be 1 or more")
+        source = self._batches(batches)
+        judged = None if validation is None else self._batches(validation)
+        state = self.state
+        if state.batch == 0:
+            state.first_epoch = state.schedule.position.epoch
+        self._set_length(source, epochs)
+        self.stop = False
+        everyone = [Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks]
+        for callback in everyone:
+            callback.on_train_begin(self)
+        try:
+            while state.schedule.position.epoch < state.first_epoch + epochs and not self.stop:
+                self._epoch(source, judged, everyone)
+        finally:
+            for callback in everyone:
+                callback.on_train_end(self)
+
+    def step(self, batch: Any) -> float:
+        """One step on a batch: forward, backward, update; returns the loss before it.
+
+        With `accumulate`, parameters change at every so many calls.
+        """
+        return self._step(self._feeds(data.check_batch(batch, self._signature())))
+
+    def gradients(self, batch: Any) -> tuple[float, dict[str, NDArray[np.float32]]]:
+        """Loss and gradients of a batch by initializer name; nothing is updated.
+
+        Gradients of scales are with respect to the scale as it stands in the model.
+        """
+        loss = self._engine.step(self._feeds(data.check_batch(batch, self._signature())))
+        return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
+
+    def evaluate(self, batches: Data) -> dict[str, float]:
+        """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy`."""
+        total, correct, rows, decisions = 0.0, 0, 0, 0
+        for batch in self._batches(batches):
+            feeds = self._feeds(batch)
+            first, *_, loss = self._engine.evaluate(feeds, [*self._graph.outputs, LOSS])
+            count = len(first) if first.ndim else 1
+            total, rows = total + float(loss) * count, rows + count
+            if self._graph.loss.counts_accuracy:
+                hits = first.argmax(axis=1) == feeds["label"]
+                correct, decisions = correct + int(hits.sum()), decisions + hits.size
+        metrics = {"loss": total / rows}
+        if decisions:
+            metrics["accuracy"] = correct / decisions
+        return metrics
+
+    def model(self) -> onnx.ModelProto:
+        """The Q/DQ model with the parameters as they are now."""
+        return ir.to_proto(with_values(self._graph.qdq, self._graph.layout, self.state.parameters))
+
+    def _epoch(self, source: data.Batches, judged: data.Batches | None, callbacks: Sequence[Callback]) -> None:
+        state = self.state
+        number = state.schedule.position.epoch
+        set_epoch = getattr(source.source, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(number)
+        total, count = 0.0, 0
+        for index, batch in enumerate(source.epoch(number, state.seed)):
+            if index < state.batch:
+                continue
+            loss = self._step(self._feeds(batch))
+            state.batch += 1
+            total, count = total + loss, count + 1
+            for callback in callbacks:
+                callback.on_step_end(self, loss)
+            if self.stop:
+                return
+        state.schedule.epoch_step()
+        state.batch = 0
+        metrics = {"train_loss": total / max(count, 1)}
+        if judged is not None:
+            metrics |= {f"validation_{name}": value for name, value in self.evaluate(judged).items()}
+        for callback in callbacks:
+            callback.on_epoch_end(self, metrics)
+
+    def _step(self, feeds: dict[str, NDArray[Any]]) -> float:
+        loss = self._engine.step(feeds)
+        norm = float(np.sqrt(np.dot(self._engine.gradients, self._engine.gradients)))
+        if not np.isfinite(loss) or not np.isfinite(norm):
+            self._refuse(loss, feeds)
+        if self._sum is not None:
+            norm = self._accumulated(self._sum)
+            if self._summed:
+                return loss
+        limit = self._clip_norm if self._clip_norm is not None else np.inf
+        factor = min(1.0, limit / norm) if norm > 0 else 1.0
+        schedule = self.state.schedule
+        self._update(self.optimizer.lr * schedule.factor, schedule.position.step + 1, factor)
+        schedule.step()
+        return loss
+
+    def _accumulated(self, running: Floats) -> float:
+        """Adds the gradient to the running mean; when it is complete, puts it in place of the gradient."""
+        gradients = self._engine.gradients
+        running += gradients
+        self._summed = (self._summed + 1) % self._accumulate
+        if self._summed:
+            return 0.0
+        np.multiply(running, np.float32(1 / self._accumulate), out=gradients)
+        running[:] = 0
+        return float(np.sqrt(np.dot(gradients, gradients)))
+
+    def _refuse(self, loss: float, feeds: dict[str, NDArray[Any]]) -> None:
+        """Says which tensor is the first that is not finite."""
+        step = self.state.schedule.position.step + 1
+        layout = self._graph.layout
+        where = f"the loss is {loss}"
+        arrays = zip(self._graph.outputs, self._engine.evaluate(feeds, [*self._graph.outputs, LOSS]), strict=False)
+        candidates = [("parameter", layout.named(self.state.parameters).items()), ("output", arrays)]
+        candidates.append(("gradient of", layout.named(self._engine.gradients).items()))
+        for what, tensors in candidates:
+            name = next((name for name, array in tensors if not np.isfinite(array).all()), None)
+            if name is not None:
+                where = f"{what} {name!r} is not finite (loss {loss})"
+                break
+        raise TrainingError(
+            f"step {step}: {where}; lower the learning rate, clip gradients, or check data and labels "
+            "(the parameters are those before this step)"
+        )
+
+    def _batches(self, source: Data) -> data.Batches:
+        if isinstance(source, data.Batches):
+            return replace(source, signature=self._signature())
+        read = data.batches(source, self._graph.qdq)
+        return replace(read, signature=self._signature())
+
+    def _signature(self) -> data.Signature:
+        return self._feeds.signature(self._graph.qdq)
+
+    def _set_length(self, source: data.Batches, epochs: int) -> None:
+        position, state = self.state.schedule.position, self.state
+        position.epochs = state.first_epoch + epochs
+        try:
+            per_epoch = len(source) // self._accumulate
+        except TypeError:
+            position.steps = None
+            return
+        begun = position.step - state.batch // self._accumulate - (position.epoch - state.first_epoch) * per_epoch
+        position.steps = begun + epochs * per_epoch
+
+
+def _feeds(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
+    taught = None
+    if graph.loss.distills:
+        model = io.load(teacher) if teacher is not None else without_quantizers(graph.qdq)
+        taught = Inference(model, graph.outputs if teacher is None else None)
+        missing = [name for name in graph.outputs if name not in taught.outputs]
+        if missing:
+            raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
+    elif teacher is not None:
+        raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
+    shapes = label_shapes(graph.evaluation, graph.loss)
+    return Feeds(graph.loss, shapes, _classes(graph), taught)
+
+
+def _classes(graph: TrainingGraph) -> int | None:
+    """Number of classes of the first output, where it holds logits and its shape says so."""
+    shape = next(value.shape for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
+    if not graph.loss.counts_accuracy or shape is None or shape.rank() < 2 or not isinstance(shape[1], int):
+        return None
+    return int(shape[1])
