@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from onnxqat.errors import InputError
 
@@ -60,6 +60,10 @@ class Select(_Frozen):
         return self.type in (node.op_type, node.metadata_props.get(ORIGINAL_TYPE))
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Override(Select):
     """Settings for the weighted nodes that it selects, over those of the whole configuration.
 
@@ -109,8 +113,8 @@ class Config(_Frozen):
     activation_granularity: Granularity = "per_tensor"
     activation_range: RangeEstimator = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
-    ignore: tuple[Select, ...] = ()
-    overrides: tuple[Override, ...] = ()
+    ignore: Annotated[tuple[Select, ...], BeforeValidator(_as_tuple)] = ()
+    overrides: Annotated[tuple[Override, ...], BeforeValidator(_as_tuple)] = ()
 
     @classmethod
     def from_json(cls, path: str | Path) -> Config:
@@ -121,16 +125,17 @@ class Config(_Frozen):
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-            json.loads(text)
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); check the path") from error
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: not JSON ({error}); mend the file") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: holds no JSON object; write the settings as {{...}}")
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise InputError(f"{path}: {_one_line('Config', error)}") from None
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 def _one_line(name: str, error: ValidationError) -> str:
@@ -138,6 +143,9 @@ def _one_line(name: str, error: ValidationError) -> str:
     for problem in error.errors():
         where = ".".join(str(p) for p in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "value_error":  # a nested one, which names its own input
+            parts.append(f"{where}: {message}" if where else message)
+            continue
         if problem["type"] == "extra_forbidden":
             message = "no such key; check its spelling"
         parts.append(f"{where}: {message} (is {problem['input']!r})" if where else message)

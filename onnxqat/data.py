@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
+from zlib import error as ZlibError  # noqa: N812
 
 import numpy as np
 import onnx_ir as ir
@@ -70,7 +71,7 @@ class Batches:
     transform: Callable[[Any], Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._checked(self.source() if callable(self.source) else self.source)
+        return self._checked(self._items())
 
     def epoch(self, number: int, seed: int = 0) -> Iterator[Batch]:
         """Batches of an epoch: arrays from files are shuffled anew (seeded), other sources keep their own order."""
@@ -81,6 +82,14 @@ class Batches:
     def __len__(self) -> int:
         """Number of batches; TypeError where the source does not tell."""
         return len(self.source)  # type: ignore[arg-type]
+
+    def _items(self) -> Iterable[Any]:
+        items = self.source() if callable(self.source) else self.source
+        if not isinstance(items, Iterable):
+            raise InputError(
+                f"data: the function returned a {type(items).__name__}, not an iterable of batches; mend it"
+            )
+        return items
 
     def _checked(self, items: Iterable[Any]) -> Iterator[Batch]:
         number = -1
@@ -133,9 +142,13 @@ class Arrays:
         if file in self._cache:
             return self._cache[file]
         try:
+            if not is_zipfile(file):
+                raise InputError(f"{file}: not an .npz file, or cut off; write it with numpy.savez")
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, BadZipFile, EOFError) as error:
+        except (OSError, ValueError, BadZipFile, EOFError, ZlibError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"{file}: not an .npz file of plain arrays ({error}); write it with numpy.savez"
             ) from error
@@ -156,12 +169,15 @@ def read(data: str | Path | Source, batch_size: int = 64) -> Source:
         InputError: nothing of that kind is there.
     """
     if not isinstance(data, (str, Path)):
+        if not (callable(data) or isinstance(data, Iterable)):
+            raise InputError(f"data: is a {type(data).__name__}, not an iterable of batches; wrap batches in a list")
         return data
     text = str(data)
     path = Path(text)
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}; it must be at least 1")
     if ":" in text and not path.exists():
-        source = resolve(text)
-        return source if callable(source) else (lambda: source)
+        return read(resolve(text))
     if path.is_dir():
         files = tuple(sorted(path.glob("*.npz")))
         if not files:
@@ -198,6 +214,8 @@ def resolve(name: str) -> Any:
         InputError: module or attribute does not exist.
     """
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"{name}: names no function; write package.module:function")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -207,6 +225,8 @@ def resolve(name: str) -> Any:
         if error.name is not None and not module_name.startswith(error.name):
             raise InputError(f"{name}: its module needs {error.name!r}, which is not installed; install it") from error
         raise InputError(f"{name}: no module {module_name!r}; check the name and the current folder") from error
+    except (ImportError, SyntaxError) as error:
+        raise InputError(f"{name}: its module cannot be imported ({error}); mend it") from error
     if not hasattr(module, attribute):
         raise InputError(f"{name}: module {module_name!r} has no {attribute!r}; check the name")
     return getattr(module, attribute)
@@ -242,7 +262,7 @@ def _named(item: Any, signature: Signature, number: int) -> dict[str, Any]:
         return dict(item)
     names = [*signature.inputs, *signature.labels]
     parts = list(item) if isinstance(item, (tuple, list)) else [item]
-    if isinstance(parts[0], Mapping):
+    if parts and isinstance(parts[0], Mapping):
         return {**parts[0], **dict(zip(signature.labels, parts[1:], strict=False))}
     if len(parts) < len(signature.inputs) or len(parts) > len(names):
         raise InputError(
@@ -253,9 +273,10 @@ def _named(item: Any, signature: Signature, number: int) -> dict[str, Any]:
 
 
 def _as_array(value: Any, name: str, number: int) -> NDArray[Any]:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"batch {number}: {name!r} cannot be read as an array ({error}); convert it") from error
     if array.dtype == object:
         raise InputError(f"batch {number}: {name!r} is not an array of numbers but {type(value).__name__}; convert it")
     return array
@@ -287,7 +308,9 @@ def _check_content(array: NDArray[Any], name: str, number: int) -> None:
 
 
 def _rows(arrays: Batch, file: Path) -> int:
-    lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
+    if not arrays or any(array.ndim == 0 for array in arrays.values()):
+        raise InputError(f"{file}: holds no arrays of rows; write arrays whose first axis counts the samples")
+    lengths = {name: len(a) for name, a in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise InputError(
             f"{file}: its arrays have different lengths ({lengths}); the first axis must count the same rows"

@@ -164,7 +164,7 @@ def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
     for tensor in _external_tensors(proto):
         try:
             info = onnx.external_data_helper.ExternalDataInfo(tensor)
-            offset, length = int(info.offset or 0), int(info.length or 0)
+            offset, length, needed = int(info.offset or 0), int(info.length or 0), _tensor_bytes(tensor)
         except ValueError as error:
             raise InputError(
                 f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
@@ -175,7 +175,6 @@ def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
             raise InputError(f"{path}: {what} is outside the model's folder; save the model with its data beside it")
         if not file.is_file():
             raise InputError(f"{path}: {what} is missing; put it beside the model")
-        needed = _tensor_bytes(tensor)
         if offset < 0 or length < 0 or (length and length < needed):
             raise InputError(
                 f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
@@ -185,8 +184,8 @@ def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    elements = math.prod(tensor.dims)
-    return math.ceil(elements * ir.DataType(tensor.data_type).itemsize)
+    size: float = math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize  # half a byte for 4-bit types
+    return math.ceil(size)
 
 
 def _check_operators(model: ir.Model) -> None:

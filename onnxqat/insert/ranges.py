@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from onnxqat.config import RangeEstimator
 from onnxqat.graph.qdq import Spec
-from onnxqat.numerics import fake_quantize, scale_and_zero_point
+from onnxqat.numerics import scale_and_zero_point
 
 Floats = NDArray[np.float64]
 
 BINS = 2048
-#: Shares of the full range that the MSE search tries.
-SHRINKS = np.linspace(1.0, 0.1, 91)
+#: Shares of the full range that the MSE search tries, and what it then tries around the best of them.
+COARSE = np.linspace(1.0, 0.1, 31)
+FINE = np.array([-0.02, -0.01, 0.01, 0.02])
+#: Elements that it works on at a time: half a megabyte.
+BLOCK = 2**17
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,7 @@ def weight_range(
     if estimator == "percentile":
         low, high = np.percentile(rows, [100 - percentile, percentile], axis=1)
     elif estimator == "mse":
-        low, high = _least_error(
-            rows, np.ones_like(rows), spec.bounds[1] - spec.bounds[0] + 1, symmetric=spec.symmetric
-        )
+        low, high = _least_error(rows, None, spec.bounds[1] - spec.bounds[0] + 1, symmetric=spec.symmetric)
     else:
         low, high = rows.min(axis=1), rows.max(axis=1)
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
@@ -106,21 +107,55 @@ def weight_range(
 
 
 def _least_error(
-    values: NDArray[np.floating], counts: NDArray[np.floating], levels: int, *, symmetric: bool
+    values: NDArray[np.floating], counts: NDArray[np.floating] | None, levels: int, *, symmetric: bool
 ) -> tuple[Floats, Floats]:
-    """The shrunk range [C] of least squared error of `values` [C, K], weighted by `counts` [C, K]."""
-    occupied = counts > 0
-    low = np.minimum(np.where(occupied, values, 0).min(axis=1), 0).astype(np.float64)
-    high = np.maximum(np.where(occupied, values, 0).max(axis=1), 0).astype(np.float64)
+    """The shrunk range [C] of least squared error of `values` [C, K], weighted by `counts` [C, K] (None: all 1).
+
+    Searched coarsely over `COARSE` for all channels, then finely around each channel's best.
+    """
+    occupied = values if counts is None else np.where(counts > 0, values, 0)
+    low = np.minimum(occupied.min(axis=1), 0).astype(np.float64)
+    high = np.maximum(occupied.max(axis=1), 0).astype(np.float64)
     signed = symmetric and bool((low < 0).any())
     qmin, qmax = (-(levels // 2), levels - levels // 2 - 1) if signed else (0, levels - 1)
-    values32, counts32 = values.astype(np.float32), counts.astype(np.float32)
-    best = np.full(len(low), np.inf)
-    chosen = np.ones(len(low))
-    for shrink in SHRINKS:
+    values32, counts32 = values.astype(np.float32), None if counts is None else counts.astype(np.float32)
+    best, chosen = np.full(len(low), np.inf), np.ones(len(low))
+
+    def attempt(shrink: Floats) -> None:
         scale, zero_point = scale_and_zero_point(low * shrink, high * shrink, qmin, qmax, symmetric=symmetric)
-        error = fake_quantize(values32, scale, zero_point, qmin, qmax, axis=0) - values32
-        total = np.einsum("ck,ck,ck->c", error, error, counts32)
-        better = total < best
-        best, chosen = np.where(better, total, best), np.where(better, shrink, chosen)
+        error = _squared_error(values32, counts32, scale, qmin - zero_point, qmax - zero_point)
+        better = error < best
+        best[better], chosen[better] = error[better], shrink[better]
+
+    for share in COARSE:
+        attempt(np.full(len(low), share))
+    centre = chosen.copy()
+    for offset in FINE:
+        attempt(np.clip(centre + offset, COARSE[-1], 1.0))
     return low * chosen, high * chosen
+
+
+def _squared_error(
+    values: NDArray[np.float32],
+    counts: NDArray[np.float32] | None,
+    scale: NDArray[np.float32],
+    lowest: NDArray[np.int32],
+    highest: NDArray[np.int32],
+) -> Floats:
+    """Sum of (fake-quantize(v) - v)² over each row [C], for codes less the zero point in [lowest, highest].
+
+    The same arithmetic as `numerics.fake_quantize`, in place and in blocks that stay in the cache, since the search for a large
+    weight spends all its time here.
+    """
+    rows = max(BLOCK // values.shape[1], 1)
+    total = np.empty(len(values))
+    for start in range(0, len(values), rows):
+        block = slice(start, start + rows)
+        x, s = values[block], scale[block, None]
+        y = x / s
+        np.rint(y, out=y)
+        np.clip(y, lowest[block, None].astype(np.float32), highest[block, None].astype(np.float32), out=y)
+        y *= s
+        y -= x
+        total[block] = np.einsum("ck,ck->c", y, y) if counts is None else np.einsum("ck,ck,ck->c", y, y, counts[block])
+    return total

@@ -1,0 +1,130 @@
+import json
+
+import onnx_ir as ir
+import pytest
+
+from onnxqat.config import ORIGINAL_TYPE, Config, Override, Select
+from onnxqat.errors import InputError
+
+
+def node(op_type: str = "Conv", name: str = "layer1/conv") -> ir.Node:
+    return ir.node(op_type, [], name=name)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Select(name="layer1/conv"), True),
+        (Select(name="layer1"), False),
+        (Select(pattern="^layer1"), True),
+        (Select(pattern="layer2"), False),
+        (Select(type="Conv"), True),
+        (Select(type="Gemm"), False),
+    ],
+    ids=["name", "part of a name", "pattern", "other pattern", "type", "other type"],
+)
+def test_rules_select_by_name_pattern_or_type(rule, expected):
+    assert rule.matches(node()) is expected
+
+
+def test_rule_by_type_finds_a_node_that_preparation_rewrote():
+    rewritten = node("Gemm")
+    rewritten.metadata_props[ORIGINAL_TYPE] = "MatMul"
+    assert Select(type="MatMul").matches(rewritten)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weight_bits": 9}, "weight_bits: .*less than or equal to 8"),
+        ({"activation_bits": 1}, "activation_bits: .*greater than or equal to 2"),
+        ({"weight_bits": "8"}, "weight_bits: .*valid integer"),
+        ({"target": "tpu"}, "target: .*'ort-cpu', 'openvino'"),
+        ({"percentile": 50}, "percentile: .*greater than 50"),
+        ({"weight_bit": 8}, "weight_bit: no such key"),
+        ({"ignore": ({"typ": "Conv"},)}, "ignore.0: Select: typ: no such key"),
+        ({"ignore": "Conv"}, "ignore: .*valid tuple"),
+        ({"overrides": ({"name": "a", "weight_bits": 1},)}, "overrides.0: Override: weight_bits"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line_that_names_them(values, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Config(**values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{}, {"name": "a", "type": "Conv"}], ids=["none", "two"])
+def test_rule_names_nodes_in_exactly_one_way(values):
+    with pytest.raises(InputError, match="exactly one of name, pattern and type"):
+        Select(**values)
+
+
+def test_pattern_that_is_no_regular_expression_is_refused():
+    with pytest.raises(InputError, match="not a regular expression"):
+        Select(pattern="(")
+
+
+def test_rules_may_be_given_as_a_list():
+    assert Config(ignore=[Select(type="Conv")]).ignore == (Select(type="Conv"),)
+
+
+def test_override_lists_only_what_it_sets():
+    assert Override(name="a", weight_bits=4, weight_symmetric=False).settings == {
+        "weight_bits": 4,
+        "weight_symmetric": False,
+    }
+
+
+def test_json_file_holds_any_setting(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(
+            {
+                "target": "openvino",
+                "weight_bits": 4,
+                "percentile": 99,
+                "ignore": [{"pattern": "head"}],
+                "overrides": [{"name": "stem", "weight_bits": 8}],
+            }
+        )
+    )
+    assert Config.from_json(path) == Config(
+        target="openvino",
+        weight_bits=4,
+        percentile=99.0,
+        ignore=(Select(pattern="head"),),
+        overrides=(Override(name="stem", weight_bits=8),),
+    )
+
+
+def test_json_file_round_trips(tmp_path):
+    config = Config(ignore=(Select(type="Conv"),), overrides=(Override(name="a", weight_bits=4),), weight_range="mse")
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json(exclude_none=True))
+    assert Config.from_json(path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[1]", "holds no JSON object"),
+        (b'{"weight_bits": 20}', "weight_bits: .*less than or equal to 8"),
+        (b'{"percentile": NaN}', "percentile"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+    ids=["empty", "cut off", "array", "out of range", "NaN", "not text"],
+)
+def test_wrong_json_file_is_refused_in_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        Config.from_json(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_json_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        Config.from_json(tmp_path / "none.json")
