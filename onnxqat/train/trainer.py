@@ -209,7 +209,7 @@ class Trainer:
 
     def _step(self, feeds: dict[str, NDArray[Any]]) -> float:
         loss = self._engine.step(feeds)
-        norm = float(np.sqrt(np.dot(self._engine.gradients, self._engine.gradients)))
+        norm = _norm(self._engine.gradients)
         if not np.isfinite(loss) or not np.isfinite(norm):
             self._refuse(loss, feeds)
         if self._sum is not None:
@@ -232,13 +232,13 @@ class Trainer:
             return 0.0
         np.multiply(running, np.float32(1 / self._accumulate), out=gradients)
         running[:] = 0
-        return float(np.sqrt(np.dot(gradients, gradients)))
+        return _norm(gradients)
 
     def _refuse(self, loss: float, feeds: dict[str, NDArray[Any]]) -> None:
         """Says which tensor is the first that is not finite."""
         step = self.state.schedule.position.step + 1
         layout = self._graph.layout
-        where = f"the loss is {loss}"
+        where = f"the norm of the gradient is not finite (loss {loss})"
         arrays = zip(self._graph.outputs, self._engine.evaluate(feeds, [*self._graph.outputs, LOSS]), strict=False)
         candidates = [("parameter", layout.named(self.state.parameters).items()), ("output", arrays)]
         candidates.append(("gradient of", layout.named(self._engine.gradients).items()))
@@ -271,6 +271,12 @@ class Trainer:
             return
         begun = position.step - state.batch // self._accumulate - (position.epoch - state.first_epoch) * per_epoch
         position.steps = begun + epochs * per_epoch
+
+
+def _norm(array: Floats) -> float:
+    """Euclidean norm; infinity or NaN where a number is, or where the squares overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sqrt(np.dot(array, array)))
 
 
 def _feeds(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
