@@ -1,0 +1,225 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph import io
+from onnxqat.runtime import Inference
+from tests.models import model, outputs, random
+
+MODEL = model("(float[N,3] x) => (float[N,4] y) { y = MatMul(x, w) }", w=random(3, 4))
+
+
+def saved(path: Path, proto: onnx.ModelProto = MODEL) -> Path:
+    onnx.save(proto, path)
+    return path
+
+
+def external(folder: Path) -> Path:
+    """The model with its weight (48 bytes) in `weights.bin`."""
+    proto = onnx.ModelProto.FromString(MODEL.SerializeToString())
+    onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return folder / "model.onnx"
+
+
+def test_path_and_model_in_memory_load_alike(tmp_path):
+    from_path, from_proto = io.load(saved(tmp_path / "m.onnx")), io.load(MODEL)
+    assert io.to_proto(from_path) == io.to_proto(from_proto)
+
+
+def test_argument_is_not_modified():
+    given = io.load(MODEL)
+    before = io.to_proto(given)
+    io.load(given).graph.inputs.pop()
+    assert io.to_proto(given) == before
+
+
+@pytest.mark.parametrize("share", range(0, 100, 10))
+def test_file_that_is_cut_off_is_refused(tmp_path, share):
+    content = saved(tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) * share // 100])
+    with pytest.raises(InputError, match=r"cut\.onnx: .*cut off") as caught:
+        io.load(tmp_path / "cut.onnx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.json", "m.onnxtxt", "m.textproto"])
+def test_file_that_is_not_onnx_is_refused_whatever_its_name(tmp_path, name):
+    (tmp_path / name).write_text("hello, this is no model")
+    with pytest.raises(InputError, match="not an ONNX file"):
+        io.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["none.onnx", "."], ids=["missing", "folder"])
+def test_path_without_a_file_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="no such file"):
+        io.load(tmp_path / name)
+
+
+def test_graph_that_is_not_valid_is_refused():
+    broken = onnx.ModelProto.FromString(MODEL.SerializeToString())
+    broken.graph.node[0].input[1] = "nowhere"
+    with pytest.raises(InputError, match="not a valid ONNX model"):
+        io.load(broken)
+
+
+@pytest.mark.parametrize("opset", [12, 22, 23])
+def test_opset_out_of_range_is_refused(opset):
+    body = "(float[N,3] x) => (float[N,4] y) { y = MatMul(x, w) }"
+    with pytest.raises(InputError, match=f"opset {opset} is"):
+        io.load(model(body, opset=opset, ir_version=10, w=random(3, 4)))
+
+
+def test_newest_ir_version_is_lowered_to_what_the_runtime_reads():
+    proto = model("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }", ir_version=11)
+    assert io.load(proto).ir_version == io.NEWEST_IR
+
+
+def test_all_custom_operators_are_named_with_their_count():
+    text = """<ir_version: 8, opset_import: ["": 17, "my": 1, "other": 1]> agraph (float[N] x) => (float[N] y)
+        { a = my.F(x) b = my.F(a) c = other.G(b) y = Relu(c) }"""
+    with pytest.raises(UnsupportedModelError, match=r"my::F \(2\), other::G \(1\)"):
+        io.load(onnx.parser.parse_model(text))
+
+
+def test_model_local_functions_are_inlined():
+    text = """<ir_version: 8, opset_import: ["": 17, "my": 1]> agraph (float[N] x) => (float[N] y) { y = my.F(x) }
+        <domain: "my", opset_import: ["": 17]> F (a) => (b) { c = Relu(a) b = Neg(c) }"""
+    assert [node.op_type for node in io.load(onnx.parser.parse_model(text)).graph] == ["Relu", "Neg"]
+
+
+def test_external_data_is_read(tmp_path):
+    loaded = io.load(external(tmp_path))
+    x = random(2, 3)
+    assert np.array_equal(Inference(loaded)({"x": x})["y"], outputs(MODEL, {"x": x})[0])
+
+
+def test_model_read_from_external_data_is_saved_whole(tmp_path):
+    path = external(tmp_path)
+    io.save(io.load(path), tmp_path / "whole.onnx")
+    (tmp_path / "weights.bin").unlink()
+    assert io.to_proto(io.load(tmp_path / "whole.onnx")).graph == io.to_proto(io.load(MODEL)).graph
+
+
+def test_missing_external_data_is_refused(tmp_path):
+    path = external(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(InputError, match=r"'weights\.bin' of initializer 'w' is missing"):
+        io.load(path)
+
+
+@pytest.mark.parametrize("size", [0, 10, 47])
+def test_external_data_that_is_cut_off_is_refused(tmp_path, size):
+    path = external(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(bytes(size))
+    with pytest.raises(InputError, match=r"'weights\.bin' of initializer 'w' is cut off"):
+        io.load(path)
+
+
+def edited(path: Path, **entries: str) -> Path:
+    proto = onnx.load(path, load_external_data=False)
+    tensor = proto.graph.initializer[0]
+    kept = {entry.key: entry.value for entry in tensor.external_data} | entries
+    del tensor.external_data[:]
+    for key, value in kept.items():
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "{}/weights.bin", "a/../../weights.bin"])
+def test_external_data_outside_the_folder_is_refused(tmp_path, location):
+    (tmp_path / "weights.bin").write_bytes(bytes(48))
+    (tmp_path / "models").mkdir()
+    path = edited(external(tmp_path / "models"), location=location.format(tmp_path))
+    with pytest.raises(InputError, match="outside the model's folder"):
+        io.load(path)
+
+
+def test_external_data_behind_a_link_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "models").mkdir()
+    path = external(tmp_path / "models")
+    (tmp_path / "models" / "weights.bin").rename(tmp_path / "weights.bin")
+    (tmp_path / "models" / "weights.bin").symlink_to(tmp_path / "weights.bin")
+    with pytest.raises(InputError, match="outside the model's folder"):
+        io.load(path)
+
+
+@pytest.mark.parametrize("entry", [{"offset": "-4"}, {"length": "8"}, {"offset": "many"}])
+def test_external_data_described_wrongly_is_refused(tmp_path, entry):
+    with pytest.raises(InputError, match="says wrongly where its data is"):
+        io.load(edited(external(tmp_path), **entry))
+
+
+def test_external_data_of_a_constant_node_is_checked_too(tmp_path):
+    proto = model(
+        "(float[N,3] x) => (float[N,4] y) { c = Constant<value = float[1] {1.0}>() y = MatMul(x, w) }", w=random(3, 4)
+    )
+    tensor = proto.graph.node[0].attribute[0].t
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="outside the model's folder"):
+        io.load(tmp_path / "m.onnx")
+
+
+def test_model_in_memory_without_its_external_data_is_refused(tmp_path):
+    proto = onnx.load(external(tmp_path), load_external_data=False)
+    with pytest.raises(InputError, match="not loaded; give the model's path"):
+        io.load(proto)
+
+
+def test_large_weights_are_saved_beside_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
+    large = model("(float[N,300] x) => (float[N,300] y) { y = MatMul(x, w) }", w=random(300, 300))
+    io.save(large, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx.data").stat().st_size >= 360_000
+    assert np.array_equal(io.load(tmp_path / "m.onnx").graph.initializers["w"].const_value.numpy(), random(300, 300))
+
+
+def test_large_model_is_run_by_way_of_a_file(monkeypatch):
+    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
+    x = random(2, 3)
+    assert np.array_equal(Inference(MODEL)({"x": x})["y"], outputs(MODEL, {"x": x})[0])
+
+
+def test_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = saved(tmp_path / "m.onnx")
+    before = path.read_bytes()
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ir, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        io.save(MODEL, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        io.save(MODEL, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("name", "message"), [("none/m.onnx", "does not exist"), (".", "is a folder")])
+def test_path_that_cannot_be_written_is_refused(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        io.check_writable(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_write_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot be written"):
+        io.check_writable(tmp_path / "m.onnx")
