@@ -74,14 +74,23 @@ class Batches:
         return self._checked(self._items())
 
     def epoch(self, number: int, seed: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch: arrays from files are shuffled anew (seeded), other sources keep their own order."""
+        """Batches of an epoch: arrays from files are shuffled anew (seeded), other sources keep their own order.
+
+        A source that draws its order itself is told the epoch where it has `set_epoch`, PyTorch's name for it.
+        """
         if isinstance(self.source, Arrays):
             return self._checked(self.source.shuffled(np.random.default_rng((seed, number))))
-        return iter(self)
+        items = self.source() if callable(self.source) else self.source
+        for owner in (items, getattr(items, "sampler", None)):
+            set_epoch = getattr(owner, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(number)
+        return self._checked(items)
 
     def __len__(self) -> int:
         """Number of batches; TypeError where the source does not tell."""
-        return len(self.source)  # type: ignore[arg-type]
+        source = self.source() if callable(self.source) else self.source
+        return len(source)  # type: ignore[arg-type]
 
     def _items(self) -> Iterable[Any]:
         items = self.source() if callable(self.source) else self.source

@@ -24,13 +24,13 @@ class Feeds:
     Attributes:
         loss: what the loss needs.
         shapes: static shape of each label where the graph says it, None where a dimension is free.
-        classes: number of classes, where labels are class numbers and the model says how many.
+        classes: says for a batch how many classes there are; None where labels are not class numbers.
         teacher: gives the teacher's outputs for a batch; None where no loss distills.
     """
 
     loss: AttachedLoss
     shapes: Mapping[str, tuple[int | None, ...] | None]
-    classes: int | None
+    classes: Callable[[Batch], int] | None
     teacher: Teacher | None
 
     def signature(self, model: ir.Model, *, needs_labels: bool = True) -> Signature:
@@ -54,12 +54,12 @@ class Feeds:
         if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
             raise InputError(f"label {name!r}: has type {array.dtype}, the loss takes class numbers; cast it to int64")
         self._check_shape(name, array, batch)
-        if self.loss.counts_accuracy and self.classes is not None:
-            low, high = int(array.min()), int(array.max())
-            if low < 0 or high >= self.classes:
+        if self.classes is not None:
+            low, high, classes = int(array.min()), int(array.max()), self.classes(batch)
+            if low < 0 or high >= classes:
                 raise InputError(
-                    f"label {name!r}: runs from {low} to {high}, the model has {self.classes} classes; "
-                    f"labels must be 0 to {self.classes - 1}"
+                    f"label {name!r}: runs from {low} to {high}, the model has {classes} classes; "
+                    f"labels must be 0 to {classes - 1}"
                 )
         return np.ascontiguousarray(array, dtype)
 
@@ -73,6 +73,18 @@ class Feeds:
         if not fits:
             text = ", ".join("any" if d is None else str(d) for d in wanted)
             raise InputError(f"label {name!r}: has shape {list(array.shape)}, the loss takes [{text}]; reshape it")
+
+
+def cache_first(function: Callable[[Batch], int]) -> Callable[[Batch], int]:
+    """A function that answers every call as it did the first."""
+    answers: list[int] = []
+
+    def answer(batch: Batch) -> int:
+        if not answers:
+            answers.append(function(batch))
+        return answers[0]
+
+    return answer
 
 
 def label_shapes(evaluation: ir.Model, loss: AttachedLoss) -> dict[str, tuple[int | None, ...] | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from onnxqat.graph import io
 from onnxqat.runtime import Inference, check_packages
 from onnxqat.train.callbacks import BestModel, Callback, Progress
 from onnxqat.train.engine import Engine, Floats
-from onnxqat.train.feeds import Feeds, label_shapes
+from onnxqat.train.feeds import Feeds, cache_first, label_shapes
 from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph, with_values, without_quantizers
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
@@ -185,9 +185,6 @@ class Trainer:
     def _epoch(self, source: data.Batches, judged: data.Batches | None, callbacks: Sequence[Callback]) -> None:
         state = self.state
         number = state.schedule.position.epoch
-        set_epoch = getattr(source.source, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(number)
         total, count = 0.0, 0
         for index, batch in enumerate(source.epoch(number, state.seed)):
             if index < state.batch:
@@ -293,9 +290,15 @@ def _feeds(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
     return Feeds(graph.loss, shapes, _classes(graph), taught)
 
 
-def _classes(graph: TrainingGraph) -> int | None:
-    """Number of classes of the first output, where it holds logits and its shape says so."""
-    shape = next(value.shape for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
-    if not graph.loss.counts_accuracy or shape is None or shape.rank() < 2 or not isinstance(shape[1], int):
+def _classes(graph: TrainingGraph) -> Callable[[data.Batch], int] | None:
+    """Says how many classes the first output has: by its shape, or by running the model where that leaves it open.
+
+    ONNX Runtime would read past the logits' end for a class that does not exist, so the number must be known.
+    """
+    if not graph.loss.counts_accuracy:
         return None
-    return int(shape[1])
+    shape = next(value.shape for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
+    if shape is not None and shape.rank() > 1 and isinstance(shape[1], int):
+        known = int(shape[1])
+        return lambda _: known
+    return cache_first(lambda batch: int(Inference(graph.qdq)(batch)[graph.outputs[0]].shape[1]))

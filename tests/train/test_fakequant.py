@@ -15,7 +15,7 @@ from onnxqat.train.schedule_memory import schedule
 CARRIERS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
-def quantized_graph(shape, dtype, bounds, axis, scale_shape, zero_point, before=""):
+def quantized_graph(shape, dtype, bounds, axis, scale_shape, zero_point, before="", opset=17):
     """y = quantizer(before(x)); loss = Σ y·dy."""
     dims = ",".join(map(str, shape))
     channels = "" if axis is None else f"[{scale_shape[0]}]"
@@ -23,7 +23,7 @@ def quantized_graph(shape, dtype, bounds, axis, scale_shape, zero_point, before=
     ones = ",".join("1" * int(np.prod(scale_shape)))
     clip = "c = Clip (q, low, high)" if bounds != CARRIERS[dtype] else "c = Identity (q)"
     model = ir.from_onnx_text(f"""
-        <ir_version: 8, opset_import: ["" : 17]>
+        <ir_version: 8, opset_import: ["" : {opset}]>
         g (float[{dims}] x, float[{dims}] dy) => (float loss)
         <float{channels} scale = {{{ones}}}, {dtype}{channels} zero_point = {{{ones}}},
          {dtype} low = {{{bounds[0]}}}, {dtype} high = {{{bounds[1]}}}>
@@ -113,6 +113,18 @@ def test_gradients_are_those_of_torch(shape, axis, dtype, bounds, zero_point):
     np.testing.assert_array_equal(dx, torch_dx)
     # 1e-5 of the sum's terms: torch adds them up in float32 too
     np.testing.assert_allclose(dscale, torch_dscale, rtol=1e-5, atol=1e-5 * np.abs(torch_dscale).max())
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+@pytest.mark.parametrize(("shape", "axis"), SCALES)
+def test_gradients_are_the_same_in_every_opset(shape, axis, opset):
+    channels = () if axis is None else (shape[axis],)
+    scale, zero_points, bounds = np.full(channels, 0.1, np.float32), np.zeros(channels), (-8, 7)
+    x, dy = data(shape, scale, zero_points, bounds, axis)
+    graphs = [quantized_graph(shape, "int8", bounds, axis, channels, zero_points, opset=o) for o in (17, opset)]
+    expected, actual = (gradients(graph, x, dy, scale) for graph in graphs)
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
 
 
 @pytest.mark.parametrize(("dtype", "bounds", "zero_point"), QUANTIZERS)

@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import pytest
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from models import fashion_mnist
 from onnxqat.config import Config
 from onnxqat.errors import InputError, TrainingError, UnsupportedModelError
 from onnxqat.insert import insert
@@ -346,6 +348,34 @@ def test_a_batch_that_does_not_fit_is_refused(qdq, change, words):
     assert "\n" not in str(caught.value)
 
 
+def test_labels_are_checked_where_the_model_leaves_the_number_of_classes_open(qdq):
+    open_ended = onnx.ModelProto()
+    open_ended.CopyFrom(qdq)
+    del open_ended.graph.output[0].type.tensor_type.shape.dim[:]
+    for name in ("N", "C"):
+        open_ended.graph.output[0].type.tensor_type.shape.dim.add().dim_param = name
+    trainer = Trainer(open_ended)
+    with pytest.raises(InputError, match="5 classes"):
+        trainer.step(batches(1)[0] | {"label": np.full(16, 7)})
+
+
+class Epochs(list):
+    """A loader that is told its epoch."""
+
+    def __init__(self, items):
+        super().__init__(items)
+        self.seen = []
+
+    def set_epoch(self, epoch):
+        self.seen.append(epoch)
+
+
+def test_a_loader_is_told_the_epoch(qdq):
+    loader = Epochs(batches(2))
+    Trainer(qdq).fit(loader, epochs=3)
+    assert loader.seen == [0, 1, 2]
+
+
 def test_a_batch_without_labels_is_refused(qdq):
     with pytest.raises(InputError, match="label"):
         Trainer(qdq).step({"x": batches(1)[0]["x"]})
@@ -385,3 +415,14 @@ def test_operators_without_gradient_are_named_before_training(qdq):
     pool.op_type, pool.name = "GlobalLpPool", "pool"
     with pytest.raises(UnsupportedModelError, match="GlobalLpPool 'pool'"):
         Trainer(unknown)
+
+
+@pytest.mark.slow
+def test_training_wins_back_what_four_bits_lost_on_a_real_model():
+    float_model = Path(__file__).parents[2] / "models" / "separable.onnx"
+    config = Config(weight_bits=4, activation_bits=4)
+    quantized = insert(float_model, calibration=fashion_mnist.calibration_nhwc(), config=config)
+    trainer = Trainer(quantized, optimizer=AdamW(lr=1e-3), schedule=Cosine(warmup_steps=20))
+    before = trainer.evaluate(fashion_mnist.validation_nhwc())["accuracy"]
+    trainer.fit(fashion_mnist.train_nhwc(), epochs=1)
+    assert trainer.evaluate(fashion_mnist.validation_nhwc())["accuracy"] > before + 0.05
