@@ -24,7 +24,7 @@ def model(body: str, *, opset: int = 17, ir_version: int = 8, **weights: np.ndar
 
 def random(*shape: int, seed: int = 0, scale: float = 0.3) -> np.ndarray:
     """Normal float32 numbers."""
-    return (np.random.default_rng([seed, *shape]).normal(size=shape) * scale).astype(np.float32)
+    return np.asarray(np.random.default_rng([seed, *shape]).normal(size=shape) * scale, np.float32)
 
 
 def batches(proto: onnx.ModelProto, count: int = 3, rows: int = 4) -> list[dict[str, np.ndarray]]:

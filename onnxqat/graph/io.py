@@ -136,10 +136,15 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
             onnx.checker.check_model(proto)
         except onnx.checker.ValidationError as error:
             reason = str(error).strip().splitlines()[0]
-            # operators that are not ONNX's own are named by _check_operators, all of them
-            if "No Op registered for" not in reason and "No opset import" not in reason:
+            if not _is_dealt_with(reason, proto):
                 raise InputError(f"{name}: not a valid ONNX model ({reason}); export the model again") from error
     return ir.from_proto(proto)
+
+
+def _is_dealt_with(reason: str, proto: onnx.ModelProto) -> bool:
+    """Whether the checker's complaint is about custom operators, which are all named later, or a shape that is inferred later."""
+    custom = any(node.domain not in ("", "ai.onnx") for node in proto.graph.node)
+    return (custom and ("No Op registered for" in reason or "No opset import" in reason)) or "Field 'shape'" in reason
 
 
 def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -89,6 +89,7 @@ def _converted(model: ir.Model) -> ir.Model:
         return model
     try:
         proto = onnx.version_converter.convert_version(io.to_proto(model), CONVERTED_OPSET)
+        onnx.checker.check_model(proto)  # the converter leaves what it does not know
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -219,7 +219,7 @@ def _reduced_axes(node: ir.Node, rank: int) -> list[int]:
 
 
 def _to_channels_last(node: ir.Node, rank: int) -> bool:
-    return node.op_type == "Transpose" and node.attributes.get_ints("perm") == [0, *range(2, rank), 1]
+    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm") or ()) == [0, *range(2, rank), 1]
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, original: str | None = None) -> None:
