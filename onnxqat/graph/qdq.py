@@ -215,7 +215,10 @@ def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) 
 
 def _check_agree(quantize: ir.Node, dequantize: ir.Node) -> None:
     for index, what in ((1, "scale"), (2, "zero point")):
-        pair = [constant(n.inputs[index]) if len(n.inputs) > index else None for n in (quantize, dequantize)]
+        values = [n.inputs[index] if len(n.inputs) > index else None for n in (quantize, dequantize)]
+        if values[0] is values[1]:
+            continue
+        pair = [constant(value) for value in values]
         left, right = (np.asarray(0) if value is None else value for value in pair)
         if left.shape != right.shape or not np.array_equal(left, right):
             raise UnsupportedModelError(
