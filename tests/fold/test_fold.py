@@ -277,3 +277,12 @@ def test_model_of_another_quantizer_passes_through_unharmed(tmp_path, per_channe
 def test_folding_twice_changes_nothing_more():
     once = fold(inserted(INTEGER["residual"], weight_bits=4))
     assert fold(once).graph == once.graph
+
+
+@pytest.mark.parametrize("scale", [0.02352, 0.0236, 0.03])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_convolution_runs_on_integers_whatever_scale_training_gave_its_relu6(bits, scale):
+    limits = {"lo": np.float32(0), "hi": np.float32(6)}
+    proto = image("a = Conv(x, w, b) r = Clip(a, lo, hi) y = Conv(r, v, d)", **limits)
+    quantized = inserted(proto, activation_bits=bits, first_last_bits=None)
+    assert float_kernels(fold(changed(quantized, "r_scale", scale))) == set()

@@ -1,0 +1,51 @@
+from importlib import metadata
+
+import numpy as np
+import pytest
+
+from onnxqat import runtime
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.runtime import Inference, check_packages
+from tests.models import model, random
+
+MODEL = model("(float[N,3] x) => (float[N,2] y, float[N,2] z) { y = MatMul(x, w) z = Relu(y) }", w=random(3, 2))
+
+
+def test_batch_may_hold_more_than_the_inputs():
+    x = random(4, 3)
+    found = Inference(MODEL)({"x": x, "label": np.arange(4)})
+    assert list(found) == ["y", "z"]
+    np.testing.assert_allclose(found["y"], x @ random(3, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_outputs_asked_for_are_computed():
+    assert list(Inference(MODEL, ["z"])({"x": random(4, 3)})) == ["z"]
+
+
+def test_model_that_the_runtime_cannot_load_is_refused_in_one_line():
+    broken = model("(float[N,3] x) => (float[N,2] y) { y = MatMul(x, nowhere) }")
+    with pytest.raises(UnsupportedModelError, match="ONNX Runtime cannot load it") as caught:
+        Inference(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_batch_that_the_model_cannot_take_is_refused_in_one_line():
+    with pytest.raises(InputError, match="cannot run it on this batch") as caught:
+        Inference(MODEL)({"x": random(4, 5)})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("training", runtime.TRAINING_PACKAGES)
+def test_both_packages_side_by_side_are_refused_with_the_command_that_repairs_it(monkeypatch, training):
+    def version(name: str) -> str:
+        if name not in (training, "onnxruntime"):
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(InputError, match=f"pip uninstall -y onnxruntime {training} && pip install {training}==1.19.2"):
+        check_packages()
+
+
+def test_one_package_alone_is_fine():
+    check_packages()
