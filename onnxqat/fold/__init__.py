@@ -56,4 +56,7 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     passes.RemoveUnusedNodesPass()(folded)
     graph.sort()
     log.info("folded %d weights", len(weights))
-    return io.to_proto(folded)
+    proto = io.to_proto(folded)
+    # runtimes infer these again; in a small net they would be a twentieth of the file
+    del proto.graph.value_info[:]
+    return proto

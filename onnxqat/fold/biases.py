@@ -73,12 +73,12 @@ def _quantizer_above(value: ir.Value | None, produced_by: dict[ir.Value, Quantiz
 
 def _dequantized(graph: ir.Graph, stem: str, codes: NDArray[np.int32], scale: NDArray[np.float32]) -> ir.Value:
     axis = {} if scale.ndim == 0 else {"axis": codes.ndim - 1}
-    parts = {"quantized": codes, "scale": scale, "zero_point": np.zeros(scale.shape, np.int32)}
-    name = fresh_name(graph, f"{stem}_bias_DequantizeLinear")
+    parts = {"quantized": codes, "scale": scale}  # int32 codes have no zero point
+    name = fresh_name(graph, f"{stem}_bias_dq")
     node = ir.node(
         "DequantizeLinear", [constant_value(graph, f"{stem}_bias_{k}", v) for k, v in parts.items()], axis, name=name
     )
-    node.outputs[0].name = fresh_value_name(graph, f"{name}_output")
+    node.outputs[0].name = fresh_value_name(graph, name)
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
     graph.append(node)
     return node.outputs[0]

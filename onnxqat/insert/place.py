@@ -15,6 +15,8 @@ from onnxqat.graph.qdq import Spec
 from onnxqat.insert.groups import is_float
 from onnxqat.insert.targets import Target
 
+_SHORT = {"QuantizeLinear": "q", "Clip": "qc", "DequantizeLinear": "dq"}
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -92,8 +94,9 @@ def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, .
     nodes = [quantize, *_clip(graph, quantize.outputs[0], grid.spec)]
     nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], grid.scale, grid.zero_point], axis))
     for node in nodes:
-        node.name = fresh_name(graph, f"{grid.stem}_{node.op_type}")
-        node.outputs[0].name = fresh_value_name(graph, f"{node.name}_output")
+        # short names: in a small net they would be a tenth of the deployed file
+        node.name = fresh_name(graph, f"{grid.stem}_{_SHORT[node.op_type]}")
+        node.outputs[0].name = fresh_value_name(graph, str(node.name))
         dtype = ir.DataType.FLOAT if node is nodes[-1] else grid.spec.dtype
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
     graph.extend(nodes)

@@ -15,7 +15,7 @@ from onnxqat.fold import fold
 from onnxqat.graph import io, qdq
 from onnxqat.insert import insert
 from tests.insert.cases import INTEGER, between, image
-from tests.models import array, batches, float_kernels, kernels, model, operators, outputs, random
+from tests.models import FLOAT_KERNELS, array, batches, float_kernels, kernels, model, operators, outputs, random
 
 
 def inserted(proto: onnx.ModelProto, **settings) -> onnx.ModelProto:
@@ -63,7 +63,9 @@ def test_packed_weights_run_as_integer_kernels():
 
 RUN = """
 import json, sys, numpy, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.optimized_model_filepath = sys.argv[1] + ".optimized"
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 print(json.dumps([onnxruntime.__version__, session.run(None, {"x": numpy.load(sys.argv[2])})[0].tolist()]))
 """
 
@@ -94,6 +96,21 @@ def test_deployed_model_gives_the_same_answers_in_stock_onnxruntime(tmp_path, bi
     assert version != onnxruntime.__version__
     step = float(array(folded, next(n for n in folded.graph.node if n.output[0] == "y").input[1]))
     assert np.abs(np.array(found) - outputs(folded, batch)[0]).max() <= 2.01 * step
+
+
+@pytest.mark.skipif(
+    not stock_python().exists(), reason="no environment with stock onnxruntime (ONNXQAT_RUNTIME_PYTHON)"
+)
+@pytest.mark.parametrize(
+    "name", ["residual", "gemm", "matmul", "depthwise with relu6", "squeeze-excite", "head", "concat"]
+)
+def test_every_weighted_node_runs_on_integers_in_stock_onnxruntime(tmp_path, name):
+    folded = fold(inserted(INTEGER[name], weight_bits=4, activation_bits=4))
+    io.save(folded, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", batches(INTEGER[name], 1)[0]["x"])
+    subprocess.run([str(stock_python()), "-c", RUN, str(tmp_path / "m.onnx"), str(tmp_path / "x.npy")], check=True)
+    optimized = onnx.load(tmp_path / "m.onnx.optimized", format="protobuf", load_external_data=False)
+    assert not {n.op_type for n in optimized.graph.node} & FLOAT_KERNELS
 
 
 @pytest.mark.parametrize("target", ["openvino", "ort-cpu"])
