@@ -28,6 +28,8 @@ NEWEST_IR = 10
 OLDEST_OPSET = 13
 #: Above this a protobuf file cannot hold the weights (its limit is 2 GiB), so they go to a file beside it.
 EXTERNAL_DATA_ABOVE = 1_500_000_000
+#: What the checker says of operators, all of which are named together, and of a shape, which is inferred.
+_DEALT_WITH_LATER = ("No Op registered for", "No opset import", "Field 'shape'")
 
 
 def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
@@ -75,12 +77,16 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
         InputError: the path cannot be written.
     """
     path = Path(path)
-    graph_model = model if isinstance(model, ir.Model) else ir.from_proto(model)
-    data = f"{path.name}.data" if weight_bytes(graph_model) > EXTERNAL_DATA_ABOVE else None
+    data = f"{path.name}.data" if weight_bytes(model) > EXTERNAL_DATA_ABOVE else None
     check_writable(path)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            ir.save(graph_model, Path(folder) / path.name, external_data=data)
+            if data is None:
+                proto = model if isinstance(model, onnx.ModelProto) else to_proto(model)
+                (Path(folder) / path.name).write_bytes(proto.SerializeToString())
+            else:
+                large = model if isinstance(model, ir.Model) else ir.from_proto(model)
+                ir.save(large, Path(folder) / path.name, external_data=data)
             for name in ([data] if data else []) + [path.name]:
                 (Path(folder) / name).replace(path.parent / name)
     except OSError as error:
@@ -136,15 +142,9 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
             onnx.checker.check_model(proto)
         except onnx.checker.ValidationError as error:
             reason = str(error).strip().splitlines()[0]
-            if not _is_dealt_with(reason, proto):
+            if not any(words in reason for words in _DEALT_WITH_LATER):
                 raise InputError(f"{name}: not a valid ONNX model ({reason}); export the model again") from error
     return ir.from_proto(proto)
-
-
-def _is_dealt_with(reason: str, proto: onnx.ModelProto) -> bool:
-    """Whether the checker's complaint is about custom operators, which are all named later, or a shape that is inferred later."""
-    custom = any(node.domain not in ("", "ai.onnx") for node in proto.graph.node)
-    return (custom and ("No Op registered for" in reason or "No opset import" in reason)) or "Field 'shape'" in reason
 
 
 def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -199,6 +199,14 @@ def _check_operators(model: ir.Model) -> None:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(custom.items()))
         raise UnsupportedModelError(
             f"custom operators {listed}: only standard ONNX operators are handled; export without them"
+        )
+
+    unknown = {
+        n.op_type for n in model.graph.all_nodes() if n.domain in ("", "ai.onnx") and not onnx.defs.has(n.op_type)
+    }
+    if unknown:
+        raise UnsupportedModelError(
+            f"operators {', '.join(sorted(unknown))} have no ONNX form; replace the layers that make them"
         )
 
 

@@ -86,6 +86,12 @@ def test_all_custom_operators_are_named_with_their_count():
         io.load(onnx.parser.parse_model(text))
 
 
+def test_operators_that_onnx_does_not_know_are_all_named():
+    proto = model("(float[N] x) => (float[N] y) { a = Complex(x) y = Fourier(a) }")
+    with pytest.raises(UnsupportedModelError, match="operators Complex, Fourier have no ONNX form"):
+        io.load(proto)
+
+
 def test_model_local_functions_are_inlined():
     text = """<ir_version: 8, opset_import: ["": 17, "my": 1]> agraph (float[N] x) => (float[N] y) { y = my.F(x) }
         <domain: "my", opset_import: ["": 17]> F (a) => (b) { c = Relu(a) b = Neg(c) }"""
@@ -174,6 +180,11 @@ def test_model_in_memory_without_its_external_data_is_refused(tmp_path):
         io.load(proto)
 
 
+def test_model_in_memory_is_saved_as_it_stands(tmp_path):
+    io.save(MODEL, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == MODEL.SerializeToString()
+
+
 def test_large_weights_are_saved_beside_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
     large = model("(float[N,300] x) => (float[N,300] y) { y = MatMul(x, w) }", w=random(300, 300))
@@ -196,6 +207,7 @@ def test_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeyp
         Path(str(args[1])).write_bytes(b"half")
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
     monkeypatch.setattr(ir, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         io.save(MODEL, path)
@@ -207,6 +219,7 @@ def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
     monkeypatch.setattr(ir, "save", full)
     with pytest.raises(InputError, match="No space left on device"):
         io.save(MODEL, tmp_path / "m.onnx")
