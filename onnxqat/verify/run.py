@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxqat import data
@@ -104,7 +105,9 @@ def evaluate(
 
 
 def _size(given: io.ModelLike | None, written: Path) -> int:
-    """Bytes of the user's file, or of the one written for the runtime where the user gave no file."""
+    """Bytes of the user's file or model, or of the file written for the runtime where there is neither."""
+    if isinstance(given, onnx.ModelProto):
+        return given.ByteSize()
     return models.size(given if isinstance(given, (str, os.PathLike)) else written)
 
 

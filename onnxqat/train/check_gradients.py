@@ -1,0 +1,242 @@
+"""Checks the gradients of a model against directional finite differences of an independent evaluation.
+
+A gradient g of f is right if for a direction v the derivative (f(x + hv) − f(x − hv)) / 2h equals g·v. v takes the
+sign of g element by element, so that nothing cancels and an error of 0.1 % of g shows as 0.1 % of the result; where g is
+zero its sign is random, so that a missing part shows too. f is evaluated in float64 where an evaluator can, at a point
+that is no kink: one-sided differences must agree there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from onnxqat.errors import UnsupportedModelError
+from onnxqat.train import ortgrad
+from onnxqat.train.evaluate_gradients import gradients
+
+Array: TypeAlias = npt.NDArray[np.generic]
+Arrays: TypeAlias = dict[str, Array]
+Evaluate: TypeAlias = Callable[[Mapping[str, Array]], Arrays]
+Gradients: TypeAlias = Callable[[onnx.ModelProto, Arrays, Sequence[str], Arrays], tuple[Arrays, Arrays]]
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_TOLERANCE = {np.dtype(np.float32): 3e-4, np.dtype(np.float64): 3e-4, np.dtype(np.float16): 2e-2}
+_STEPS = (1e-6, 1e-4, 1e-3, 1e-2)  # the first at which two step sizes agree is used
+_NUDGES = (0.0, 1e-2, 3e-2, 1e-1, 3e-1, -1e-2)  # how far the point may move away from ties and kinks
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one check.
+
+    Attributes:
+        outcome: correct; refused (with the reason); wrong; unchecked (no evaluator computes the operator, or it has
+            kinks everywhere); none, if the model has no float input or output.
+        reason: what was found.
+    """
+
+    outcome: Literal["correct", "refused", "wrong", "unchecked", "none"]
+    reason: str = ""
+
+
+def check_gradients(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    expected: Mapping[str, Array] | None = None,
+    *,
+    seed: int = 0,
+    compute: Gradients = gradients,
+) -> Verdict:
+    """Checks d(Σ output·cotangent)/d(input) for each float input alone, with random cotangents.
+
+    Args:
+        model: the model.
+        feeds: an array for each input, the point where the gradient is taken (moved off kinks where needed).
+        expected: outputs at `feeds`, which the evaluation must reproduce to be believed.
+        seed: for cotangents and directions.
+        compute: what is checked.
+    """
+    wrt = [value.name for value in model.graph.input if _is_float(value) and np.size(feeds.get(value.name, ())) > 0]
+    outputs = [value.name for value in model.graph.output if _is_float(value)]
+    if not wrt or not outputs:
+        return Verdict("none", "no float input" if not wrt else "no float output")
+    evaluate = _evaluator(model, feeds, expected)
+    if evaluate is None:
+        return Verdict("unchecked", "no evaluator reproduces the expected outputs")
+    rng = np.random.default_rng(seed)
+    verdicts = [_check_input(model, dict(feeds), name, outputs, evaluate, rng, compute) for name in wrt]
+    for outcome in ("wrong", "refused", "unchecked"):
+        reasons = [f"{n}: {v.reason}" for n, v in zip(wrt, verdicts, strict=True) if v.outcome == outcome]
+        if reasons:
+            return Verdict(outcome, "; ".join(reasons))  # type: ignore[arg-type]
+    return Verdict("correct")
+
+
+def _check_input(
+    model: onnx.ModelProto,
+    feeds: Arrays,
+    name: str,
+    outputs: Sequence[str],
+    evaluate: Evaluate,
+    rng: np.random.Generator,
+    compute: Gradients,
+) -> Verdict:
+    failure = Verdict("unchecked", "no point without a kink found")
+    for point in _points(feeds, rng):
+        try:
+            with np.errstate(all="ignore"):
+                base = evaluate(point)
+        except Exception as error:  # an evaluator may fail in any way outside the operator's domain
+            failure = Verdict("unchecked", f"evaluation fails: {error}")
+            continue
+        cotangents = {key: rng.uniform(0.5, 1.5, base[key].shape).astype(base[key].dtype) for key in outputs}
+        try:
+            given = {key: value.astype(_dtype(model, key)) for key, value in cotangents.items()}
+            _, computed = compute(model, point, [name], given)
+        except UnsupportedModelError as error:
+            return Verdict("refused", str(error))
+        gradient = computed[name]
+        if gradient.shape != np.shape(point[name]) or gradient.dtype != point[name].dtype:
+            return Verdict("wrong", f"gradient is {gradient.dtype}{gradient.shape}")
+
+        def f(x: Array, point: Arrays = point, cotangents: Arrays = given) -> float:
+            with np.errstate(all="ignore"):
+                results = evaluate({**point, name: x})
+            return float(
+                sum(np.sum(results[key].astype(np.float64) * c.astype(np.float64)) for key, c in cotangents.items())
+            )
+
+        verdict = _compare(f, point[name], gradient, rng)
+        if verdict.outcome != "unchecked":
+            return verdict
+        failure = verdict
+    return failure
+
+
+def _compare(f: Callable[[Array], float], x: Array, gradient: Array, rng: np.random.Generator) -> Verdict:
+    """Compares along the direction that follows the gradient's signs, and along a random one."""
+    g = gradient.astype(np.float64)
+    size = rng.uniform(0.5, 1.0, g.shape)
+    random_sign = rng.choice([-1.0, 1.0], g.shape)
+    aligned = size * np.where(g == 0, random_sign, np.sign(np.nan_to_num(g)))
+    tolerance = _TOLERANCE[x.dtype]
+    for direction in (aligned, size * random_sign):
+        found = _derivative(f, x.astype(np.float64), direction)
+        if found is None:
+            return Verdict(
+                "unchecked", "the finite difference does not converge: a kink, or a value that is not finite"
+            )
+        reported, weight = float(np.sum(g * direction)), float(np.sum(np.abs(g * direction)))
+        if not abs(reported - found) <= tolerance * max(weight, abs(found)) + 1e-6:
+            return Verdict("wrong", f"directional derivative {found:.6g}, gradient says {reported:.6g}")
+    return Verdict("correct")
+
+
+def _derivative(f: Callable[[Array], float], x: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> float | None:
+    """Returns the derivative of f along v at x, None if it has none there or cannot be found."""
+    middle = f(x)
+    for h in _STEPS:
+        differences = [(f(x + step * v) - middle) / step for step in (h, -h, 2 * h, -2 * h)]
+        if not np.all(np.isfinite(differences)):
+            continue
+        forward, backward, forward2, backward2 = differences
+        central, central2 = (forward + backward) / 2, (forward2 + backward2) / 2
+        scale = max(abs(central), abs(forward), abs(backward), 1e-3)
+        if abs(central - central2) <= 1e-4 * scale and abs(forward - backward) <= max(1e-3, 4 * h) * scale:
+            return central
+    return None
+
+
+def _points(feeds: Arrays, rng: np.random.Generator) -> Iterator[Arrays]:
+    """Yields the given point, then ones ever farther from it, to leave ties and kinks behind."""
+    for nudge in _NUDGES:
+        yield {
+            name: (value + nudge * rng.uniform(0.1, 1.0, np.shape(value))).astype(value.dtype)
+            if _is_floating(value) and nudge
+            else value
+            for name, value in feeds.items()
+        }
+
+
+def _is_floating(value: Array) -> bool:
+    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+
+
+def _is_float(value: onnx.ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in _FLOATS
+
+
+def _dtype(model: onnx.ModelProto, output: str) -> np.dtype[np.generic]:
+    value = next(value for value in model.graph.output if value.name == output)
+    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+
+
+def _evaluator(
+    model: onnx.ModelProto, feeds: Mapping[str, Array], expected: Mapping[str, Array] | None
+) -> Evaluate | None:
+    """Returns the first evaluator that reproduces the expected outputs, float64 ones first."""
+    for evaluate in (_reference64(model), _runtime64(model), _runtime(model)):
+        try:
+            with np.errstate(all="ignore"):
+                found = evaluate(feeds)
+        except Exception:  # noqa: S112  # an evaluator that cannot is passed over, whatever it raises
+            continue
+        if expected is None or all(_close(found[name], value) for name, value in expected.items() if name in found):
+            return evaluate
+    return None
+
+
+def _close(found: Array, expected: Array) -> bool:
+    if not (_is_floating(np.asarray(expected)) and np.shape(found) == np.shape(expected)):
+        return np.shape(found) == np.shape(expected)
+    tolerance = 2e-2 if expected.dtype == np.float16 else 1e-3
+    return bool(
+        np.allclose(np.asarray(found, np.float64), np.asarray(expected, np.float64), tolerance, 1e-4, equal_nan=True)
+    )
+
+
+def _widen(feeds: Mapping[str, Array]) -> Arrays:
+    return {name: value.astype(np.float64) if _is_floating(value) else value for name, value in feeds.items()}
+
+
+def _reference64(model: onnx.ModelProto) -> Evaluate:
+    """ONNX's reference evaluator is NumPy: fed with float64 it computes in float64, mostly."""
+    names = [output.name for output in model.graph.output]
+
+    def evaluate(feeds: Mapping[str, Array]) -> Arrays:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results = ReferenceEvaluator(model).run(None, _widen(feeds))
+        return dict(zip(names, map(np.asarray, results), strict=True))
+
+    return evaluate
+
+
+def _runtime64(model: onnx.ModelProto) -> Evaluate:
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for value in (*wide.graph.input, *wide.graph.output):
+        if _is_float(value):
+            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    return lambda feeds: ortgrad.run(wide, _widen(feeds))
+
+
+def _runtime(model: onnx.ModelProto) -> Evaluate:
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input if _is_float(value)}
+
+    def evaluate(feeds: Mapping[str, Array]) -> Arrays:
+        narrow = {
+            name: value.astype(onnx.helper.tensor_dtype_to_np_dtype(types[name])) if name in types else value
+            for name, value in feeds.items()
+        }
+        return ortgrad.run(model, narrow)
+
+    return evaluate
