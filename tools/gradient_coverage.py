@@ -146,7 +146,7 @@ def report(cases: dict[str, list[Case]], results: dict[str, list[Verdict]], *, v
         summary = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
         reasons = sorted({verdict.reason for verdict in found if verdict.outcome in ("refused", "wrong", "unchecked")})
         print(f"{operator:32} {summary:40} {' | '.join(reasons)[:300]}")
-        totals.update({outcome: 1 for outcome in counts})
+        totals.update(dict.fromkeys(counts, 1))
         if verbose:
             for case, verdict in zip(cases[operator], found, strict=True):
                 if verdict.outcome in ("wrong", "unchecked", "refused"):

@@ -76,7 +76,7 @@ def check_gradients(
     for outcome in ("wrong", "refused", "unchecked"):
         reasons = [f"{n}: {v.reason}" for n, v in zip(wrt, verdicts, strict=True) if v.outcome == outcome]
         if reasons:
-            return Verdict(outcome, "; ".join(reasons))  # type: ignore[arg-type]
+            return Verdict(outcome, "; ".join(reasons))
     return Verdict("correct")
 
 
@@ -159,7 +159,7 @@ def _points(feeds: Arrays, rng: np.random.Generator) -> Iterator[Arrays]:
     """Yields the given point, then ones ever farther from it, to leave ties and kinks behind."""
     for nudge in _NUDGES:
         yield {
-            name: (value + nudge * rng.uniform(0.1, 1.0, np.shape(value))).astype(value.dtype)
+            name: (np.asarray(value, np.float64) + nudge * rng.uniform(0.1, 1.0, np.shape(value))).astype(value.dtype)
             if _is_floating(value) and nudge
             else value
             for name, value in feeds.items()
@@ -187,7 +187,7 @@ def _evaluator(
         try:
             with np.errstate(all="ignore"):
                 found = evaluate(feeds)
-        except Exception:  # noqa: S112  # an evaluator that cannot is passed over, whatever it raises
+        except Exception:  # an evaluator that cannot is passed over, whatever it raises
             continue
         if expected is None or all(_close(found[name], value) for name, value in expected.items() if name in found):
             return evaluate

@@ -107,7 +107,7 @@ def evaluate(
 def _size(given: io.ModelLike | None, written: Path) -> int:
     """Bytes of the user's file or model, or of the file written for the runtime where there is neither."""
     if isinstance(given, onnx.ModelProto):
-        return given.ByteSize()
+        return int(given.ByteSize())
     return models.size(given if isinstance(given, (str, os.PathLike)) else written)
 
 
