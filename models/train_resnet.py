@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxqat.export.torch
 import torch
 from torch import nn
 from torch.nn import functional
 
+import onnxqat.export.torch
 from models import fashion_mnist
 
 OUTPUT = Path(__file__).with_name("resnet20.onnx")

@@ -102,6 +102,11 @@ def load_factory(name: str) -> torch.nn.Module:
     return module
 
 
+def random_sample(shape: tuple[int, ...]) -> torch.Tensor:
+    """A float32 input of that shape, the same on every call."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 def _trace(
     module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], expected: Outputs, opset: int
 ) -> onnx.ModelProto:

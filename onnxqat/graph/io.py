@@ -93,6 +93,16 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
 
 
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Writes a text file by rename."""
+    path = Path(path)
+    check_writable(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        whole = Path(folder) / path.name
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(path)
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raises InputError if no file can be made at `path`: called before long work, not after it."""
     path = Path(path)

@@ -1,0 +1,5 @@
+"""`python -m onnxqat`."""
+
+from onnxqat.cli import main
+
+main()

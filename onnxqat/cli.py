@@ -1,0 +1,288 @@
+"""The command line: arguments in, files out. What it does is in the stages; see `pipeline` for their order."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import click
+import typer
+from rich.console import Console
+
+from onnxqat.config import Config, TargetName
+from onnxqat.errors import InputError, OnnxqatError
+from onnxqat.graph import io
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Quantization-aware training on the ONNX graph itself: insert, train, fold, verify; or all of it with run.",
+)
+export = typer.Typer(no_args_is_help=True, help="Export a float model to ONNX from the framework it was trained in.")
+app.add_typer(export, name="export")
+
+console = Console()
+
+Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="File to write; it appears whole or not at all.", show_default=False)
+]
+DATA_HELP = (
+    "An .npz file with arrays named as the model's inputs (and label), a folder of them, or package.module:function."
+)
+Data = Annotated[str, typer.Option(help=DATA_HELP, show_default=False)]
+OptionalData = Annotated[str | None, typer.Option(help=DATA_HELP, show_default=False)]
+Runtime = Annotated[Literal["ort", "openvino"], typer.Option(help="Runtime that executes the models.")]
+Interpreter = Annotated[
+    Path | None, typer.Option(help="Python of another environment that has the runtime.", show_default=False)
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of onnxqat.Config.", show_default=False)]
+Target = Annotated[
+    TargetName | None, typer.Option(help="Runtime to place quantizers for. [default: ort-cpu]", show_default=False)
+]
+WeightBits = Annotated[int | None, typer.Option(help="Width of weights, 2 to 8. [default: 8]", show_default=False)]
+ActivationBits = Annotated[
+    int | None, typer.Option(help="Width of what weighted layers read, 2 to 8. [default: 8]", show_default=False)
+]
+Losses = Annotated[list[str], typer.Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the data.")]
+Rate = Annotated[float, typer.Option(help="Largest learning rate of AdamW; warm-up, then a cosine to 0.")]
+BatchSize = Annotated[int, typer.Option(help="Rows per batch, for data in files.")]
+Seed = Annotated[int, typer.Option(help="Seed of the data's order.")]
+Freeze = Annotated[
+    list[str] | None, typer.Option(help="Name or pattern of nodes or initializers to leave as they are.")
+]
+
+
+@app.callback()
+def settings(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback on errors, and more of what happens.")
+    ] = False,
+) -> None:
+    """Sets up logging; `main` reads --debug itself."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("onnxscript", "onnx_ir", "tf2onnx", "tensorflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@export.command("torch")
+def export_torch(
+    factory: Annotated[str, typer.Argument(metavar="PACKAGE:FACTORY", help="Function that returns the module.")],
+    sample: Annotated[str, typer.Option("--input", help="Shape of the input, batch first: 1,3,224,224.")],
+    output: Output,
+    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 17,
+) -> None:
+    """Export a PyTorch module, checked against its own outputs."""
+    io.check_writable(output)
+    from onnxqat.export import torch as exporter
+
+    exporter.export(exporter.load_factory(factory), exporter.random_sample(_shape(sample)), output, opset=opset)
+    console.print(f"wrote {output}")
+
+
+@export.command("keras")
+def export_keras(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=".keras file or SavedModel folder.")],
+    output: Output,
+    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 17,
+) -> None:
+    """Export a Keras model, checked against its own outputs."""
+    io.check_writable(output)
+    from onnxqat.export import keras as exporter
+
+    exporter.export(model, output, opset=opset)
+    console.print(f"wrote {output}")
+
+
+@app.command()
+def insert(
+    model: Model,
+    calibration: Data,
+    output: Output,
+    config: ConfigFile = None,
+    target: Target = None,
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = None,
+) -> None:
+    """Insert quantizers into a float model: post-training quantization, ready to train."""
+    from onnxqat.insert import insert as stage
+
+    io.check_writable(output)
+    io.save(stage(model, calibration, _config(config, target, weight_bits, activation_bits)), output)
+    console.print(f"wrote {output}")
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Data,
+    output: Output,
+    validation: OptionalData = None,
+    loss: Losses = ["cross_entropy"],  # noqa: B006  (typer copies it)
+    epochs: Epochs = 3,
+    lr: Rate = 1e-4,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    freeze: Freeze = None,
+    teacher: Annotated[Path | None, typer.Option(help="Float model for the loss distill.")] = None,
+) -> None:
+    """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
+    from onnxqat import data as datasets
+    from onnxqat.pipeline import Training, trainer
+
+    io.check_writable(output)
+    training = Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), None if teacher is None else str(teacher))
+    run = trainer(model, training)
+    judged = None if validation is None else datasets.read(validation, batch_size)
+    try:
+        run.fit(datasets.read(data, batch_size), epochs, judged)
+    finally:
+        # Ctrl-C and a loss that is not finite leave the last good state; it is worth keeping.
+        if run.schedule.position.step:
+            io.save(run.model(), output)
+            console.print(f"wrote {output}")
+
+
+@app.command()
+def fold(model: Model, output: Output) -> None:
+    """Fold a Q/DQ model into the deployed one: integer weights, int32 biases."""
+    from onnxqat.fold import fold as stage
+
+    io.check_writable(output)
+    io.save(stage(model), output)
+    console.print(f"wrote {output}")
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    data: Data,
+    metric: Annotated[str, typer.Option(help="accuracy, top5, mse or psnr.")] = "accuracy",
+    runtime: Runtime = "ort",
+    interpreter: Interpreter = None,
+) -> None:
+    """Print the metric of a model on labelled data."""
+    from onnxqat.verify.run import evaluate as stage
+
+    console.print(f"{metric} {stage(model, data, metric=metric, runtime=runtime, interpreter=interpreter):.4f}")
+
+
+@app.command()
+def verify(
+    trained: Model,
+    deployed: Annotated[Path, typer.Argument(help="What fold made of it.", show_default=False)],
+    data: Data,
+    runtime: Runtime = "ort",
+    interpreter: Interpreter = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report to this file too.", show_default=False)] = None,
+) -> None:
+    """Compare a trained and its deployed model in a real runtime: answers, kernels, size, time."""
+    from onnxqat.verify.run import verify as stage
+
+    if json is not None:
+        io.check_writable(json)
+    report = stage(trained, deployed, data, runtime=runtime, interpreter=interpreter)
+    if json is not None:
+        io.write_text(report.to_json(), json)
+    console.print(report)
+
+
+@app.command()
+def run(
+    model: Model,
+    data: Data,
+    output: Output,
+    calibration: OptionalData = None,
+    validation: OptionalData = None,
+    config: ConfigFile = None,
+    target: Target = None,
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = None,
+    loss: Losses = ["cross_entropy"],  # noqa: B006  (typer copies it)
+    epochs: Epochs = 3,
+    lr: Rate = 1e-4,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    runtime: Runtime = "ort",
+    interpreter: Interpreter = None,
+) -> None:
+    """Run all stages: insert, train, fold, verify; calibrates on the training data, verifies on the validation data if any."""
+    from onnxqat import pipeline
+
+    io.check_writable(output)
+    settings = _config(config, target, weight_bits, activation_bits)
+    training = pipeline.Training(tuple(loss), epochs, lr, seed)
+    outcome = pipeline.run(
+        model,
+        data,
+        settings,
+        training,
+        calibration,
+        validation,
+        batch_size=batch_size,
+        runtime=runtime,
+        interpreter=interpreter,
+    )
+    io.save(outcome.deployed, output)
+    console.print(outcome.report)
+    console.print(pipeline.summary(outcome))
+    console.print(f"wrote {output}")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    trainable: Annotated[bool, typer.Option(help="Show which operators gradients pass instead.")] = False,
+) -> None:
+    """Show what is quantized, how, what is not and why."""
+    from onnxqat import inspection
+
+    loaded = io.load(model, oldest_opset=7)
+    console.print(inspection.trainability_table(loaded) if trainable else inspection.quantization_table(loaded))
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0 done; 1 the work failed; 2 the call or an input file is wrong; 130 Ctrl-C."""
+    debug = "--debug" in sys.argv
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except OnnxqatError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error}; run again with --debug for the traceback", file=sys.stderr)
+        sys.exit(1)
+
+
+def _config(
+    path: Path | None, target: TargetName | None, weight_bits: int | None, activation_bits: int | None
+) -> Config:
+    """The configuration file's settings, those of the command line over them."""
+    given = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
+    base = Config() if path is None else Config.from_json(path)
+    return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--input {text!r}: is not a shape; write it as 1,3,224,224") from None
+    if any(size < 1 for size in shape):
+        raise InputError(f"--input {text!r}: holds a size below 1; write it as 1,3,224,224")
+    return shape
