@@ -1,5 +1,6 @@
 """Quantization-aware training on the ONNX graph itself."""
 
+from onnxqat import callbacks
 from onnxqat.config import Config, Override, Select
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError, TrainingError, UnsupportedModelError
 from onnxqat.fold import fold
@@ -28,6 +29,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "UnsupportedModelError",
+    "callbacks",
     "evaluate",
     "fold",
     "gradients",

@@ -1,15 +1,11 @@
-"""Batches: whatever the user has, files, loaders, generators or functions, becomes checked dicts of arrays.
-
-A batch is a dict from input name to array, labels under their names, or a tuple in the model's input order followed by the
-labels. PyTorch tensors and TensorFlow tensors are read through NumPy's array protocol, so neither framework is imported.
-"""
+"""Batches: whatever the user has, files, loaders, generators or functions, becomes checked dicts of arrays (see `batch`)."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, is_zipfile
@@ -19,39 +15,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.batch import Batch, Signature, check_alike, check_batch
 from onnxqat.errors import InputError
 
-Batch = dict[str, NDArray[Any]]
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a batch must hold.
-
-    Attributes:
-        inputs: dtype and shape (None where free) of each model input, in the model's order.
-        labels: names of the label arrays, in the order of a tuple batch's tail.
-        needs_labels: whether a batch without them is refused.
-    """
-
-    inputs: dict[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]]
-    labels: tuple[str, ...] = ("label",)
-    needs_labels: bool = False
-
-    @classmethod
-    def of(cls, model: ir.Model, labels: Sequence[str] = ("label",), *, needs_labels: bool = False) -> Signature:
-        """The signature of a model's inputs; initializers that are listed among the inputs do not count."""
-        inputs = {}
-        for value in model.graph.inputs:
-            if value.is_initializer() or value.name is None:
-                continue
-            dims = None
-            if value.shape is not None:
-                dims = tuple(d if isinstance(d, int) and d > 0 else None for d in value.shape)
-            dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
-            inputs[value.name] = (np.dtype(dtype.numpy()), dims)
-        return cls(inputs, tuple(labels), needs_labels)
+#: From an item of a loader to a batch.
+Transform = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -61,27 +30,35 @@ class Batches:
     Iterating gives the batches in their own order; `epoch(n)` gives them in the order of that epoch.
 
     Attributes:
-        source: iterable of batches, function that returns one, or `Arrays`.
+        source: iterable of batches, function that returns one, `Rows` or `Arrays`.
         signature: what each batch must hold.
         transform: turns one item of the source into a batch; None where items are batches.
     """
 
     source: Source
     signature: Signature
-    transform: Callable[[Any], Any] | None = None
+    transform: Transform | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self._checked(self._items())
+
+    def check_epochs(self, epochs: int, what: str = "data") -> None:
+        """Raises InputError where the source can be read once only, as a generator, and more than one epoch is asked for."""
+        if epochs > 1 and isinstance(self.source, Iterator):
+            raise InputError(
+                f"{what}: a {type(self.source).__name__} can be read once, not for {epochs} epochs; "
+                "pass a function that makes one"
+            )
 
     def epoch(self, number: int, seed: int = 0) -> Iterator[Batch]:
         """Batches of an epoch: arrays from files are shuffled anew (seeded), other sources keep their own order.
 
         A source that draws its order itself is told the epoch where it has `set_epoch`, PyTorch's name for it.
         """
-        if isinstance(self.source, Arrays):
+        if isinstance(self.source, Rows | Arrays):
             return self._checked(self.source.shuffled(np.random.default_rng((seed, number))))
-        items = self.source() if callable(self.source) else self.source
-        for owner in (items, getattr(items, "sampler", None)):
+        items = self._items()
+        for owner in (items, getattr(items, "sampler", None), getattr(items, "batch_sampler", None)):
             set_epoch = getattr(owner, "set_epoch", None)
             if set_epoch is not None:
                 set_epoch(number)
@@ -98,12 +75,18 @@ class Batches:
             raise InputError(
                 f"data: the function returned a {type(items).__name__}, not an iterable of batches; mend it"
             )
+        if _is_endless(items):
+            raise InputError("data: the tf.data.Dataset repeats without end; leave out repeat(), or add take(n)")
         return items
 
     def _checked(self, items: Iterable[Any]) -> Iterator[Batch]:
         number = -1
+        first: Batch = {}
         for number, item in enumerate(items):
-            yield check_batch(item if self.transform is None else self.transform(item), self.signature, number)
+            batch = check_batch(self._transformed(item, number), self.signature, number)
+            first = first or batch
+            check_alike(batch, first, number)
+            yield batch
         if number < 0:
             hint = (
                 ""
@@ -111,6 +94,61 @@ class Batches:
                 else " (a generator can be read once: pass a function that makes one)"
             )
             raise InputError(f"data: no batches came{hint}; check the loader")
+
+    def _transformed(self, item: Any, number: int) -> Any:
+        if self.transform is None:
+            return item
+        try:
+            return self.transform(item)
+        except Exception as error:
+            raise InputError(
+                f"transform: fails on item {number} of the loader ({type(error).__name__}: {error}); mend the function"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Whole arrays in memory, cut into batches; `Trainer.fit` shuffles them anew in every epoch.
+
+    Attributes:
+        arrays: arrays by name of input or label; their first axis counts the same rows.
+        batch_size: rows per batch; the last one may be smaller.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    batch_size: int = 64
+    where: str = field(default="data", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch size is {self.batch_size}; it must be at least 1")
+        if not self.arrays or any(np.ndim(array) == 0 for array in self.arrays.values()):
+            raise InputError(f"{self.where}: holds no arrays of rows; write arrays whose first axis counts the samples")
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise InputError(
+                f"{self.where}: its arrays have different lengths ({lengths}); the first axis must count the same rows"
+            )
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.arrays.values())))
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._cut(np.arange(self.count))
+
+    def shuffled(self, random: np.random.Generator) -> Iterator[Batch]:
+        """Batches of the rows in random order."""
+        return self._cut(random.permutation(self.count))
+
+    def _cut(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            yield {name: array[rows] for name, array in self.arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -124,29 +162,21 @@ class Arrays:
 
     files: tuple[Path, ...]
     batch_size: int
-    _cache: dict[Path, Batch] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[Path, Rows] = field(default_factory=dict, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Batch]:
         for file in self.files:
-            arrays = self._read(file)
-            yield from self._cut(arrays, np.arange(_rows(arrays, file)))
+            yield from self._read(file)
 
     def shuffled(self, random: np.random.Generator) -> Iterator[Batch]:
         """Batches in random order: files, and rows within each."""
         for index in random.permutation(len(self.files)):
-            file = self.files[index]
-            arrays = self._read(file)
-            yield from self._cut(arrays, random.permutation(_rows(arrays, file)))
+            yield from self._read(self.files[index]).shuffled(random)
 
     def __len__(self) -> int:
-        return sum(-(-_rows(self._read(f), f) // self.batch_size) for f in self.files)
+        return sum(len(self._read(file)) for file in self.files)
 
-    def _cut(self, arrays: Batch, order: NDArray[np.int64]) -> Iterator[Batch]:
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            yield {name: array[rows] for name, array in arrays.items()}
-
-    def _read(self, file: Path) -> Batch:
+    def _read(self, file: Path) -> Rows:
         """Reads one file; a lone file stays in memory, since every epoch needs it again."""
         if file in self._cache:
             return self._cache[file]
@@ -154,7 +184,7 @@ class Arrays:
             if not is_zipfile(file):
                 raise InputError(f"{file}: not an .npz file, or cut off; write it with numpy.savez")
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+                rows = Rows({name: archive[name] for name in archive.files}, self.batch_size, str(file))
         except (OSError, ValueError, BadZipFile, EOFError, ZlibError) as error:
             if isinstance(error, InputError):
                 raise
@@ -162,8 +192,8 @@ class Arrays:
                 f"{file}: not an .npz file of plain arrays ({error}); write it with numpy.savez"
             ) from error
         if len(self.files) == 1:
-            self._cache[file] = arrays
-        return arrays
+            self._cache[file] = rows
+        return rows
 
 
 def read(data: str | Path | Source, batch_size: int = 64) -> Source:
@@ -204,15 +234,20 @@ def batches(
     labels: Sequence[str] = ("label",),
     needs_labels: bool = False,
     batch_size: int = 64,
-    transform: Callable[[Any], Any] | None = None,
+    transform: Transform | None = None,
 ) -> Batches:
     """Checked batches of whatever the user named, for this model (see `read` and `Batches`)."""
+    if transform is not None and not callable(transform):
+        raise InputError(f"transform: is a {type(transform).__name__}; give a function from loader item to batch")
     if isinstance(data, Batches):
-        return data
+        return data if transform is None else replace(data, transform=transform)
     signature = Signature.of(model, labels, needs_labels=needs_labels)
     source = read(data, batch_size)
     if isinstance(source, Mapping):
-        raise InputError("data: is a single batch, not an iterable of batches; wrap it in a list")
+        raise InputError(
+            "data: is a single batch, not an iterable of batches; wrap it in a list, "
+            "or cut whole arrays into batches with onnxqat.data.Rows(arrays, batch_size)"
+        )
     return Batches(source, signature, transform)
 
 
@@ -241,91 +276,7 @@ def resolve(name: str) -> Any:
     return getattr(module, attribute)
 
 
-def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
-    """One item of a loader as a batch that fits the signature.
-
-    Raises:
-        InputError: a name is missing or unknown, a type or shape does not fit, an array is empty or not finite.
-    """
-    named = _named(item, signature, number)
-    allowed = [*signature.inputs, *signature.labels]
-    unknown = [name for name in named if name not in allowed]
-    if unknown:
-        raise InputError(f"batch {number}: has no use for {_listed(unknown)}; the model takes {_listed(allowed)}")
-    required = allowed if signature.needs_labels else list(signature.inputs)
-    missing = [name for name in required if name not in named]
-    if missing:
-        raise InputError(f"batch {number}: lacks {_listed(missing)}; it holds {_listed(named)}")
-    batch: Batch = {}
-    for name, value in named.items():
-        array = _as_array(value, name, number)
-        if name in signature.inputs:
-            array = _fitting(array, name, signature.inputs[name], number)
-        _check_content(array, name, number)
-        batch[name] = array
-    return batch
-
-
-def _named(item: Any, signature: Signature, number: int) -> dict[str, Any]:
-    if isinstance(item, Mapping):
-        return dict(item)
-    names = [*signature.inputs, *signature.labels]
-    parts = list(item) if isinstance(item, (tuple, list)) else [item]
-    if parts and isinstance(parts[0], Mapping):
-        return {**parts[0], **dict(zip(signature.labels, parts[1:], strict=False))}
-    if len(parts) < len(signature.inputs) or len(parts) > len(names):
-        raise InputError(
-            f"batch {number}: is a tuple of {len(parts)}; the model takes {_listed(signature.inputs)} "
-            f"followed by the labels {_listed(signature.labels)}"
-        )
-    return dict(zip(names, parts, strict=False))
-
-
-def _as_array(value: Any, name: str, number: int) -> NDArray[Any]:
-    try:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"batch {number}: {name!r} cannot be read as an array ({error}); convert it") from error
-    if array.dtype == object:
-        raise InputError(f"batch {number}: {name!r} is not an array of numbers but {type(value).__name__}; convert it")
-    return array
-
-
-def _fitting(
-    array: NDArray[Any], name: str, expected: tuple[np.dtype[Any], tuple[int | None, ...] | None], number: int
-) -> NDArray[Any]:
-    dtype, shape = expected
-    if array.dtype != dtype:
-        if not np.can_cast(array.dtype, dtype, "safe"):
-            raise InputError(f"batch {number}: {name!r} has type {array.dtype}, the model takes {dtype}; cast it")
-        array = array.astype(dtype)
-    if shape is not None:
-        fits = array.ndim == len(shape) and all(s is None or s == d for s, d in zip(shape, array.shape, strict=True))
-        if not fits:
-            wanted = ", ".join("any" if s is None else str(s) for s in shape)
-            raise InputError(
-                f"batch {number}: {name!r} has shape {list(array.shape)}, the model takes [{wanted}]; reshape it"
-            )
-    return array
-
-
-def _check_content(array: NDArray[Any], name: str, number: int) -> None:
-    if array.size == 0:
-        raise InputError(f"batch {number}: {name!r} is empty (shape {list(array.shape)}); drop empty batches")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise InputError(f"batch {number}: {name!r} holds NaN or infinity; clean the data")
-
-
-def _rows(arrays: Batch, file: Path) -> int:
-    if not arrays or any(array.ndim == 0 for array in arrays.values()):
-        raise InputError(f"{file}: holds no arrays of rows; write arrays whose first axis counts the samples")
-    lengths = {name: len(a) for name, a in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise InputError(
-            f"{file}: its arrays have different lengths ({lengths}); the first axis must count the same rows"
-        )
-    return next(iter(lengths.values()))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(n) for n in names) or "nothing"
+def _is_endless(items: Iterable[Any]) -> bool:
+    """Whether the source is a tf.data.Dataset that says of itself that it has no end; -1 is tf.data.INFINITE_CARDINALITY."""
+    cardinality = getattr(items, "cardinality", None)
+    return callable(cardinality) and int(cardinality()) == -1

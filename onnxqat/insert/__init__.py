@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxqat import data
 from onnxqat.config import Config
-from onnxqat.data import Batches, Source
+from onnxqat.data import Batches, Source, Transform
 from onnxqat.graph import io
 from onnxqat.graph.qdq import Spec, constant
 from onnxqat.insert.calibrate import Observer, calibrate
@@ -36,7 +36,7 @@ def insert(
     calibration: str | Path | Source | Batches,
     config: Config | None = None,
     *,
-    transform: Callable[[Any], Any] | None = None,
+    transform: Transform | None = None,
 ) -> onnx.ModelProto:
     """Inserts quantizers into a float model, with ranges from calibration data: post-training quantization, ready to train.
 

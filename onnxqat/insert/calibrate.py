@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.batch import Batch
 from onnxqat.config import RangeEstimator
-from onnxqat.data import Batch
 from onnxqat.errors import InputError
 from onnxqat.insert.ranges import Histogram, histogram_range
 from onnxqat.runtime import Inference

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.data import Batch, Signature
+from onnxqat.batch import Batch, Signature
 from onnxqat.errors import InputError
 from onnxqat.train.losses import TEACHER, AttachedLoss
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat import data
+from onnxqat.batch import Batch, Signature, check_batch
 from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
 from onnxqat.runtime import Inference, check_packages
@@ -112,7 +113,13 @@ class Trainer:
         return self.state.schedule
 
     def fit(
-        self, batches: Data, epochs: int = 3, validation: Data | None = None, callbacks: Sequence[Callback] = ()
+        self,
+        batches: Data,
+        epochs: int = 3,
+        validation: Data | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        transform: data.Transform | None = None,
     ) -> None:
         """Trains for a number of epochs; with validation data the best epoch's parameters are what remains.
 
@@ -123,6 +130,7 @@ class Trainer:
             epochs: passes over the data.
             validation: data on which each epoch is judged: by accuracy for `cross_entropy`, by the loss otherwise.
             callbacks: called after steps and epochs, besides the progress display and the keeping of the best model.
+            transform: turns an item of either loader into a batch.
 
         Raises:
             InputError: a batch does not fit the model.
@@ -130,8 +138,11 @@ class Trainer:
         """
         if epochs < 1:
             raise InputError(f"epochs is {epochs}; it must be 1 or more")
-        source = self._batches(batches)
-        judged = None if validation is None else self._batches(validation)
+        source = self._batches(batches, transform)
+        judged = None if validation is None else self._batches(validation, transform)
+        source.check_epochs(epochs)
+        if judged is not None:
+            judged.check_epochs(epochs, "validation")
         state = self.state
         if state.batch == 0:
             state.first_epoch = state.schedule.position.epoch
@@ -152,20 +163,20 @@ class Trainer:
 
         With `accumulate`, parameters change at every so many calls.
         """
-        return self._step(self._feeds(data.check_batch(batch, self._signature())))
+        return self._step(self._feeds(check_batch(batch, self._signature())))
 
     def gradients(self, batch: Any) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """Loss and gradients of a batch by initializer name; nothing is updated.
 
         Gradients of scales are with respect to the scale as it stands in the model.
         """
-        loss = self._engine.step(self._feeds(data.check_batch(batch, self._signature())))
+        loss = self._engine.step(self._feeds(check_batch(batch, self._signature())))
         return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
 
-    def evaluate(self, batches: Data) -> dict[str, float]:
-        """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy`."""
+    def evaluate(self, batches: Data, *, transform: data.Transform | None = None) -> dict[str, float]:
+        """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy`; `transform` makes batches of its items."""
         total, correct, rows, decisions = 0.0, 0, 0, 0
-        for batch in self._batches(batches):
+        for batch in self._batches(batches, transform):
             feeds = self._feeds(batch)
             first, *_, loss = self._engine.evaluate(feeds, [*self._graph.outputs, LOSS])
             count = len(first) if first.ndim else 1
@@ -249,13 +260,10 @@ class Trainer:
             "(the parameters are those before this step)"
         )
 
-    def _batches(self, source: Data) -> data.Batches:
-        if isinstance(source, data.Batches):
-            return replace(source, signature=self._signature())
-        read = data.batches(source, self._graph.qdq)
-        return replace(read, signature=self._signature())
+    def _batches(self, source: Data, transform: data.Transform | None = None) -> data.Batches:
+        return replace(data.batches(source, self._graph.qdq, transform=transform), signature=self._signature())
 
-    def _signature(self) -> data.Signature:
+    def _signature(self) -> Signature:
         return self._feeds.signature(self._graph.qdq)
 
     def _set_length(self, source: data.Batches, epochs: int) -> None:
@@ -290,7 +298,7 @@ def _feeds(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
     return Feeds(graph.loss, shapes, _classes(graph), taught)
 
 
-def _classes(graph: TrainingGraph) -> Callable[[data.Batch], int] | None:
+def _classes(graph: TrainingGraph) -> Callable[[Batch], int] | None:
     """Says how many classes the first output has: by its shape, or by running the model where that leaves it open.
 
     ONNX Runtime would read past the logits' end for a class that does not exist, so the number must be known.

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 TIMING_SECONDS = 4.0
 
 
-def verify(
+def verify(  # noqa: PLR0913  (the public interface is this flat)
     trained: io.ModelLike,
     deployed: io.ModelLike,
     batches: str | Path | data.Source | data.Batches,
@@ -32,6 +32,7 @@ def verify(
     interpreter: str | os.PathLike[str] | None = None,
     metric: str | Metric = "accuracy",
     float_model: io.ModelLike | None = None,
+    transform: data.Transform | None = None,
     threads: int = 2,
 ) -> Report:
     """Runs both models on data and reports metric, agreement, kernels, size and latency.
@@ -46,6 +47,7 @@ def verify(
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
         metric: "accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per sample.
         float_model: what size and latency are compared with; None: the Q/DQ model without its quantizers.
+        transform: turns an item of the loader into a batch.
         threads: how many threads the runtime may use.
 
     Raises:
@@ -54,7 +56,7 @@ def verify(
     metric_name, score = named(metric)
     qdq_model, deployed_model = io.load(trained), io.load(deployed)
     reference = models.without_quantizers(qdq_model) if float_model is None else io.load(float_model)
-    checked = data.batches(batches, deployed_model)
+    checked = data.batches(batches, deployed_model, transform=transform)
     with opened(runtime, interpreter, threads) as host:
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
@@ -93,12 +95,13 @@ def evaluate(
     metric: str | Metric = "accuracy",
     runtime: RuntimeName = "ort",
     interpreter: str | os.PathLike[str] | None = None,
+    transform: data.Transform | None = None,
     threads: int = 2,
 ) -> float:
     """The metric of one model on labelled data, as the runtime executes it (see `verify` for the arguments)."""
     _, score = named(metric)
     loaded = io.load(model, oldest_opset=7)
-    checked = data.batches(batches, loaded, needs_labels=True)
+    checked = data.batches(batches, loaded, needs_labels=True, transform=transform)
     with opened(runtime, interpreter, threads) as host:
         host.load("model", loaded)
         return compare.scored(host, checked, score, "model")

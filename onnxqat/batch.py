@@ -1,0 +1,143 @@
+"""One batch: a dict from input name to array, labels under their names, or a tuple in the model's input order and the labels.
+
+PyTorch tensors and TensorFlow tensors are read through NumPy's array protocol, so neither framework is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.errors import InputError
+
+Batch = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a batch must hold.
+
+    Attributes:
+        inputs: dtype and shape (None where free) of each model input, in the model's order.
+        labels: names of the label arrays, in the order of a tuple batch's tail.
+        needs_labels: whether a batch without them is refused.
+    """
+
+    inputs: dict[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]]
+    labels: tuple[str, ...] = ("label",)
+    needs_labels: bool = False
+
+    @classmethod
+    def of(cls, model: ir.Model, labels: Sequence[str] = ("label",), *, needs_labels: bool = False) -> Signature:
+        """The signature of a model's inputs; initializers that are listed among the inputs do not count."""
+        inputs = {}
+        for value in model.graph.inputs:
+            if value.is_initializer() or value.name is None:
+                continue
+            dims = None
+            if value.shape is not None:
+                dims = tuple(d if isinstance(d, int) and d > 0 else None for d in value.shape)
+            dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
+            inputs[value.name] = (np.dtype(dtype.numpy()), dims)
+        return cls(inputs, tuple(labels), needs_labels)
+
+
+def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
+    """One item of a loader as a batch that fits the signature.
+
+    Raises:
+        InputError: a name is missing or unknown, a type or shape does not fit, an array is empty or not finite.
+    """
+    named = _named(item, signature, number)
+    allowed = [*signature.inputs, *signature.labels]
+    unknown = [name for name in named if name not in allowed]
+    if unknown:
+        raise InputError(f"batch {number}: has no use for {_listed(unknown)}; the model takes {_listed(allowed)}")
+    required = allowed if signature.needs_labels else list(signature.inputs)
+    missing = [name for name in required if name not in named]
+    if missing:
+        raise InputError(f"batch {number}: lacks {_listed(missing)}; it holds {_listed(named)}")
+    batch: Batch = {}
+    for name, value in named.items():
+        array = _as_array(value, name, number)
+        if name in signature.inputs:
+            wanted = signature.inputs[name][0]
+            if not hasattr(value, "dtype") and array.dtype.kind == wanted.kind:
+                array = array.astype(wanted)  # Python's own numbers have no width that the user chose
+            array = _fitting(array, name, signature.inputs[name], number)
+        _check_content(array, name, number)
+        batch[name] = array
+    return batch
+
+
+def _named(item: Any, signature: Signature, number: int) -> dict[str, Any]:
+    if isinstance(item, Mapping):
+        return dict(item)
+    names = [*signature.inputs, *signature.labels]
+    parts = list(item) if isinstance(item, (tuple, list)) else [item]
+    if parts and isinstance(parts[0], Mapping):
+        return {**parts[0], **dict(zip(signature.labels, parts[1:], strict=False))}
+    if len(parts) < len(signature.inputs) or len(parts) > len(names):
+        raise InputError(
+            f"batch {number}: is a tuple of {len(parts)}; the model takes {_listed(signature.inputs)} "
+            f"followed by the labels {_listed(signature.labels)}"
+        )
+    return dict(zip(names, parts, strict=False))
+
+
+def _as_array(value: Any, name: str, number: int) -> NDArray[Any]:
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"batch {number}: {name!r} cannot be read as an array ({error}); convert it") from error
+    if array.dtype == object:
+        raise InputError(f"batch {number}: {name!r} is not an array of numbers but {type(value).__name__}; convert it")
+    return array
+
+
+def _fitting(
+    array: NDArray[Any], name: str, expected: tuple[np.dtype[Any], tuple[int | None, ...] | None], number: int
+) -> NDArray[Any]:
+    dtype, shape = expected
+    if array.dtype != dtype:
+        if not np.can_cast(array.dtype, dtype, "safe"):
+            raise InputError(f"batch {number}: {name!r} has type {array.dtype}, the model takes {dtype}; cast it")
+        array = array.astype(dtype)
+    if shape is not None:
+        fits = array.ndim == len(shape) and all(s is None or s == d for s, d in zip(shape, array.shape, strict=True))
+        if not fits:
+            wanted = ", ".join("any" if s is None else str(s) for s in shape)
+            raise InputError(
+                f"batch {number}: {name!r} has shape {list(array.shape)}, the model takes [{wanted}]; reshape it"
+            )
+    return array
+
+
+def check_alike(batch: Batch, first: Batch, number: int) -> None:
+    """Refuses what the signature lets through, yet no loader means to do: other arrays, or other ranks, than at first."""
+    if batch.keys() != first.keys():
+        raise InputError(
+            f"batch {number}: holds {_listed(batch)}, batch 0 held {_listed(first)}; give the same arrays in every batch"
+        )
+    for name, array in batch.items():
+        if array.ndim != first[name].ndim or array.dtype != first[name].dtype:
+            raise InputError(
+                f"batch {number}: {name!r} is {array.dtype} of shape {list(array.shape)}, in batch 0 it was "
+                f"{first[name].dtype} of shape {list(first[name].shape)}; give the same kind of array in every batch"
+            )
+
+
+def _check_content(array: NDArray[Any], name: str, number: int) -> None:
+    if array.size == 0:
+        raise InputError(f"batch {number}: {name!r} is empty (shape {list(array.shape)}); drop empty batches")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise InputError(f"batch {number}: {name!r} holds NaN or infinity; clean the data")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(n) for n in names) or "nothing"
