@@ -16,6 +16,7 @@ import onnx_ir.passes.common as passes
 from google.protobuf.message import DecodeError
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.opsets import lowered
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _DEALT_WITH_LATER = ("No Op registered for", "No opset import", "Field 'shape'")
 
 
 def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
-    """Loads and checks a model: readable, standard operators only, opset in range, external data in place.
+    """Loads and checks a model: readable, standard operators only, opset in range or lowered, external data in place.
 
     The result is the caller's to change: the argument is never modified. Model-local functions are inlined, external data is
     read into memory.
@@ -43,7 +44,8 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
         oldest_opset: smallest opset of the default domain to let through.
 
     Raises:
-        InputError: the file is missing, not ONNX, cut off, of an opset out of range, or its external data is not in place.
+        InputError: the file is missing, not ONNX, cut off, of an opset that is too old or cannot be lowered, or its external data
+            is not in place.
         UnsupportedModelError: the model uses operators that are not ONNX's own.
     """
     if isinstance(model, ir.Model):
@@ -60,6 +62,8 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
         passes.InlinePass()(loaded)
         loaded.functions.clear()
     _check_operators(loaded)
+    if opset(loaded) > NEWEST_OPSET:
+        loaded = lowered(loaded, NEWEST_OPSET)
     _check_opset(loaded, oldest_opset)
     loaded.ir_version = min(loaded.ir_version, NEWEST_IR)
     return loaded
@@ -147,14 +151,28 @@ def _from_file(path: Path) -> ir.Model:
 def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not proto.ir_version or not proto.graph.node:
         raise InputError(f"{name}: holds no ONNX graph, or is cut off; export the model again")
-    if not any(True for _ in _external_tensors(proto)) and weight_bytes(proto) < EXTERNAL_DATA_ABOVE:
-        try:
-            onnx.checker.check_model(proto)
-        except onnx.checker.ValidationError as error:
-            reason = str(error).strip().splitlines()[0]
-            if not any(words in reason for words in _DEALT_WITH_LATER):
-                raise InputError(f"{name}: not a valid ONNX model ({reason}); export the model again") from error
-    return ir.from_proto(proto)
+    try:
+        if not any(True for _ in _external_tensors(proto)) and weight_bytes(proto) < EXTERNAL_DATA_ABOVE:
+            _check_valid(proto)
+        return ir.from_proto(proto)
+    except Exception as error:  # whatever damaged bytes may set off in three parsers
+        raise InputError(f"{name}: not a valid ONNX model ({_reason(error)}); export the model again") from error
+
+
+def _check_valid(proto: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        if not any(words in str(error) for words in _DEALT_WITH_LATER):
+            raise
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the first error of a chain: onnx-ir wraps the telling one in many that quote the graph."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -180,7 +198,7 @@ def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
         try:
             info = onnx.external_data_helper.ExternalDataInfo(tensor)
             offset, length, needed = int(info.offset or 0), int(info.length or 0), _tensor_bytes(tensor)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # a number that is none, a type that has no size
             raise InputError(
                 f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
             ) from error
@@ -222,10 +240,6 @@ def _check_operators(model: ir.Model) -> None:
 
 def _check_opset(model: ir.Model, oldest: int) -> None:
     version = opset(model)
-    if version > NEWEST_OPSET:
-        raise InputError(
-            f"opset {version} is newer than {NEWEST_OPSET}, the newest that can be trained; export with opset 17 to 21"
-        )
     if version < oldest:
         raise InputError(
             f"opset {version} is older than {oldest}; convert the model with onnx.version_converter to opset 17"

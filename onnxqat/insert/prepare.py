@@ -5,9 +5,6 @@ Node names survive every step, since the user's configuration selects by them.
 
 from __future__ import annotations
 
-import logging
-
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
@@ -15,6 +12,7 @@ from onnxscript import optimizer
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.edit import forget_names, fresh_name
+from onnxqat.graph.opsets import upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
@@ -27,8 +25,6 @@ from onnxqat.insert.rewrite import (
     sum_bias_in_gemm,
 )
 
-log = logging.getLogger(__name__)
-
 #: Older models are converted to this one.
 CONVERTED_OPSET = 17
 OLDEST_CONVERTIBLE = 7
@@ -40,7 +36,9 @@ def prepare(model: io.ModelLike) -> ir.Model:
     Raises:
         InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
     """
-    loaded = _converted(io.load(model, oldest_opset=OLDEST_CONVERTIBLE))
+    loaded = io.load(model, oldest_opset=OLDEST_CONVERTIBLE)
+    if io.opset(loaded) < io.OLDEST_OPSET:
+        loaded = upgraded(loaded, CONVERTED_OPSET)
     if is_quantized(loaded):
         raise InputError(
             "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"
@@ -81,19 +79,3 @@ def name_nodes(graph: ir.Graph) -> None:
         if not node.name or node.name in seen:
             node.name = fresh_name(graph, node.name or node.op_type)
         seen.add(node.name)
-
-
-def _converted(model: ir.Model) -> ir.Model:
-    found = io.opset(model)
-    if found >= io.OLDEST_OPSET:
-        return model
-    try:
-        proto = onnx.version_converter.convert_version(io.to_proto(model), CONVERTED_OPSET)
-        onnx.checker.check_model(proto)  # the converter leaves what it does not know
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"model: opset {found} cannot be converted to {CONVERTED_OPSET} ({reason}); export it again"
-        ) from error
-    log.warning("model converted from opset %d to %d", found, CONVERTED_OPSET)
-    return ir.from_proto(proto)

@@ -67,11 +67,10 @@ def test_graph_that_is_not_valid_is_refused():
         io.load(broken)
 
 
-@pytest.mark.parametrize("opset", [12, 22, 23])
-def test_opset_out_of_range_is_refused(opset):
+def test_opset_that_is_too_old_is_refused():
     body = "(float[N,3] x) => (float[N,4] y) { y = MatMul(x, w) }"
-    with pytest.raises(InputError, match=f"opset {opset} is"):
-        io.load(model(body, opset=opset, ir_version=10, w=random(3, 4)))
+    with pytest.raises(InputError, match="opset 12 is"):
+        io.load(model(body, opset=12, ir_version=10, w=random(3, 4)))
 
 
 def test_newest_ir_version_is_lowered_to_what_the_runtime_reads():

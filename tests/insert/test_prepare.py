@@ -170,12 +170,9 @@ def test_older_opsets_are_converted_with_a_notice(opset, caplog):
     assert f"converted from opset {opset} to 17" in caplog.text
 
 
-@pytest.mark.parametrize("opset", [6, 22])
-def test_opset_out_of_range_is_refused(opset):
-    with pytest.raises(InputError, match=f"opset {opset} is"):
-        prepare(
-            model("(float[N,3] x) => (float[N,2] y) { y = MatMul(x, w) }", opset=opset, ir_version=10, w=random(3, 2))
-        )
+def test_opset_that_is_too_old_is_refused():
+    with pytest.raises(InputError, match="opset 6 is"):
+        prepare(model("(float[N,3] x) => (float[N,2] y) { y = MatMul(x, w) }", opset=6, ir_version=10, w=random(3, 2)))
 
 
 def test_operator_that_cannot_be_converted_is_refused():

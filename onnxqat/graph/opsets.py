@@ -1,0 +1,140 @@
+"""Models of operator sets older or newer than what the runtime reads: brought to one that it does, or refused by operator."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+
+from onnxqat.errors import InputError
+
+log = logging.getLogger(__name__)
+
+#: Weights larger than this many bytes stay out of what goes through onnx's converter, whose limit is 2 GiB.
+SMALL = 1024
+#: How the converter's messages name the operator that it gave up at.
+_OPERATOR = re.compile(r"adapt_([a-z_]+)_\d+_\d+|No Adapter .*? for (\w+)|No Op registered for (\w+)|of operator (\w+)")
+
+
+def upgraded(model: ir.Model, version: int) -> ir.Model:
+    """The model converted to a newer opset.
+
+    Raises:
+        InputError: onnx's converter does not know an operator in its old form; the message names it.
+    """
+    found = model.opset_imports[""]
+
+    def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
+        converted = onnx.version_converter.convert_version(proto, version)
+        onnx.checker.check_model(converted)  # the converter leaves what it does not know
+        return converted
+
+    try:
+        result = _without_weights(model, convert)
+    except Exception as error:  # it has no error class of its own for what it cannot do
+        raise InputError(
+            f"model: opset {found} cannot be converted to {version} ({_reason(error, found)}); export it with opset {version}"
+        ) from error
+    log.warning("model converted from opset %d to %d", found, version)
+    return result
+
+
+def lowered(model: ir.Model, version: int) -> ir.Model:
+    """The model expressed in an older opset, where all of its operators exist there in the same form.
+
+    Operators that are newer and that ONNX defines by others (Swish, RMSNormalization, Attention) are written out.
+
+    Raises:
+        InputError: an operator has no such form; the message names all of them.
+    """
+    found = model.opset_imports[""]
+    new = {node.op_type for node in model.graph.all_nodes() if not onnx.defs.has(node.op_type, version)}
+    functions = [("", name) for name in new if _has_body(name, found)]
+    if functions:
+        _state_defaults(model, new, found)
+        model = _without_weights(
+            model, lambda proto: onnx.inliner.inline_selected_functions(proto, functions, inline_schema_functions=True)
+        )
+    stuck = Counter(node.op_type for node in model.graph.all_nodes() if not _exists(node, version))
+    if stuck:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(stuck.items()))
+        raise InputError(
+            f"model: opset {found} cannot be lowered to {version}, because of {listed}; export it with opset 17 to {version}"
+        )
+    model.opset_imports[""] = version
+    log.warning("model lowered from opset %d to %d", found, version)
+    return model
+
+
+def _state_defaults(model: ir.Model, operators: Iterable[str], version: int) -> None:
+    """Writes out the attributes that nodes leave at their default: the inliner drops what refers to an absent one."""
+    for node in [node for node in model.graph.all_nodes() if node.op_type in operators]:
+        for name, attribute in onnx.defs.get_schema(node.op_type, version).attributes.items():
+            if name not in node.attributes and attribute.default_value.name:
+                node.attributes[name] = ir.serde.deserialize_attribute(attribute.default_value)
+
+
+def _exists(node: ir.Node, version: int) -> bool:
+    """Whether the operator of that opset has the node's inputs, outputs and attributes."""
+    if not onnx.defs.has(node.op_type, version):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, version)
+    fits = len(node.inputs) <= schema.max_input and len(node.outputs) <= schema.max_output
+    return fits and all(name in schema.attributes for name in node.attributes)
+
+
+def _has_body(name: str, version: int) -> bool:
+    if not onnx.defs.has(name, version):
+        return False
+    schema = onnx.defs.get_schema(name, version)
+    return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]
+
+
+def _without_weights(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> ir.Model:
+    """The model after a change of its protobuf form, through which large weights go as inputs without data."""
+    graph = model.graph
+    large = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > SMALL]
+    tensors = {str(value.name): value.const_value for value in large}
+    listed = {value.name for value in graph.inputs}
+    for value in large:
+        assert value.const_value is not None
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        value.dtype = value.const_value.dtype
+    proto = change(_as_inputs(model, large))
+    result = ir.from_proto(proto)
+    _give_back(result.graph, tensors, listed)
+    return result
+
+
+def _as_inputs(model: ir.Model, weights: Iterable[ir.Value]) -> onnx.ModelProto:
+    graph = model.graph
+    for value in weights:
+        graph.initializers.pop(str(value.name))
+        if value not in graph.inputs:
+            graph.inputs.append(value)
+    return ir.to_proto(model)
+
+
+def _give_back(graph: ir.Graph, tensors: dict[str, ir.TensorProtocol | None], listed: set[str | None]) -> None:
+    for value in [value for value in graph.inputs if value.name in tensors]:
+        value.const_value = tensors[str(value.name)]
+        graph.register_initializer(value)
+    kept = [value for value in graph.inputs if value.name not in tensors or value.name in listed]
+    graph.inputs.clear()
+    graph.inputs.extend(kept)
+
+
+def _reason(error: Exception, version: int) -> str:
+    text = str(error).strip().splitlines()[0]
+    found = _OPERATOR.search(text)
+    if found is None:
+        return text
+    name = next(group for group in found.groups() if group)
+    known = {schema.name.lower(): schema.name for schema in onnx.defs.get_all_schemas_with_history()}
+    operator = known.get(name.replace("_", "").lower(), name)
+    return f"the converter does not know {operator} of opset {version}"
