@@ -110,6 +110,8 @@ def _check_input(
         def f(x: Array, point: Arrays = point, cotangents: Arrays = given) -> float:
             with np.errstate(all="ignore"):
                 results = evaluate({**point, name: x})
+            if any(results[key].shape != cotangents[key].shape for key in cotangents):
+                return np.nan  # the output's size changes here: there is no derivative
             return float(
                 sum(np.sum(results[key].astype(np.float64) * c.astype(np.float64)) for key, c in cotangents.items())
             )
@@ -167,7 +169,7 @@ def _points(feeds: Arrays, rng: np.random.Generator) -> Iterator[Arrays]:
 
 
 def _is_floating(value: Array) -> bool:
-    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+    return isinstance(value, np.ndarray | np.generic) and np.issubdtype(value.dtype, np.floating)
 
 
 def _is_float(value: onnx.ValueInfoProto) -> bool:

@@ -10,7 +10,10 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import _pybind_state as ort_state
 
-_ERRORS = 3  # ONNX Runtime's log level
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.runtime import short_reason
+
+_ERRORS, _SILENT = 3, 4  # ONNX Runtime's log levels
 _registered: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {}
 
 
@@ -56,10 +59,22 @@ def register_gradient(
 
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
-    """Runs a model once and returns its outputs by name."""
+    """Runs a model once and returns its outputs by name.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot load the model.
+        InputError: it cannot run on these feeds.
+    """
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS
+    options.log_severity_level = _SILENT  # what goes wrong is in the exception
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    try:
+        results = session.run(names, {name: np.asarray(value) for name, value in feeds.items()})
+    except Exception as error:
+        raise InputError(f"model: ONNX Runtime cannot run it on these inputs: {short_reason(error)}") from error
+    return dict(zip(names, results, strict=True))

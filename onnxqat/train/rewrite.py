@@ -125,12 +125,13 @@ def _gradient_function(
     gradients = [written] if isinstance(written, ir.Value) else list(written)
     made = {value for new in op.nodes for value in new.outputs}
     present = [i for i, value in enumerate(inputs) if value is not None]
-    results, names = [], []
-    for position, index in enumerate(present):
-        gradient = gradients[index] if index < len(gradients) else None
-        if index in step.inputs and gradient is not None:
-            results.append(gradient if gradient in made and gradient not in results else op.Identity(gradient))
-            names.append(f"GI({position})")
+    results = []
+    for index in present[: 1 + max(map(present.index, step.inputs))]:
+        # The builder takes result i for the gradient of input i, wanted or not: what is not wanted gets a stand-in.
+        value = gradients[index] if index in step.inputs else inputs[index]
+        assert value is not None, f"{node.op_type}: its rule promises a gradient for input {index} and gives none"
+        results.append(value if value in made and value not in results else op.Identity(value))
+    names = [f"GI({position})" for position in range(len(results))]
     formals = [(f"GO({i})", value) for i, value in enumerate(upstream)]
     formals += [(f"I({position})", inputs[index]) for position, index in enumerate(present)]
     formals += [(f"O({i})", value) for i, value in enumerate(outputs)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.train.gradients import activations, elementwise
+from onnxqat.train.gradients import activations, einsum, elementwise, layout
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Rule, RuleOrChoice, Stopped, Trusted
 
 _FIRST = frozenset({0})
@@ -71,7 +71,29 @@ _OURS: Mapping[str, RuleOrChoice] = {
     "Mod": _custom(elementwise.mod_gradient, 0, 1),
 }
 
-TABLE: dict[tuple[str, str], RuleOrChoice] = {("", name): rule for name, rule in {**_ORT, **_STOPPED, **_OURS}.items()}
+_LAYOUT: Mapping[str, RuleOrChoice] = {
+    "DepthToSpace": _custom(layout.depth_to_space_gradient),
+    "SpaceToDepth": _custom(layout.space_to_depth_gradient),
+    "CenterCropPad": _custom(layout.center_crop_pad_gradient),
+    "ReverseSequence": layout.reverse_sequence_rule,
+    "Trilu": _custom(layout.trilu_gradient),
+    "CumSum": _custom(layout.cumsum_gradient),
+    "Compress": layout.compress_rule,
+    "Col2Im": layout.col2im_rule,
+    "OneHot": Custom(layout.one_hot_gradient, frozenset({2}), steering=frozenset({0, 1})),
+    "Range": Custom(layout.range_gradient, frozenset({0, 2}), steering=frozenset({1})),
+    "CastLike": Custom(layout.cast_like_gradient, _FIRST, steering=frozenset({1})),
+    "MaxUnpool": layout.max_unpool_rule,
+    "Einsum": einsum.einsum_rule,
+}
+
+_FAMILIES: tuple[Mapping[str, RuleOrChoice], ...] = (
+    _ORT,
+    _STOPPED,
+    _OURS,
+    _LAYOUT,
+)
+TABLE: dict[tuple[str, str], RuleOrChoice] = {("", name): rule for family in _FAMILIES for name, rule in family.items()}
 
 _registered: dict[tuple[str, str], Registered] = {}
 
