@@ -1,13 +1,14 @@
 """The door to ONNX Runtime for training: sessions whose parameters and gradients are bound in place.
 
 Parameters are views of one flat array, gradients of another. A session reads and writes them where they lie, so nothing is
-copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array.
+copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array. A `Program`, in contrast, is given its
+arrays anew on each run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -21,8 +22,25 @@ from onnxqat.train.parameters import Layout
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+Value: TypeAlias = ort.OrtValue
 
 _ERRORS = 3  # ONNX Runtime's log level
+#: ONNX Runtime's words for types of tensors.
+_TYPES = {
+    f"tensor({words})": dtype
+    for words, dtype in {
+        "float": ir.DataType.FLOAT,
+        "double": ir.DataType.DOUBLE,
+        "float16": ir.DataType.FLOAT16,
+        "bfloat16": ir.DataType.BFLOAT16,
+        "bool": ir.DataType.BOOL,
+        **{
+            f"{sign}int{bits}": ir.DataType[f"{sign}int{bits}".upper()]
+            for sign in ("", "u")
+            for bits in (8, 16, 32, 64)
+        },
+    }.items()
+}
 
 
 class Session:
@@ -34,13 +52,7 @@ class Session:
     """
 
     def __init__(self, model: ir.Model, threads: int = 0) -> None:
-        check_packages()
-        try:
-            self._session = ort.InferenceSession(
-                ir.to_proto(model).SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
+        self._session = _loaded(model, threads)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
         self._binding = self._session.io_binding()
@@ -77,6 +89,25 @@ class Session:
         value = ort.OrtValue.ortvalue_from_numpy(array)
         self._bound[key] = (array, value)
         return value
+
+
+class Program:
+    """A graph that keeps nothing between runs, so that any number of callers may share it; arguments as for `Session`."""
+
+    def __init__(self, model: ir.Model, threads: int = 0) -> None:
+        self._session = _loaded(model, threads)
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        #: Types of the outputs as ONNX Runtime infers them.
+        self.outputs = {value.name: _TYPES[value.type] for value in self._session.get_outputs()}
+
+    def __call__(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads."""
+        feeds = {name: values[name] for name in self.inputs}
+        try:
+            results = self._session.run_with_ort_values(list(self.outputs), feeds)
+        except Exception as error:
+            raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
+        return dict(zip(self.outputs, results, strict=True))
 
 
 class Engine:
@@ -117,6 +148,26 @@ class Engine:
             self._evaluation_model = None
         self._evaluation.bind(batch)
         return self._evaluation.run(fetch)
+
+
+def as_value(array: Array) -> Value:
+    """A value of ONNX Runtime's that lies where the array does and keeps it alive."""
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def dlpack(value: Value) -> Any:
+    """The value as what the array libraries' `from_dlpack` take over without a copy."""
+    return value._ortvalue
+
+
+def _loaded(model: ir.Model, threads: int) -> ort.InferenceSession:
+    check_packages()
+    try:
+        return ort.InferenceSession(
+            ir.to_proto(model).SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
 
 
 def session_options(threads: int = 0) -> ort.SessionOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ from onnxqat.graph.io import ModelLike, load
 from onnxqat.train import ortgrad
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.gradients.rule import FLOAT_TYPES
+from onnxqat.train.losses import LOSS
 
 Array = npt.NDArray[np.generic]
-_LOSS, _COTANGENT = "onnxqat_loss", "/cotangent"
+COTANGENT = "/cotangent"
 
 
 def gradients(
@@ -43,17 +44,17 @@ def gradients(
     forward = load(model, oldest_opset=7)
     graph = forward.graph
     names = [str(output.name) for output in graph.outputs]
-    _add_loss(graph, cotangents)
+    add_weighted_sum(graph, cotangents)
     weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}
-    trained = differentiate(forward, _LOSS, wrt)
+    trained = differentiate(forward, LOSS, wrt)
     bound = {name: value.numpy() for name, value in weights.items() if value is not None}
-    bound |= {f"{name}{_COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
+    bound |= {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
     results = ortgrad.run(ir.to_proto(trained), {**bound, **feeds})
     return {name: results[name] for name in names}, {name: results[f"{name}_grad"] for name in wrt}
 
 
-def _add_loss(graph: ir.Graph, cotangents: Mapping[str, Array] | None) -> None:
-    """Adds Σ output·cotangent as a float32 scalar; the cotangents are graph inputs."""
+def add_weighted_sum(graph: ir.Graph, cotangents: Collection[str] | None) -> None:
+    """Adds Σ output·cotangent over the named outputs as a float32 scalar `LOSS`; cotangents are graph inputs, if any."""
     outputs = {str(output.name): output for output in graph.outputs if output.dtype in FLOAT_TYPES}
     chosen = list(outputs) if cotangents is None else list(cotangents)
     unknown = [name for name in chosen if name not in outputs]
@@ -63,7 +64,7 @@ def _add_loss(graph: ir.Graph, cotangents: Mapping[str, Array] | None) -> None:
     for name in chosen:
         value = outputs[name]
         if cotangents is not None:
-            weight = ir.Value(name=f"{name}{_COTANGENT}", type=value.type, shape=value.shape)
+            weight = ir.Value(name=f"{name}{COTANGENT}", type=value.type, shape=value.shape)
             graph.inputs.append(weight)
             value = _append(graph, "Mul", [value, weight])
         value = _append(graph, "ReduceSum", [value], {"keepdims": 0})
@@ -71,7 +72,7 @@ def _add_loss(graph: ir.Graph, cotangents: Mapping[str, Array] | None) -> None:
     total = terms[0]
     for term in terms[1:]:
         total = _append(graph, "Add", [total, term])
-    total.name, total.type, total.shape = _LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    total.name, total.type, total.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
 
 
 def _append(

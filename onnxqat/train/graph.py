@@ -69,13 +69,7 @@ def training_graph(qdq: ir.Model, loss: Loss, freeze: Sequence[str] = ()) -> Tra
         UnsupportedModelError: a node on the way from a parameter to the loss has no gradient; the message names all of them.
         InputError: the loss or `freeze` does not fit the model.
     """
-    forward = qdq.clone()
-    passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(forward)
-    passes.IdentityEliminationPass()(forward)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(forward)
-    ceilings = call_quantizers(forward)
-    kinds = trainable(forward.graph, freeze)
-    layout = lay_out(forward.graph, kinds, ceilings)
+    forward, layout = forward_graph(qdq, freeze)
     initial = initial_values(forward.graph, layout)
     attached = attach_loss(forward, loss)
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
@@ -86,6 +80,16 @@ def training_graph(qdq: ir.Model, loss: Loss, freeze: Sequence[str] = ()) -> Tra
     schedule(training, [LOSS])
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
     return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached)
+
+
+def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, Layout]:
+    """A copy of the model whose quantizers are calls of trainable functions, and the place of what is trained in it."""
+    forward = qdq.clone()
+    passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(forward)
+    passes.IdentityEliminationPass()(forward)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(forward)
+    ceilings = call_quantizers(forward)
+    return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ceilings)
 
 
 def without_quantizers(qdq: ir.Model) -> ir.Model:
@@ -123,16 +127,23 @@ def _check_scale(quantizer: Quantizer) -> None:
 def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
     model = forward.clone()
     graph = model.graph
+    make_inputs(graph, names)
+    graph.outputs.append(_loss_value(graph))
+    schedule(model, [*outputs, LOSS])
+    return model
+
+
+def make_inputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Turns initializers into graph inputs, in place; names that are none are passed over."""
     for name in names:
-        value = graph.initializers.pop(name)
+        value = graph.initializers.pop(name, None)
+        if value is None:
+            continue
         tensor, value.const_value = value.const_value, None
         assert tensor is not None
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape.numpy()))
         if value not in graph.inputs:
             graph.inputs.append(value)
-    graph.outputs.append(_loss_value(graph))
-    schedule(model, [*outputs, LOSS])
-    return model
 
 
 def _loss_value(graph: ir.Graph) -> ir.Value:

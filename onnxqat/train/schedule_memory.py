@@ -27,7 +27,7 @@ def schedule(model: ir.Model, forward_outputs: Iterable[str]) -> None:
     """
     graph = model.graph
     graph.sort()
-    forward = _ancestors(graph, set(forward_outputs))
+    forward = ancestors(graph, set(forward_outputs))
     position = {node: index for index, node in enumerate(graph)}
     for call in [node for node in graph if fakequant.is_call(node) and node in forward]:
         users = [(use.node, use.idx) for use in call.outputs[0].uses()]
@@ -55,7 +55,7 @@ def _again(call: ir.Node) -> ir.Node:
     return again
 
 
-def _ancestors(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
+def ancestors(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
     """All nodes on which the named values depend."""
     pending = [node for node in graph if any(output.name in names for output in node.outputs)]
     reached: set[ir.Node] = set()

@@ -126,12 +126,13 @@ IN_TORCH = {
 }
 
 
-def torch_gradients(proto, batch):
-    """Runs the Q/DQ graph node by node in torch."""
+def torch_gradients(proto, batch, inputs=()):
+    """Runs the Q/DQ graph node by node in torch; gradients by all float initializers, and by the inputs named."""
     functional = torch.nn.functional
     values = {i.name: torch.tensor(onnx.numpy_helper.to_array(i)) for i in proto.graph.initializer}
     leaves = {n: v.requires_grad_() for n, v in values.items() if v.dtype == torch.float32}
-    values["x"] = torch.tensor(batch["x"])
+    values["x"] = torch.tensor(batch["x"], requires_grad="x" in inputs)
+    leaves |= {name: values[name] for name in inputs}
     pending = {}
     for node in proto.graph.node:
         i = [values.get(name) for name in node.input]

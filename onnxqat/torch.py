@@ -1,0 +1,236 @@
+"""Training in PyTorch's own loop: a Q/DQ model as a `torch.nn.Module`, run forward and backward by its ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxqat.batch import Signature, check_batch
+from onnxqat.errors import InputError, MissingExtraError
+from onnxqat.graph import io
+from onnxqat.train.engine import Floats, Value, as_value, dlpack
+from onnxqat.train.function import Function, cotangent, gradient
+from onnxqat.train.graph import load_qdq
+from onnxqat.train.parameters import Kind
+from onnxqat.train.update import scale_bounds
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise MissingExtraError("PyTorch is not installed; run `pip install 'onnxqat[torch]'`") from error
+
+
+def as_module(qdq: io.ModelLike, *, threads: int = 0) -> QdqModule:
+    """A module whose parameters are the model's weights, biases and scales, for any loss, optimizer and loop of PyTorch's.
+
+    Args:
+        qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
+        threads: threads inside an operator; 0: one for each core.
+
+    Raises:
+        InputError: the model has no quantizers, or nothing to train.
+    """
+    return QdqModule(load_qdq(qdq), threads)
+
+
+def to_model(module: torch.nn.Module) -> onnx.ModelProto:
+    """The Q/DQ model with the parameters that the module has now: what `fold` and `verify` take.
+
+    Args:
+        module: what `as_module` returned, or a DistributedDataParallel around it.
+
+    Raises:
+        InputError: it is another module, or a parameter is not finite.
+    """
+    inner = getattr(module, "module", module)
+    if not isinstance(inner, QdqModule):
+        raise InputError(f"module: is a {type(module).__name__}; give the module that onnxqat.torch.as_module returned")
+    return inner._model()
+
+
+class QdqModule(torch.nn.Module):  # type: ignore[misc]
+    """A Q/DQ model whose initializers are PyTorch's; call it with tensors in the model's input order, or by name.
+
+    It returns a tensor, or a tuple in the model's order where there are several outputs. Gradients are those of
+    `onnxqat.Trainer.gradients`, for inputs that require one too; a parameter whose `requires_grad` is False is left out of the
+    backward graph. Training and evaluation mode are the same; where no gradient is asked for (`torch.no_grad`), the forward
+    graph runs alone.
+
+    Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
+    bounds that `onnxqat.Trainer` keeps, at most 2**-14 of what it was at first, is put back on the bound, in place, when
+    the module next runs (projected gradient descent). See `groups` for learning rates that suit scales.
+
+    Attributes:
+        kinds: "weight", "scale" or "other" (biases, shifts) for each parameter, by the names of `named_parameters`: for
+            groups of different learning rate or weight decay.
+    """
+
+    def __init__(self, qdq: ir.Model, threads: int) -> None:
+        super().__init__()
+        self._function = Function(qdq, threads)
+        layout, initial = self._function.layout, self._function.initial
+        self._signature = Signature.of(qdq, ())
+        self._names: dict[str, str] = {}
+        self.kinds: dict[str, Kind] = {}
+        self._bounds: dict[str, tuple[Floats, Floats]] = {}
+        bounds = scale_bounds(layout, initial)
+        for parameter in layout.parameters:
+            name = _register(self, parameter.name, torch.from_numpy(parameter.view(initial).copy()))
+            self._names[name], self.kinds[name] = parameter.name, parameter.kind
+            if parameter.kind == "scale":
+                begin = parameter.offset - layout.bounds["scale"][0]
+                low, high = (part[begin : begin + parameter.size].reshape(parameter.shape) for part in bounds)
+                self._bounds[name] = low, high
+
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Runs the graph.
+
+        Raises:
+            InputError: a tensor does not fit the model, or is not on the CPU.
+            UnsupportedModelError: a gradient is asked for that a node does not let pass; the message names all of them.
+        """
+        parameters = {self._names[name]: parameter for name, parameter in self.named_parameters()}
+        tensors = {**self._given(inputs, named), **parameters}
+        for name, tensor in tensors.items():
+            _check_place(name, tensor)
+        self._project()
+        wrt = frozenset(name for name, tensor in tensors.items() if tensor.requires_grad)
+        results: tuple[torch.Tensor, ...]
+        if wrt and torch.is_grad_enabled():
+            results = _Run.apply(self._function, wrt, list(tensors), *tensors.values())
+        else:
+            outputs = self._function.evaluate({name: _value(name, tensor) for name, tensor in tensors.items()})
+            results = tuple(_tensor(outputs[name]) for name in self._function.outputs)
+        return results[0] if len(results) == 1 else results
+
+    def groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer: decay for weights alone, and a learning rate for each scale in its own measure.
+
+        Adam moves every number by about the learning rate in a step. Of a weight of 0.3 that is little; of a scale of 0.002 it
+        may be all. So each scale's rate is `lr` times what the scale is now, and the steps are relative ones, as in `Trainer`.
+
+        Args:
+            lr: learning rate of weights and biases; relative step of scales.
+            weight_decay: of weights.
+        """
+        plain = {
+            kind: [p for name, p in self.named_parameters() if self.kinds[name] == kind] for kind in ("weight", "other")
+        }
+        scales = [p for name, p in self.named_parameters() if self.kinds[name] == "scale"]
+        return [
+            {"params": plain["weight"], "lr": lr, "weight_decay": weight_decay},
+            {"params": plain["other"], "lr": lr, "weight_decay": 0.0},
+            *({"params": [p], "lr": lr * float(p.detach().mean()), "weight_decay": 0.0} for p in scales),
+        ]
+
+    def _given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        names = list(self._signature.inputs)
+        if len(inputs) > len(names):
+            raise InputError(f"module: {len(inputs)} inputs given; the model takes {', '.join(names)}")
+        given = {**dict(zip(names, inputs, strict=False)), **named}
+        for name, tensor in given.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise InputError(f"input {name!r}: is a {type(tensor).__name__}; give tensors")
+        arrays = check_batch(given, self._signature)
+        return {name: tensor.to(torch.from_numpy(arrays[name]).dtype) for name, tensor in given.items()}
+
+    def _project(self) -> None:
+        """Puts scales that have left their bounds back on them; touches no other, as PyTorch counts changes in place."""
+        parameters = dict(self.named_parameters())
+        for name, (low, high) in self._bounds.items():
+            array = parameters[name].detach().cpu().numpy()
+            if (array < low).any() or (array > high).any():
+                with torch.no_grad():
+                    parameters[name].copy_(torch.from_numpy(np.asarray(np.clip(array, low, high))))
+
+    def _model(self) -> onnx.ModelProto:
+        self._project()
+        arrays = {}
+        for name, tensor in self.named_parameters():
+            array = tensor.detach().cpu().float().numpy()
+            if not np.isfinite(array).all():
+                raise InputError(f"parameter {name!r}: holds NaN or infinity; go back to an earlier state")
+            arrays[self._names[name]] = array
+        return self._function.model(arrays)
+
+
+class _Run(torch.autograd.Function):  # type: ignore[misc]
+    """One run of the forward half, and of the backward half when PyTorch asks for it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: Function, wrt: frozenset[str], names: list[str], *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(names, tensors, strict=True))
+        ctx.function, ctx.wrt, ctx.names, ctx.halves = function, wrt, names, function.halves(wrt)
+        results = ctx.halves.forward({name: _value(name, tensor) for name, tensor in given.items()})
+        known = {**given, **{name: _tensor(value) for name, value in results.items()}}
+        ctx.saved = [name for name in ctx.halves.backward.inputs if name in known]
+        # PyTorch notices when one of them changes before the backward pass, and lets go of them after it.
+        ctx.save_for_backward(*(known[name] for name in ctx.saved))
+        ctx.mark_non_differentiable(*(known[n] for n in function.outputs if n not in function.differentiable))
+        return tuple(known[name] for name in function.outputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        outputs = dict(zip(ctx.function.outputs, cotangents, strict=True))
+        given = {cotangent(name): outputs[name] for name in ctx.function.differentiable}
+        given |= dict(zip(ctx.saved, ctx.saved_tensors, strict=True))
+        results = ctx.halves.backward({name: _value(name, tensor) for name, tensor in given.items()})
+        gradients = [_tensor(results[gradient(name)]) if name in ctx.wrt else None for name in ctx.names]
+        return None, None, None, *gradients
+
+
+def _value(name: str, tensor: torch.Tensor) -> Value:
+    """The tensor as ONNX Runtime's value, in the same memory where that is contiguous."""
+    _check_place(name, tensor)
+    return as_value(tensor.detach().numpy())
+
+
+def _check_place(name: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu" or tensor.dtype in (torch.float64, torch.float16, torch.bfloat16):
+        raise InputError(
+            f"tensor {name!r}: is {tensor.dtype} on {tensor.device}, the graph takes float32 on the CPU; "
+            "call .cpu().float() on the module and its inputs"
+        )
+
+
+def _tensor(value: Value) -> torch.Tensor:
+    """ONNX Runtime's value as a tensor in the same memory."""
+    tensor = torch.from_dlpack(dlpack(value))
+    # DLPack as ONNX Runtime 1.19 writes it has no booleans.
+    return tensor.view(torch.bool) if value.data_type() == "tensor(bool)" else tensor
+
+
+def _register(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> str:
+    """Adds a parameter under an initializer's name, whose dots make a hierarchy as PyTorch's do; returns the name it got.
+
+    A part that a module cannot hold, empty or taken by something else, gets a trailing underscore.
+    """
+    owner, path = root, []
+    *scopes, leaf = name.split(".")
+    for scope in scopes:
+        scope = _free(owner, scope, _Scope)
+        if not hasattr(owner, scope):
+            owner.add_module(scope, _Scope())
+        owner = getattr(owner, scope)
+        path.append(scope)
+    leaf = _free(owner, leaf)
+    owner.register_parameter(leaf, torch.nn.Parameter(tensor))
+    return ".".join([*path, leaf])
+
+
+def _free(owner: torch.nn.Module, name: str, *allowed: type) -> str:
+    """The name with as many underscores as it takes to be free, or to be that of an allowed kind of thing."""
+    while not name or (hasattr(owner, name) and not isinstance(getattr(owner, name), allowed)):
+        name += "_"
+    return name
+
+
+class _Scope(torch.nn.Module):  # type: ignore[misc]
+    """Holds the parameters whose names begin alike."""

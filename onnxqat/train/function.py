@@ -1,0 +1,145 @@
+"""A Q/DQ model as a function with a gradient, for whoever owns the arrays: another library's tensors, say.
+
+The gradient graph is cut in two. The forward part gives the outputs, and whatever the backward part reads of it; the backward
+part goes from cotangents of the outputs to gradients. Nothing is computed twice but quantizers, as in training
+(see `schedule_memory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.train.differentiate import differentiate
+from onnxqat.train.engine import Floats, Program, Value
+from onnxqat.train.evaluate_gradients import COTANGENT, add_weighted_sum
+from onnxqat.train.gradients.rule import FLOAT_TYPES
+from onnxqat.train.graph import forward_graph, make_inputs, with_values
+from onnxqat.train.losses import LOSS
+from onnxqat.train.parameters import initial_values
+from onnxqat.train.schedule_memory import ancestors, schedule
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two parts of a gradient graph.
+
+    Attributes:
+        forward: from inputs and parameters to the model's outputs and what `backward` reads besides.
+        backward: from inputs, parameters, outputs of `forward` and cotangents to gradients.
+    """
+
+    forward: Program
+    backward: Program
+
+
+class Function:
+    """Outputs of a Q/DQ model at given inputs and parameters, and gradients by any of them; holds no arrays itself.
+
+    Args:
+        qdq: a model that `load_qdq` returned.
+        threads: threads inside an operator; 0: one for each core.
+
+    Attributes:
+        layout: the parameters.
+        initial: the flat array of them as the model has it.
+        outputs: names of the model's outputs.
+        differentiable: names of those that are floats.
+    """
+
+    def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
+        self._qdq = qdq
+        self._forward, self.layout = forward_graph(qdq)
+        self.initial = initial_values(self._forward.graph, self.layout)
+        self.outputs = tuple(str(value.name) for value in self._forward.graph.outputs)
+        floats = [value for value in self._forward.graph.outputs if value.dtype in FLOAT_TYPES]
+        self.differentiable = tuple(str(value.name) for value in floats)
+        self._threads = threads
+        self._plain: Program | None = None
+        self._halves: dict[frozenset[str], Halves] = {}
+
+    def model(self, arrays: Mapping[str, Floats]) -> onnx.ModelProto:
+        """The Q/DQ model with these parameters, by initializer name."""
+        flat = self.initial.copy()
+        for parameter in self.layout.parameters:
+            parameter.view(flat)[...] = arrays[parameter.name]
+        return ir.to_proto(with_values(self._qdq, self.layout, flat))
+
+    def evaluate(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """The outputs alone."""
+        if self._plain is None:
+            model = self._forward.clone()
+            schedule(model, self.outputs)
+            make_inputs(model.graph, self._parameters)
+            self._plain = Program(model, self._threads)
+        return self._plain(values)
+
+    def halves(self, wrt: frozenset[str]) -> Halves:
+        """The parts of the gradient graph by these inputs and parameters; built once.
+
+        Raises:
+            UnsupportedModelError: a node on the way has no gradient; the message names all of them.
+        """
+        if wrt not in self._halves:
+            model = self._forward.clone()
+            add_weighted_sum(model.graph, self.differentiable)
+            training = differentiate(model, LOSS, sorted(wrt))
+            schedule(training, self.outputs)
+            make_inputs(training.graph, self._parameters)
+            self._halves[wrt] = self._split(training)
+        return self._halves[wrt]
+
+    @property
+    def _parameters(self) -> list[str]:
+        return [parameter.name for parameter in self.layout.parameters]
+
+    def _split(self, training: ir.Model) -> Halves:
+        ahead = ancestors(training.graph, set(self.outputs))
+        crossing = [
+            str(value.name)
+            for node in training.graph
+            if node in ahead
+            for value in node.outputs
+            if any(use.node not in ahead for use in value.uses())
+        ]
+        kept = list(dict.fromkeys([*self.outputs, *crossing]))
+        gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.outputs]
+        forward = Program(_cut(training, {}, kept), self._threads)
+        types = {name: forward.outputs[name] for name in crossing}
+        return Halves(forward, Program(_cut(training, types, gradients), self._threads))
+
+    def __deepcopy__(self, memo: object) -> Function:
+        """Itself: whoever copies a thing that holds it copies the arrays, and these are elsewhere."""
+        return self
+
+
+def cotangent(output: str) -> str:
+    """The name under which the backward part takes an output's cotangent."""
+    return f"{output}{COTANGENT}"
+
+
+def gradient(name: str) -> str:
+    """The name under which the backward part gives a gradient."""
+    return f"{name}_grad"
+
+
+def _cut(model: ir.Model, given: Mapping[str, ir.DataType], wanted: Sequence[str]) -> ir.Model:
+    """The part of a graph that computes the values `wanted` where those named in `given` come as inputs."""
+    part = model.clone()
+    graph = part.graph
+    values = {str(value.name): value for node in graph for value in node.outputs}
+    graph.outputs[:] = [values[name] for name in wanted]
+    for name, dtype in given.items():
+        computed = values[name]
+        fed = ir.Value(name=name, type=ir.TensorType(dtype), shape=computed.shape)
+        ir.convenience.replace_all_uses_with(computed, fed)
+        computed.name = f"{name}/computed"
+        graph.inputs.append(fed)
+    passes.RemoveUnusedNodesPass()(part)
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+    passes.RemoveUnusedOpsetsPass()(part)
+    return part
