@@ -15,6 +15,8 @@ from onnxqat.errors import InputError
 
 log = logging.getLogger(__name__)
 
+#: What models older than opset 13 are converted to.
+CONVERTED_OPSET = 17
 #: Weights larger than this many bytes stay out of what goes through onnx's converter, whose limit is 2 GiB.
 SMALL = 1024
 #: How the converter's messages name the operator that it gave up at.

@@ -12,7 +12,7 @@ from onnxscript import optimizer
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.edit import forget_names, fresh_name
-from onnxqat.graph.opsets import upgraded
+from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
@@ -25,8 +25,6 @@ from onnxqat.insert.rewrite import (
     sum_bias_in_gemm,
 )
 
-#: Older models are converted to this one.
-CONVERTED_OPSET = 17
 OLDEST_CONVERTIBLE = 7
 
 

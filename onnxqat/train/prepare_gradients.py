@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxqat.graph.io import OLDEST_OPSET, opset
+from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.train.gradients.table import is_registered
 
@@ -14,9 +16,10 @@ def prepare(model: ir.Model) -> ir.Model:
 
     Functions are inlined except those with a registered gradient. Identity nodes go: an exporter puts them between a
     shared initializer and its users, where the gradient builder would miss that both are one. Automatic padding is
-    written out: ONNX Runtime's gradients ignore it.
+    written out: ONNX Runtime's gradients ignore it. Operator sets older than 13 are upgraded.
     """
-    copy = model.clone()
+    old = opset(model) < OLDEST_OPSET
+    copy = upgraded(model, CONVERTED_OPSET) if old else model.clone()
     if copy.functions:
         passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
     passes.IdentityEliminationPass()(copy)

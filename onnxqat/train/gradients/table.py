@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.train.gradients import activations, einsum, elementwise, layout
+from onnxqat.train.gradients import activations, einsum, elementwise, layout, resize
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Rule, RuleOrChoice, Stopped, Trusted
 
 _FIRST = frozenset({0})
@@ -87,11 +87,16 @@ _LAYOUT: Mapping[str, RuleOrChoice] = {
     "Einsum": einsum.einsum_rule,
 }
 
+_RESAMPLING: Mapping[str, RuleOrChoice] = {
+    "Resize": resize.resize_rule,
+}
+
 _FAMILIES: tuple[Mapping[str, RuleOrChoice], ...] = (
     _ORT,
     _STOPPED,
     _OURS,
     _LAYOUT,
+    _RESAMPLING,
 )
 TABLE: dict[tuple[str, str], RuleOrChoice] = {("", name): rule for family in _FAMILIES for name, rule in family.items()}
 
