@@ -25,6 +25,8 @@ ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 #: What onnxruntime-training 1.19.2 loads.
 NEWEST_OPSET = 21
 NEWEST_IR = 10
+#: Older ones list every initializer among the inputs.
+OLDEST_IR = 8
 #: QuantizeLinear has had an axis since this one.
 OLDEST_OPSET = 13
 #: Above this a protobuf file cannot hold the weights (its limit is 2 GiB), so they go to a file beside it.
@@ -65,7 +67,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     if opset(loaded) > NEWEST_OPSET:
         loaded = lowered(loaded, NEWEST_OPSET)
     _check_opset(loaded, oldest_opset)
-    loaded.ir_version = min(loaded.ir_version, NEWEST_IR)
+    loaded.ir_version = min(max(loaded.ir_version, OLDEST_IR), NEWEST_IR)
     return loaded
 
 

@@ -103,7 +103,8 @@ def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, .
     output = nodes[-1].outputs[0]
     for use in uses:
         use.node.replace_input_with(use.idx, output)
-    if users is None and value.is_graph_output():
+    # an output that is an input as well is what came in, not what the codes make of it
+    if users is None and value.is_graph_output() and value.producer() is not None:
         _take_over_output(graph, value, output)
     return output
 

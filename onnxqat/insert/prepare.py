@@ -16,6 +16,7 @@ from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
+from onnxqat.insert.half import float16_to_float32
 from onnxqat.insert.rewrite import (
     bound_activations,
     drop_inference_noops,
@@ -47,6 +48,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
     drop_inference_noops(loaded.graph)
     passes.IdentityEliminationPass()(loaded)
     passes.ShapeInferencePass()(loaded)
+    float16_to_float32(loaded)
     # Exporters transpose and cast weights at run time; whatever their size, they are constants.
     optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)

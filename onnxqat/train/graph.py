@@ -92,17 +92,6 @@ def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, 
     return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ceilings)
 
 
-def without_quantizers(qdq: ir.Model) -> ir.Model:
-    """The float model: the Q/DQ model with all quantizers taken out."""
-    model = qdq.clone()
-    for quantizer in reversed(quantizers(model)):
-        ir.convenience.replace_all_uses_with(quantizer.output, quantizer.source, replace_graph_outputs=True)
-        for node in reversed(quantizer.nodes):
-            if node.graph is not None and not any(value.uses() for value in node.outputs):
-                model.graph.remove(node, safe=True)
-    return model
-
-
 def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:
     """A copy of the Q/DQ model with the parameters of the flat array."""
     model = qdq.clone()

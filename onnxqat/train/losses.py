@@ -1,6 +1,6 @@
 """Losses as ONNX nodes at the end of the training graph, and what labels they need.
 
-The named losses look at the model's first output, `distill` at all of them. Labels are called `label`; those of a user's own
+The named losses look at the model's first output, `distill` at all float ones. Labels are called `label`; those of a user's own
 function have the names of its formal inputs.
 
 - `cross_entropy`: mean over the batch; int64 class numbers [N, ...] for logits [N, C, ...]. Where the model ends in Softmax or
@@ -42,12 +42,12 @@ class AttachedLoss:
 
     Attributes:
         labels: numpy dtype of each label, by name.
-        distills: whether teacher outputs are fed.
+        distilled: the outputs that are compared to a teacher's.
         counts_accuracy: whether labels are class numbers of the first output.
     """
 
     labels: dict[str, np.dtype[Any]]
-    distills: bool
+    distilled: tuple[str, ...]
     counts_accuracy: bool
 
 
@@ -65,20 +65,22 @@ def attach_loss(model: ir.Model, loss: Loss) -> AttachedLoss:
     if isinstance(loss, str | Sequence | Mapping):
         weights = _weights(loss)
         total = _sum(op, [_weighted(op, _term(op, model.graph, name), weight) for name, weight in weights.items()])
-        distills, accuracy = "distill" in weights, "cross_entropy" in weights
+        accuracy = "cross_entropy" in weights
     else:
-        total, distills, accuracy = _call(op, model, loss), False, False
+        total, accuracy = _call(op, model, loss), False
     scalar = op.Reshape(total, op.Constant(value=ir.tensor(np.zeros(0, np.int64))))
     scalar.name, scalar.type, scalar.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     for number, node in enumerate(op.nodes):
         node.name = f"onnxqat_loss/{node.op_type}_{number}"
     model.graph.extend(op.nodes)
+    added = {str(value.name): value for value in model.graph.inputs if value.name not in before}
+    distilled = tuple(name.removeprefix(TEACHER) for name in added if name.startswith(TEACHER))
     labels = {
-        str(value.name): np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
-        for value in model.graph.inputs
-        if value.name not in before and not str(value.name).startswith(TEACHER)
+        name: np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
+        for name, value in added.items()
+        if not name.startswith(TEACHER)
     }
-    return AttachedLoss(labels, distills, accuracy)
+    return AttachedLoss(labels, distilled, accuracy)
 
 
 def _weights(loss: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
@@ -99,7 +101,10 @@ def _known() -> str:
 
 def _term(op: Ops, graph: ir.Graph, name: str) -> ir.Value:
     if name == "distill":
-        return _sum(op, [_distill(op, graph, output) for output in graph.outputs])
+        floats = [output for output in graph.outputs if output.dtype in (None, ir.DataType.FLOAT)]
+        if not floats:
+            raise InputError("loss 'distill': the model has no float output to compare; choose another loss")
+        return _sum(op, [_distill(op, graph, output) for output in floats])
     return _TERMS[name](op, graph, graph.outputs[0])
 
 

@@ -16,11 +16,12 @@ from onnxqat import data
 from onnxqat.batch import Batch, Signature, check_batch
 from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
+from onnxqat.graph.without import without_quantizers
 from onnxqat.runtime import Inference, check_packages
 from onnxqat.train.callbacks import BestModel, Callback, Progress
 from onnxqat.train.engine import Engine, Floats
 from onnxqat.train.feeds import Feeds, cache_first, label_shapes
-from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph, with_values, without_quantizers
+from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph, with_values
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
 from onnxqat.train.schedules import Constant, Rate, Schedule
@@ -286,12 +287,13 @@ def _norm(array: Floats) -> float:
 
 def _feeds(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
     taught = None
-    if graph.loss.distills:
+    if graph.loss.distilled:
         model = io.load(teacher) if teacher is not None else without_quantizers(graph.qdq)
-        taught = Inference(model, graph.outputs if teacher is None else None)
-        missing = [name for name in graph.outputs if name not in taught.outputs]
+        present = {value.name for value in model.graph.outputs}
+        missing = [name for name in graph.loss.distilled if name not in present]
         if missing:
             raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
+        taught = Inference(model, graph.loss.distilled)
     elif teacher is not None:
         raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
     shapes = label_shapes(graph.evaluation, graph.loss)

@@ -1,4 +1,4 @@
-"""Copies of models that verification needs: without quantizers, with more outputs, with names that survive a runtime."""
+"""Copies of models that verification needs, and what it reads from them."""
 
 from __future__ import annotations
 
@@ -8,38 +8,8 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from onnxqat.graph import io, qdq
-from onnxqat.graph.edit import constant_value
-from onnxqat.numerics import dequantize
-
-
-def without_quantizers(model: ir.Model) -> ir.Model:
-    """The float model behind a Q/DQ model: every quantizer gone, stored codes back in float."""
-    model = io.load(model)
-    for quantizer in qdq.quantizers(model):
-        _take_out(model.graph, quantizer)
-    passes.RemoveUnusedNodesPass()(model)
-    return model
-
-
-def _take_out(graph: ir.Graph, quantizer: qdq.Quantizer) -> None:
-    replacement = quantizer.source
-    if quantizer.quantize is None:
-        codes = qdq.constant(quantizer.source)
-        if codes is None:
-            return
-        floats = dequantize(codes, quantizer.scales, quantizer.zero_points, quantizer.axis)
-        replacement = constant_value(graph, f"{quantizer.source.name}_float", floats)
-    if quantizer.output.is_graph_output():
-        # the output keeps its name, whatever computes it
-        carrier = ir.node("Identity", [replacement])
-        carrier.outputs[0].name = quantizer.output.name
-        graph.insert_after(quantizer.dequantize, carrier)
-        replacement, quantizer.output.name = carrier.outputs[0], f"{quantizer.output.name}_quantized"
-        replacement.dtype, replacement.shape = ir.DataType.FLOAT, quantizer.output.shape
-    ir.convenience.replace_all_uses_with(quantizer.output, replacement, replace_graph_outputs=True)
 
 
 def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:

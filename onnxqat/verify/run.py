@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxqat import data
 from onnxqat.graph import io
+from onnxqat.graph.without import without_quantizers
 from onnxqat.verify import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verify.host import Arrays, Host, RuntimeName, opened
 from onnxqat.verify.metrics import Metric, named
@@ -55,7 +56,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     """
     metric_name, score = named(metric)
     qdq_model, deployed_model = io.load(trained), io.load(deployed)
-    reference = models.without_quantizers(qdq_model) if float_model is None else io.load(float_model)
+    reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model)
     checked = data.batches(batches, deployed_model, transform=transform)
     with opened(runtime, interpreter, threads) as host:
         host.load("trained", qdq_model, simulate=True)

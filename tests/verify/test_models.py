@@ -1,4 +1,4 @@
-"""Copies of models: without quantizers, with more outputs, their sizes."""
+"""Copies of models with more outputs, their sizes."""
 
 import numpy as np
 import onnx
@@ -21,24 +21,6 @@ QUANTIZED = """
 def outputs_of(model, x):
     session = ort.InferenceSession(io.to_proto(model).SerializeToString())
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, {"x": x}), strict=True))
-
-
-def test_float_model_has_the_quantized_models_weights_and_no_quantizer(network):
-    floats = models.without_quantizers(io.load(network(QUANTIZED)))
-    assert [node.op_type for node in floats.graph] == ["Conv", "Relu", "Conv", "Identity"]
-    x = np.random.default_rng(0).normal(size=(2, 2, 4, 4)).astype(np.float32)
-    w1, w2 = np.array([[1, -0.5], [0.3, 0.7]]), np.array([[-0.2, 0.9], [0.6, -1.1]])
-    hidden = np.einsum("oi,nihw->nohw", w1, x) + np.array([0.005, -0.01])[:, None, None]
-    expected = np.einsum("oi,nihw->nohw", w2, np.maximum(hidden, 0)) + np.array([0.1, -0.2])[:, None, None]
-    # float32 sums against float64 ones
-    np.testing.assert_allclose(outputs_of(floats, x)["y"], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_float_model_leaves_the_argument_as_it_was(network):
-    model = io.load(network(QUANTIZED))
-    before = io.to_proto(model).SerializeToString()
-    models.without_quantizers(model)
-    assert io.to_proto(model).SerializeToString() == before
 
 
 def test_probes_are_the_quantized_values_in_order(network):
