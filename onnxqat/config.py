@@ -14,7 +14,10 @@ from onnxqat.errors import InputError
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 Granularity = Literal["per_tensor", "per_channel"]
-RangeEstimator = Literal["min_max", "mean_min_max", "percentile", "mse"]
+RangeEstimator = Literal[
+    "min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"
+]
+OverflowFix = Literal["enable", "disable", "first_layer_only"]
 TargetName = Literal["ort-cpu", "openvino", "tensorrt", "qnn"]
 
 #: Metadata of a node that preparation rewrote: the operator that the user's model had there, so that rules find it.
@@ -30,7 +33,7 @@ class _Frozen(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise InputError(_one_line(type(self).__name__, error)) from None
+            raise InputError(one_line(type(self).__name__, error)) from None
 
 
 class Select(_Frozen):
@@ -51,6 +54,12 @@ class Select(_Frozen):
                 raise ValueError(f"pattern {self.pattern!r} is not a regular expression ({error})") from error
         return self
 
+    @property
+    def shown(self) -> str:
+        """How messages name it: `pattern '^head'`."""
+        kind = next(kind for kind in ("name", "pattern", "type") if getattr(self, kind) is not None)
+        return f"{kind} {getattr(self, kind)!r}"
+
     def matches(self, node: ir.Node) -> bool:
         """Whether the node is one that this selects."""
         if self.name is not None:
@@ -64,22 +73,85 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class Override(Select):
-    """Settings for the weighted nodes that it selects, over those of the whole configuration.
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
-    `activation_bits` is the width of the values that the node reads.
+
+Selects = Annotated[tuple[Select, ...], BeforeValidator(_as_tuple)]
+
+
+class Range(_Frozen):
+    """How a range is found; written as the name of the estimator alone where the rest is left to the configuration.
+
+    Attributes:
+        type: `min_max`: smallest and largest value. `mean_min_max`: their means over samples. `mixed_min_max`: the mean of the
+            largest values over samples and, where the zero point is fitted, of the smallest ones (per channel: `min_max`).
+            `percentile`: of all values. `mean_percentile`: means over samples of each sample's percentiles. `threesigma`:
+            the median of what is not 0, give or take three of its deviations (1.4826 times the median absolute deviation).
+            `mse`: the share of the full range with the least squared error. A weight counts as one sample.
+        min_percentile: lower end for the percentiles; None: as far from 0 as `Config.percentile` is from 100.
+        max_percentile: upper end; None: `Config.percentile`.
+        samples: how many samples of the calibration data count, in whole batches; None: all.
     """
 
+    type: RangeEstimator
+    min_percentile: float | None = Field(default=None, ge=0, lt=50)
+    max_percentile: float | None = Field(default=None, gt=50, le=100)
+    samples: int | None = Field(default=None, ge=1)
+
+
+def _as_range(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
+RangeSetting = Annotated[Range, BeforeValidator(_as_range)]
+
+
+class Override(Select):
+    """Settings for the nodes that it selects, over those of the whole configuration.
+
+    Those of activations hold for the values that the node reads, or, for a node that reads none as integers (Relu), for the
+    one that it computes; `activation_bits` for what a weighted node reads.
+    """
+
+    exclude: Selects = ()
+    quantize_weights: bool | None = None
+    quantize_activations: bool | None = None
     weight_bits: Bits | None = None
     weight_symmetric: bool | None = None
     weight_granularity: Granularity | None = None
-    weight_range: RangeEstimator | None = None
+    weight_range: RangeSetting | None = None
     activation_bits: Bits | None = None
+    activation_symmetric: bool | None = None
+    activation_signed: bool | None = None
+    activation_granularity: Granularity | None = None
+    activation_range: RangeSetting | None = None
+
+    def matches(self, node: ir.Node) -> bool:
+        """Whether the node is one that this selects and does not exclude."""
+        return super().matches(node) and not any(rule.matches(node) for rule in self.exclude)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The fields it sets."""
-        return self.model_dump(exclude_none=True, exclude={"name", "pattern", "type"})
+        fields = set(type(self).model_fields) - {"name", "pattern", "type", "exclude"}
+        return {name: value for name in sorted(fields) if (value := getattr(self, name)) is not None}
+
+
+class Input(_Frozen):
+    """What an input of the model must be: checked before anything else is done.
+
+    Attributes:
+        name: which input; None: the one in this place of the list.
+        shape: sizes of a sample batch.
+        dtype: element type.
+        filler: what the sample batch is filled with, on which the model is run once.
+    """
+
+    name: str | None = None
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple)]
+    dtype: Literal["float32", "int64"] = "float32"
+    filler: Literal["ones", "zeros", "random"] = "ones"
 
 
 class Config(_Frozen):
@@ -93,13 +165,28 @@ class Config(_Frozen):
             for weights and the values they read; None: no exception for them (Esser et al. 2020 keep 8).
         weight_symmetric: whether the zero point of weights is fixed at 0.
         weight_granularity: one scale per output channel, or one per tensor.
-        weight_range: range estimator of weights; None: `min_max` at 8 bits, `mse` below.
+        weight_range: how the ranges of weights are found (see `Range`); None: `min_max` at 8 bits, `mse` below.
+        overflow_fix: the layers whose 8-bit weights use only the codes -64 to 63, so that processors without VNNI, which add
+            products in pairs in 16 bits, do not saturate: all, none, or those that an input reaches first.
         activation_symmetric: whether the zero point of activations is fixed; None: as the target prefers.
+        activation_signed: whether symmetric codes cover negative numbers: always, or only (False or None) where there are any.
         activation_granularity: `per_channel` (axis 1) has no integer kernel on any target; it is for experiments.
-        activation_range: range estimator of activations.
-        percentile: for the estimator `percentile`: the share of values, in percent, that the range keeps at each end.
+        activation_range: how the ranges of activations are found (see `Range`).
+        percentile: for the estimators by percentile: the share of values, in percent, that the range keeps at each end.
+        quantize_weights: whether weights are quantized, where no override says otherwise.
+        quantize_activations: whether activations are.
+        quantize_inputs: whether the model's own inputs are; the layers that read them then run in float.
+        quantize_outputs: whether the model's outputs are quantized too, where the target does not need it.
+        only: nodes that are quantized; all others stay in float. Empty: all.
         ignore: nodes that stay in float.
-        overrides: settings for single layers; where several select a node, later ones win.
+        overrides: settings for single nodes; where several select a node, later ones win.
+        unified_scales: groups of nodes that read all their values with one scale.
+        bias_correction: samples on which the biases of weighted layers are corrected for the mean error of quantization, one
+            layer after the other, in whole batches; 0: none. It helps where weights are rounded (`min_max`); where they are
+            cut off (`mse`) the error grows with the value, and a constant makes it worse.
+        activation_start_epoch: epoch of training, from 0, before which activations are not quantized.
+        weight_start_epoch: the same for weights.
+        inputs: what the model's inputs must be.
     """
 
     target: TargetName = "ort-cpu"
@@ -108,13 +195,32 @@ class Config(_Frozen):
     first_last_bits: Bits | None = 8
     weight_symmetric: bool = True
     weight_granularity: Granularity = "per_channel"
-    weight_range: RangeEstimator | None = None
+    weight_range: RangeSetting | None = None
+    overflow_fix: OverflowFix = "disable"
     activation_symmetric: bool | None = None
+    activation_signed: bool | None = None
     activation_granularity: Granularity = "per_tensor"
-    activation_range: RangeEstimator = "mse"
+    activation_range: RangeSetting = Range(type="mse")
     percentile: float = Field(default=99.99, gt=50, le=100)
-    ignore: Annotated[tuple[Select, ...], BeforeValidator(_as_tuple)] = ()
+    quantize_weights: bool = True
+    quantize_activations: bool = True
+    quantize_inputs: bool = True
+    quantize_outputs: bool = False
+    only: Selects = ()
+    ignore: Selects = ()
     overrides: Annotated[tuple[Override, ...], BeforeValidator(_as_tuple)] = ()
+    unified_scales: Annotated[tuple[tuple[Select, ...], ...], BeforeValidator(_as_tuples)] = ()
+    bias_correction: int = Field(default=0, ge=0)
+    activation_start_epoch: int = Field(default=0, ge=0)
+    weight_start_epoch: int = Field(default=0, ge=0)
+    inputs: Annotated[tuple[Input, ...], BeforeValidator(_as_tuple)] = ()
+
+    @property
+    def rules(self) -> tuple[Select, ...]:
+        """All that selects nodes, each of which must select one."""
+        excluded = (rule for override in self.overrides for rule in override.exclude)
+        unified = (rule for group in self.unified_scales for rule in group)
+        return (*self.only, *self.ignore, *self.overrides, *excluded, *unified)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Config:
@@ -138,7 +244,8 @@ class Config(_Frozen):
             raise InputError(f"{path}: {error}") from None
 
 
-def _one_line(name: str, error: ValidationError) -> str:
+def one_line(name: str, error: ValidationError) -> str:
+    """What is wrong with a value of a model of that name: where, why, and what it is."""
     parts = []
     for problem in error.errors():
         where = ".".join(str(p) for p in problem["loc"])

@@ -3,7 +3,7 @@ import json
 import onnx_ir as ir
 import pytest
 
-from onnxqat.config import ORIGINAL_TYPE, Config, Override, Select
+from onnxqat.config import ORIGINAL_TYPE, Config, Input, Override, Range, Select
 from onnxqat.errors import InputError
 
 
@@ -42,6 +42,15 @@ def test_rule_by_type_finds_a_node_that_preparation_rewrote():
         ({"target": "tpu"}, "target: .*'ort-cpu', 'openvino'"),
         ({"percentile": 50}, "percentile: .*greater than 50"),
         ({"weight_bit": 8}, "weight_bit: no such key"),
+        ({"activation_range": "max"}, "activation_range: Range: type: .*'min_max'"),
+        (
+            {"weight_range": {"type": "percentile", "max_percentile": 101}},
+            "weight_range: Range: max_percentile: .*less than",
+        ),
+        ({"overflow_fix": "on"}, "overflow_fix: .*'enable'"),
+        ({"bias_correction": -1}, "bias_correction: .*greater than or equal to 0"),
+        ({"unified_scales": [[{"nam": "a"}]]}, "unified_scales.0.0: Select: nam: no such key"),
+        ({"inputs": [{"shape": [0]}]}, "inputs.0: Input: shape.0: .*greater than or equal to 1"),
         ({"ignore": ({"typ": "Conv"},)}, "ignore.0: Select: typ: no such key"),
         ({"ignore": "Conv"}, "ignore: .*valid tuple"),
         ({"overrides": ({"name": "a", "weight_bits": 1},)}, "overrides.0: Override: weight_bits"),
@@ -75,6 +84,30 @@ def test_override_lists_only_what_it_sets():
     }
 
 
+def test_range_may_be_written_as_the_name_of_its_estimator():
+    assert Config(activation_range="threesigma").activation_range == Range(type="threesigma")
+    assert Override(name="a", weight_range="mse").settings == {"weight_range": Range(type="mse")}
+
+
+def test_override_selects_all_but_what_it_excludes():
+    rule = Override(type="Conv", exclude=[Select(pattern="layer2")])
+    assert rule.matches(node())
+    assert not rule.matches(node(name="layer2/conv"))
+
+
+def test_rules_are_all_that_selects_nodes():
+    a, b, c, d, e = (Select(name=name) for name in "abcde")
+    override = Override(name="o", weight_bits=4, exclude=[e])
+    assert Config(only=[a], ignore=[b], unified_scales=[[c], [d]], overrides=[override]).rules == (
+        a,
+        b,
+        override,
+        e,
+        c,
+        d,
+    )
+
+
 def test_json_file_holds_any_setting(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(
@@ -84,7 +117,10 @@ def test_json_file_holds_any_setting(tmp_path):
                 "weight_bits": 4,
                 "percentile": 99,
                 "ignore": [{"pattern": "head"}],
-                "overrides": [{"name": "stem", "weight_bits": 8}],
+                "overrides": [{"name": "stem", "weight_bits": 8, "exclude": [{"type": "Add"}]}],
+                "activation_range": {"type": "percentile", "min_percentile": 0.5, "samples": 300},
+                "unified_scales": [[{"name": "a"}, {"name": "b"}]],
+                "inputs": [{"shape": [1, 3, 8, 8]}],
             }
         )
     )
@@ -93,7 +129,10 @@ def test_json_file_holds_any_setting(tmp_path):
         weight_bits=4,
         percentile=99.0,
         ignore=(Select(pattern="head"),),
-        overrides=(Override(name="stem", weight_bits=8),),
+        overrides=(Override(name="stem", weight_bits=8, exclude=(Select(type="Add"),)),),
+        activation_range=Range(type="percentile", min_percentile=0.5, samples=300),
+        unified_scales=((Select(name="a"), Select(name="b")),),
+        inputs=(Input(shape=(1, 3, 8, 8)),),
     )
 
 

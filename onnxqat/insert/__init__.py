@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from onnxqat.config import Config
 from onnxqat.data import Batches, Source, Transform
 from onnxqat.graph import io
 from onnxqat.graph.qdq import Spec, constant
-from onnxqat.insert.calibrate import Observer, calibrate
+from onnxqat.insert.calibrate import Observed, Observer, calibrate
+from onnxqat.insert.correct import correct_biases
 from onnxqat.insert.groups import Skip
+from onnxqat.insert.inputs import check_inputs
 from onnxqat.insert.match import find_groups
 from onnxqat.insert.place import Grid, Placement, new_grid, place
 from onnxqat.insert.prepare import prepare
@@ -58,19 +61,24 @@ def insert(
     table = target(config.target)
     prepared = prepare(model)
     groups, skips = find_groups(prepared, table, config)
-    weights, activations = weight_sites(groups, table, config), activation_sites(groups, table, config)
-    observers = calibrate(
-        prepared,
-        {site.value: _channel_axis(site.value, config) for site in activations},
-        data.batches(calibration, prepared, transform=transform),
-        keep_histogram=config.activation_range in ("mse", "percentile"),
-        progress=track,
-    )
     graph = prepared.graph
-    placements = [_weight_placement(graph, site, config) for site in weights]
-    placements += _activation_placements(graph, activations, observers, table, config)
+    weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
+    batches = data.batches(calibration, prepared, transform=transform)
+    check_inputs(prepared, config.inputs)
+    observers = calibrate(prepared, [site.observed for site in activations], batches, progress=track)
+    original = prepared.clone() if config.bias_correction else None
+    placements = [_weight_placement(graph, site) for site in weights]
+    placements += _activation_placements(graph, activations, observers, table)
     place(graph, placements, table)
-    _note(prepared, skips, table)
+    if original is not None:
+        correct_biases(
+            original,
+            prepared,
+            [group.node for group in groups if group.weight is not None],
+            batches,
+            config.bias_correction,
+        )
+    _note(prepared, skips, table, config)
     log.info(
         "inserted %d weight and %d activation quantizers; %d nodes stay in float",
         len(weights),
@@ -80,17 +88,17 @@ def insert(
     return io.to_proto(prepared)
 
 
-def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Placement:
+def _weight_placement(graph: ir.Graph, site: WeightSite) -> Placement:
     array = constant(site.value)
     assert array is not None
-    low, high = weight_range(array.astype(np.float32), site.spec, site.estimator, config.percentile)
+    low, high = weight_range(array.astype(np.float32), site.spec, site.estimate)
     qmin, qmax = site.spec.bounds
     scale, zero_point = scale_and_zero_point(low, high, qmin, qmax, symmetric=site.spec.symmetric)
     return Placement(site.value, new_grid(graph, str(site.value.name), site.spec, scale, zero_point), site.users)
 
 
 def _activation_placements(
-    graph: ir.Graph, sites: Sequence[ActivationSite], observers: dict[ir.Value, Observer], table: Target, config: Config
+    graph: ir.Graph, sites: Sequence[ActivationSite], observers: Mapping[Observed, Observer], table: Target
 ) -> list[Placement]:
     placements = []
     grids: dict[tuple[frozenset[ir.Value], int], Grid] = {}
@@ -98,39 +106,33 @@ def _activation_placements(
         key = (site.joined, site.bits)
         if key not in grids:
             stem = str(site.value.name) if site.users is None else f"{site.value.name}_{site.bits}bit"
-            grids[key] = _activation_grid(
-                graph, stem, site, [observers[v] for v in site.joined if v in observers], table, config
-            )
+            together = [replace(site.observed, value=value) for value in site.joined]
+            grids[key] = _activation_grid(graph, stem, site, [observers[one] for one in together], table)
         placements.append(Placement(site.value, grids[key], site.users))
     return placements
 
 
 def _activation_grid(
-    graph: ir.Graph, stem: str, site: ActivationSite, observers: Sequence[Observer], table: Target, config: Config
+    graph: ir.Graph, stem: str, site: ActivationSite, observers: Sequence[Observer], table: Target
 ) -> Grid:
-    symmetric = table.symmetric_activations if config.activation_symmetric is None else config.activation_symmetric
-    ranges = [
-        observer.range(config.activation_range, 2**site.bits, symmetric=symmetric, percentile=config.percentile)
-        for observer in observers
-    ]
+    symmetric = site.settings.symmetric
+    ranges = [observer.range(2**site.bits, symmetric=symmetric) for observer in observers]
     low: NDArray[Any] = np.min([low for low, _ in ranges], axis=0)
     high: NDArray[Any] = np.max([high for _, high in ranges], axis=0)
+    if site.settings.signed:
+        low = np.minimum(low, -high)
     signed = table.signed_activations and symmetric and bool(np.any(low < 0))
-    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=_channel_axis(site.value, config))
+    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=site.axis)
     scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)
     return new_grid(graph, stem, spec, scale, zero_point)
 
 
-def _channel_axis(value: ir.Value, config: Config) -> int | None:
-    """Channel axis of an activation's scales; None per tensor, and for values without a fixed number of channels."""
-    if config.activation_granularity == "per_tensor" or value.shape is None or value.shape.rank() < 2:
-        return None
-    return 1 if isinstance(value.shape[1], int) else None
-
-
-def _note(model: ir.Model, skips: Iterable[Skip], table: Target) -> None:
-    """Leaves in the model what later stages and readers need: the target, and why nodes stay in float."""
+def _note(model: ir.Model, skips: Iterable[Skip], table: Target, config: Config) -> None:
+    """Leaves in the model what later stages and readers need: target, stages of training, why nodes stay in float."""
     model.metadata_props["onnxqat.target"] = table.name
     model.metadata_props["onnxqat.bias"] = "int32" if table.integer_bias else "float"
+    for name in ("activation_start_epoch", "weight_start_epoch"):
+        if epoch := getattr(config, name):
+            model.metadata_props[f"onnxqat.{name}"] = str(epoch)
     for skip in skips:
         skip.node.metadata_props["onnxqat.float"] = skip.reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,14 +11,33 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch
-from onnxqat.config import RangeEstimator
 from onnxqat.errors import InputError
-from onnxqat.insert.ranges import Histogram, histogram_range
+from onnxqat.insert.ranges import Histogram, histogram_range, without_zeros
+from onnxqat.insert.settings import Estimate
 from onnxqat.runtime import Inference
 
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
+
+
+#: Estimators that need the distribution of values.
+BY_HISTOGRAM = ("percentile", "mse", "threesigma")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What to find out about a value.
+
+    Attributes:
+        value: the value.
+        axis: channel axis; None as a whole.
+        estimate: how its range is found.
+    """
+
+    value: ir.Value
+    axis: int | None
+    estimate: Estimate
 
 
 @dataclass
@@ -27,18 +46,19 @@ class Observer:
 
     Attributes:
         axis: channel axis; None per tensor.
+        estimate: how the range is found; only what it needs is kept.
         low, high: smallest and largest value so far, [C].
-        low_sum, high_sum: sums over samples (first axis) of each sample's smallest and largest value, [C].
+        sums: over samples (first axis), of each one's smallest value, largest value and largest magnitude, [3, C], or, for
+            `mean_percentile`, of its percentiles, [2, C].
         samples: how many samples.
-        histogram: counts of values; kept only where the estimator needs them.
+        histogram: counts of values.
     """
 
     axis: int | None
-    keep_histogram: bool
+    estimate: Estimate
     low: Floats = field(default_factory=lambda: np.zeros(0))
     high: Floats = field(default_factory=lambda: np.zeros(0))
-    low_sum: Floats = field(default_factory=lambda: np.zeros(0))
-    high_sum: Floats = field(default_factory=lambda: np.zeros(0))
+    sums: Floats = field(default_factory=lambda: np.zeros(()))
     samples: int = 0
     histogram: Histogram | None = None
 
@@ -50,15 +70,19 @@ class Observer:
         lows, highs = per_sample.min(axis=2), per_sample.max(axis=2)
         if self.samples == 0:
             self.low, self.high = lows.min(axis=0), highs.max(axis=0)
-            self.low_sum, self.high_sum = np.zeros_like(self.low), np.zeros_like(self.high)
         self.low = np.minimum(self.low, lows.min(axis=0))
         self.high = np.maximum(self.high, highs.max(axis=0))
-        self.low_sum = self.low_sum + lows.sum(axis=0, dtype=np.float64)
-        self.high_sum = self.high_sum + highs.sum(axis=0, dtype=np.float64)
+        averaged = np.stack([lows, highs, np.maximum(-lows, highs)])
+        if self.estimate.type == "mean_percentile":
+            averaged = np.percentile(per_sample, [self.estimate.low, self.estimate.high], axis=2)
+        self.sums = self.sums + averaged.sum(axis=1, dtype=np.float64)
         self.samples += len(lows)
-        if self.keep_histogram:
-            rows = np.moveaxis(per_sample, 1, 0).reshape(len(self.low), -1)
-            self.histogram = Histogram.of(rows) if self.histogram is None else self.histogram.add(rows)
+        if self.estimate.type in BY_HISTOGRAM:
+            self._count(np.moveaxis(per_sample, 1, 0).reshape(len(self.low), -1))
+
+    def _count(self, rows: NDArray[np.float32]) -> None:
+        counted = without_zeros(rows) if self.estimate.type == "threesigma" else rows
+        self.histogram = Histogram.of(counted) if self.histogram is None else self.histogram.add(counted)
 
     def _channels(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """[samples, C, elements]."""
@@ -66,55 +90,70 @@ class Observer:
             return x.reshape(len(x), 1, -1)
         return np.moveaxis(x, self.axis, 1).reshape(len(x), x.shape[self.axis], -1)
 
-    def range(
-        self, estimator: RangeEstimator, levels: int, *, symmetric: bool, percentile: float
-    ) -> tuple[Floats, Floats]:
+    def range(self, levels: int, *, symmetric: bool) -> tuple[Floats, Floats]:
         """Low and high of the range to represent with that many levels, [] per tensor or [C]."""
-        if estimator == "min_max":
-            low, high = self.low, self.high
-        elif estimator == "mean_min_max":
-            low, high = self.low_sum / self.samples, self.high_sum / self.samples
-        else:
-            assert self.histogram is not None
-            low, high = histogram_range(self.histogram, estimator, levels, symmetric=symmetric, percentile=percentile)
-            # a bin's centre may lie beyond the values in it, and a Clip in front is absorbed only within its bounds
-            low, high = np.maximum(low, np.minimum(self.low, 0)), np.minimum(high, np.maximum(self.high, 0))
+        low, high = self._range(levels, symmetric=symmetric)
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         return (low[0], high[0]) if self.axis is None else (low, high)
+
+    def _range(self, levels: int, *, symmetric: bool) -> tuple[Floats, Floats]:
+        kind = self.estimate.type
+        if self.histogram is not None:
+            low, high = histogram_range(self.histogram, self.estimate, levels, symmetric=symmetric)
+            # a bin's centre may lie beyond the values in it, and a Clip in front is absorbed only within its bounds
+            return np.maximum(low, np.minimum(self.low, 0)), np.minimum(high, np.maximum(self.high, 0))
+        if kind == "min_max" or (kind == "mixed_min_max" and self.axis is not None):
+            return self.low, self.high
+        means = self.sums / self.samples
+        if kind == "mean_percentile":
+            return means[0], means[1]
+        lows, highs, magnitudes = means
+        return (np.where(self.low < 0, -magnitudes, 0), magnitudes) if symmetric else (lows, highs)
 
 
 def calibrate(
     model: ir.Model,
-    axes: Mapping[ir.Value, int | None],
+    wanted: Iterable[Observed],
     batches: Iterable[Batch],
     *,
-    keep_histogram: bool,
     progress: Callable[[Iterable[Batch], str], Iterable[Batch]],
-) -> dict[ir.Value, Observer]:
-    """Runs the float model over the batches and observes the values, each along its channel axis (None: as a whole).
+) -> dict[Observed, Observer]:
+    """Runs the float model over the batches, until all that is wanted has its samples, and observes the values.
 
     Raises:
         InputError: no batch came, or a value was not finite.
     """
-    observers = {value: Observer(axis, keep_histogram) for value, axis in axes.items()}
-    names = [str(value.name) for value in observers]
-    run = Inference(_with_outputs(model, list(observers)), names)
-    count = 0
+    observers = {one: Observer(one.axis, one.estimate) for one in wanted}
+    if not observers:
+        return {}
+    values = list(dict.fromkeys(one.value for one in observers))
+    run = Inference(with_outputs(model, values), [str(value.name) for value in values])
+    count = samples = 0
     for batch in progress(batches, "calibrate"):
-        for (value, observer), array in zip(observers.items(), run(batch).values(), strict=True):
+        arrays = dict(zip(values, run(batch).values(), strict=True))
+        for value, array in arrays.items():
             if not np.isfinite(array).all():
                 raise InputError(
                     f"calibration: value {value.name!r} is not finite on batch {count}; check the model and the data"
                 )
-            observer.observe(array)
-        count += 1
+        unsated = [one for one in observers if one.estimate.samples is None or samples < one.estimate.samples]
+        for one in unsated:
+            observers[one].observe(arrays[one.value])
+        count, samples = count + 1, samples + rows_of(batch, run.inputs)
+        if all(one.estimate.samples is not None and samples >= one.estimate.samples for one in observers):
+            break
     if count == 0:
         raise InputError("calibration: no batches came; give at least one")
-    log.info("calibrated %d values on %d batches", len(names), count)
+    log.info("calibrated %d values on %d batches", len(values), count)
     return observers
 
 
-def _with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
+def rows_of(batch: Batch, inputs: Sequence[str]) -> int:
+    """Samples of a batch: the length of the first axis of the first input that has one."""
+    return next((len(batch[name]) for name in inputs if batch[name].ndim), 1)
+
+
+def with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     """The same model with the values as its outputs: a shallow view, the graph itself is left as it is."""
     graph = model.graph
     view = ir.GraphView(

@@ -17,6 +17,7 @@ class Group:
         writes: the value that the kernel produces, behind any activation that it absorbs.
         weight: the initializer whose codes the kernel multiplies with; None for kernels without weights.
         weight_axis: output-channel axis of the weight; None where kernels take one scale only.
+        quantizes_weight: whether the weight is quantized; the user may leave it in float.
     """
 
     node: ir.Node
@@ -24,6 +25,7 @@ class Group:
     writes: ir.Value
     weight: ir.Value | None = None
     weight_axis: int | None = None
+    quantizes_weight: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from onnxqat.graph.qdq import constant
 from onnxqat.insert.groups import Group, Skip, inputs, is_float, label, sole_user
 from onnxqat.insert.origins import origins
 from onnxqat.insert.patterns import MATCHERS
+from onnxqat.insert.settings import overridden
 from onnxqat.insert.targets import Target
 
 
@@ -25,7 +26,7 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
         UnsupportedModelError: there is no weight to quantize.
     """
     nodes = list(model.graph)
-    _check_rules(nodes, [*config.ignore, *config.overrides])
+    _check_rules(nodes, config.rules)
     ignored = {node for node in nodes if any(rule.matches(node) for rule in config.ignore)}
     groups: list[Group] = []
     skips: list[Skip] = []
@@ -39,10 +40,29 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
         elif result is not None:
             absorbed.add(result.writes.producer())
             groups.append(replace(result, writes=_behind_activations(result.writes, target, ignored)))
-    groups, dropped = _inside_integer_regions(groups, target)
+    asked = [_asked_for(group, target, config) for group in groups]
+    skips += [result for result in asked if isinstance(result, Skip)]
+    groups, dropped = _inside_integer_regions([result for result in asked if isinstance(result, Group)], target)
     if not any(group.weight is not None for group in groups):
         raise UnsupportedModelError(_no_weights(skips, target))
     return groups, skips + dropped
+
+
+def _asked_for(group: Group, target: Target, config: Config) -> Group | Skip:
+    """The group with what the configuration leaves in float taken out; a kernel without weights needs all that it reads."""
+    if config.only and not any(rule.matches(group.node) for rule in config.only):
+        return Skip(group.node, "not among the nodes that the configuration selects")
+    names = ("quantize_weights", "quantize_activations")
+    asked = {name: getattr(config, name) for name in names} | overridden([group.node], config, names)
+    reads = group.reads if asked["quantize_activations"] else ()
+    if not config.quantize_inputs:
+        reads = tuple(v for v in reads if not any(above.is_graph_input() for above in origins(v, target)))
+    if group.weight is None and reads != group.reads:
+        return Skip(group.node, "the configuration leaves what it reads in float")
+    quantizes_weight = group.weight is not None and asked["quantize_weights"]
+    if not reads and not quantizes_weight:
+        return Skip(group.node, "the configuration leaves its weight and what it reads in float")
+    return replace(group, reads=reads, quantizes_weight=quantizes_weight)
 
 
 def _no_weights(skips: Sequence[Skip], target: Target) -> str:
@@ -122,9 +142,6 @@ def _is_integer(value: ir.Value, integer: set[ir.Value], target: Target) -> bool
 def _check_rules(nodes: Sequence[ir.Node], rules: Iterable[Select]) -> None:
     for rule in rules:
         if not any(rule.matches(node) for node in nodes):
-            what = ", ".join(
-                f"{k} {v!r}" for k, v in rule.model_dump(include={"name", "pattern", "type"}).items() if v is not None
-            )
             raise InputError(
-                f"configuration: the rule for {what} matches no node; list the nodes with `onnxqat inspect`"
+                f"configuration: the rule for {rule.shown} matches no node; list the nodes with `onnxqat inspect`"
             )

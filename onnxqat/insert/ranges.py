@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxqat.config import RangeEstimator
 from onnxqat.graph.qdq import Spec
+from onnxqat.insert.settings import Estimate
 from onnxqat.numerics import scale_and_zero_point
 
 Floats = NDArray[np.float64]
+Rows = Sequence[NDArray[np.float32]] | NDArray[np.float32]
 
 BINS = 2048
 #: Shares of the full range that the MSE search tries, and what it then tries around the best of them.
@@ -36,15 +38,15 @@ class Histogram:
     counts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: NDArray[np.float32]) -> Histogram:
-        """Histogram of `rows` [C, elements]."""
-        low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
+    def of(cls, rows: Rows) -> Histogram:
+        """Histogram of `rows`: C rows of any length, 0 too."""
+        low, high = _ends(rows)
         width = np.maximum((high - low) / (BINS - 1), np.finfo(np.float32).tiny)
         return cls(low - width / 2, width, np.zeros((len(rows), BINS), np.int64)).add(rows)
 
-    def add(self, rows: NDArray[np.float32]) -> Histogram:
-        """The histogram with the values of `rows` [C, elements] counted in."""
-        grown = self._grown_to(rows.min(axis=1), rows.max(axis=1))
+    def add(self, rows: Rows) -> Histogram:
+        """The histogram with the values of `rows`, C of them, counted in."""
+        grown = self._grown_to(*_ends(rows))
         counts = grown.counts.copy()
         for channel, values in enumerate(rows):
             index = ((values - grown.start[channel]) / grown.width[channel]).astype(np.int64)
@@ -56,7 +58,7 @@ class Histogram:
         """Middle of each bin, [C, BINS]."""
         return self.start[:, None] + self.width[:, None] * (np.arange(BINS) + 0.5)
 
-    def _grown_to(self, low: NDArray[np.float32], high: NDArray[np.float32]) -> Histogram:
+    def _grown_to(self, low: Floats, high: Floats) -> Histogram:
         start, width, counts = self.start.copy(), self.width.copy(), self.counts.copy()
         for channel in range(len(start)):
             while low[channel] < start[channel] or high[channel] > start[channel] + width[channel] * BINS:
@@ -70,35 +72,65 @@ class Histogram:
         return Histogram(start, width, counts)
 
 
-def histogram_range(
-    histogram: Histogram, estimator: RangeEstimator, levels: int, *, symmetric: bool, percentile: float
-) -> tuple[Floats, Floats]:
-    """Low and high [C] by `percentile` or `mse` (see `weight_range` for the latter)."""
-    if estimator == "percentile":
-        shares = np.cumsum(histogram.counts, axis=1) / histogram.counts.sum(axis=1, keepdims=True)
-        first = np.argmax(shares > 1 - percentile / 100, axis=1)
-        last = np.argmax(shares >= percentile / 100, axis=1)
+def _ends(rows: Rows) -> tuple[Floats, Floats]:
+    """Smallest and largest value [C] of each row; 0 for an empty one."""
+    pairs = np.array([(row.min(), row.max()) if row.size else (0, 0) for row in rows], np.float64)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def without_zeros(rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Each of the rows without its zeros."""
+    return [row[row != 0] for row in rows]
+
+
+def histogram_range(histogram: Histogram, estimate: Estimate, levels: int, *, symmetric: bool) -> tuple[Floats, Floats]:
+    """Low and high [C] by `percentile`, `threesigma` (see `weight_range`) or `mse` (see `_least_error`)."""
+    centres, counts = histogram.centres, histogram.counts
+    if estimate.type == "percentile":
+        shares = np.cumsum(counts, axis=1) / counts.sum(axis=1, keepdims=True)
+        first = np.argmax(shares > estimate.low / 100, axis=1)
+        last = np.argmax(shares >= estimate.high / 100, axis=1)
         rows = np.arange(len(first))
-        return histogram.centres[rows, first], histogram.centres[rows, last]
-    return _least_error(histogram.centres, histogram.counts.astype(np.float64), levels, symmetric=symmetric)
+        return centres[rows, first], centres[rows, last]
+    if estimate.type == "threesigma":
+        median = _weighted_median(centres, counts)
+        return _three_sigma(median, _weighted_median(np.abs(centres - median[:, None]), counts))
+    return _least_error(centres, counts.astype(np.float64), levels, symmetric=symmetric)
 
 
-def weight_range(
-    weight: NDArray[np.float32], spec: Spec, estimator: RangeEstimator, percentile: float
-) -> tuple[Floats, Floats]:
-    """Low and high of a weight, [] per tensor or [C].
+def _weighted_median(values: Floats, counts: NDArray[np.int64]) -> Floats:
+    """Median [C] of values [C, K] that occur so many times; 0 where none do."""
+    order = np.argsort(values, axis=1)
+    sorted_counts = np.take_along_axis(counts, order, axis=1)
+    middle = np.argmax(np.cumsum(sorted_counts, axis=1) >= counts.sum(axis=1, keepdims=True) / 2, axis=1)
+    found = np.take_along_axis(np.take_along_axis(values, order, axis=1), middle[:, None], axis=1)[:, 0]
+    return np.where(counts.sum(axis=1) > 0, found, 0.0)
 
-    `mse` minimizes the mean squared error of fake-quantize over shrinks of the full range (Banner et al. 2019, "Post-training
-    4-bit quantization of convolutional networks for rapid-deployment", section 3, by search instead of in closed form).
+
+def _three_sigma(median: Floats, deviation: Floats) -> tuple[Floats, Floats]:
+    """Three standard deviations about the median, of normal numbers with that median absolute deviation."""
+    reach = 3 * 1.482623 * deviation
+    return median - reach, median + reach
+
+
+def weight_range(weight: NDArray[np.float32], spec: Spec, estimate: Estimate) -> tuple[Floats, Floats]:
+    """Low and high of a weight, [] per tensor or [C]; a weight is one sample, so means over samples change nothing.
+
+    `threesigma` leaves zeros out (pruned weights, or activations behind a Relu, would make every deviation 0).
     """
     rows = (
         weight.reshape(1, -1)
         if spec.axis is None
         else np.moveaxis(weight, spec.axis, 0).reshape(weight.shape[spec.axis], -1)
     )
-    if estimator == "percentile":
-        low, high = np.percentile(rows, [100 - percentile, percentile], axis=1)
-    elif estimator == "mse":
+    if estimate.type in ("percentile", "mean_percentile"):
+        low, high = np.percentile(rows, [estimate.low, estimate.high], axis=1)
+    elif estimate.type == "threesigma":
+        kept = without_zeros(rows)
+        medians = np.array([np.median(row) if row.size else 0.0 for row in kept])
+        deviations = [np.median(np.abs(row - m)) if row.size else 0.0 for row, m in zip(kept, medians, strict=True)]
+        low, high = _three_sigma(medians, np.array(deviations))
+    elif estimate.type == "mse":
         low, high = _least_error(rows, None, spec.bounds[1] - spec.bounds[0] + 1, symmetric=spec.symmetric)
     else:
         low, high = rows.min(axis=1), rows.max(axis=1)
@@ -111,7 +143,8 @@ def _least_error(
 ) -> tuple[Floats, Floats]:
     """The shrunk range [C] of least squared error of `values` [C, K], weighted by `counts` [C, K] (None: all 1).
 
-    Searched coarsely over `COARSE` for all channels, then finely around each channel's best.
+    Searched coarsely over `COARSE` for all channels, then finely around each channel's best (Banner et al. 2019, "Post-training
+    4-bit quantization of convolutional networks for rapid-deployment", section 3, by search instead of in closed form).
     """
     occupied = values if counts is None else np.where(counts > 0, values, 0)
     low = np.minimum(occupied.min(axis=1), 0).astype(np.float64)

@@ -1,56 +1,134 @@
+import tracemalloc
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from onnxqat.insert.calibrate import Observer
+from onnxqat.errors import InputError
+from onnxqat.insert.calibrate import Observed, Observer, calibrate
+from onnxqat.insert.settings import Estimate
 from onnxqat.numerics import scale_and_zero_point
-from tests.models import random
+from tests.models import model, random
 
 STREAM = [random(4, 3, 5, seed=n, scale=1.0 + n) for n in range(5)]
+EVERYTHING = np.concatenate(STREAM)
 
 
-def observed(axis: int | None = None, *, histogram: bool = False) -> Observer:
-    observer = Observer(axis, histogram)
-    for x in STREAM:
+def observed(kind: str, axis: int | None = None, stream=STREAM, *, low=1.0, high=99.0) -> Observer:
+    observer = Observer(axis, Estimate(kind, low, high))
+    for x in stream:
         observer.observe(x)
     return observer
 
 
-def ranged(observer: Observer, estimator: str, percentile: float = 99.0):
-    return observer.range(estimator, 256, symmetric=False, percentile=percentile)
+def ranged(*args, symmetric: bool = False, **settings):
+    return observed(*args, **settings).range(256, symmetric=symmetric)
 
 
 def test_min_max_is_that_of_the_whole_stream():
-    everything = np.concatenate(STREAM)
-    assert ranged(observed(), "min_max") == (everything.min(), everything.max())
+    assert ranged("min_max") == (EVERYTHING.min(), EVERYTHING.max())
 
 
-def test_min_max_per_channel_runs_along_the_axis():
-    everything = np.concatenate(STREAM)
-    low, high = ranged(observed(1), "min_max")
-    np.testing.assert_array_equal(low, everything.min(axis=(0, 2)))
-    np.testing.assert_array_equal(high, everything.max(axis=(0, 2)))
+@pytest.mark.parametrize("kind", ["min_max", "mixed_min_max"])
+def test_min_max_per_channel_runs_along_the_axis(kind):
+    low, high = ranged(kind, 1)
+    np.testing.assert_array_equal(low, EVERYTHING.min(axis=(0, 2)))
+    np.testing.assert_array_equal(high, EVERYTHING.max(axis=(0, 2)))
 
 
-def test_mean_min_max_averages_over_samples():
-    everything = np.concatenate(STREAM).reshape(20, -1)
-    low, high = ranged(observed(), "mean_min_max")
-    assert low == pytest.approx(everything.min(axis=1).mean())
-    assert high == pytest.approx(everything.max(axis=1).mean())
+@pytest.mark.parametrize("kind", ["mean_min_max", "mixed_min_max"])
+def test_mean_min_max_averages_over_samples(kind):
+    samples = EVERYTHING.reshape(20, -1)
+    assert ranged(kind) == pytest.approx((samples.min(axis=1).mean(), samples.max(axis=1).mean()))
 
 
-@pytest.mark.parametrize("estimator", ["percentile", "mse"])
+@pytest.mark.parametrize("kind", ["mean_min_max", "mixed_min_max"])
+def test_means_are_of_magnitudes_where_the_zero_point_is_fixed(kind):
+    mean = np.abs(EVERYTHING).reshape(20, -1).max(axis=1).mean()
+    assert ranged(kind, symmetric=True) == pytest.approx((-mean, mean))
+    positive = [np.abs(x) for x in STREAM]
+    assert ranged(kind, None, positive, symmetric=True) == pytest.approx((0, mean))
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_mean_percentile_averages_the_percentiles_of_samples(axis):
+    samples = EVERYTHING.reshape(20, 1, -1) if axis is None else EVERYTHING
+    expected = np.percentile(samples, [2.0, 90.0], axis=2).mean(axis=1)
+    low, high = ranged("mean_percentile", axis, low=2.0, high=90.0)
+    np.testing.assert_allclose(low, expected[0, 0] if axis is None else expected[0], rtol=1e-6)
+    np.testing.assert_allclose(high, expected[1, 0] if axis is None else expected[1], rtol=1e-6)
+
+
+def test_three_sigma_stays_within_the_values_and_leaves_zeros_out():
+    positive = [np.maximum(x, 0) for x in STREAM]
+    kept = np.concatenate(positive)[np.concatenate(positive) != 0].astype(np.float64)
+    reach = 3 * 1.482623 * np.median(np.abs(kept - np.median(kept)))
+    observer = observed("threesigma", None, positive)
+    low, high = observer.range(256, symmetric=False)
+    assert low == 0
+    assert high == pytest.approx(min(np.median(kept) + reach, kept.max()), abs=10 * observer.histogram.width[0])
+
+
+@pytest.mark.parametrize("estimator", ["percentile", "mse", "threesigma"])
 @pytest.mark.parametrize("ceiling", [6.0, 5.9])
 def test_range_of_a_clipped_value_never_exceeds_the_clip(estimator, ceiling):
-    observer = Observer(None, keep_histogram=True)
-    for n, top in enumerate((0.7, 3.0, ceiling)):
-        observer.observe(np.clip(random(4, 100, seed=n, scale=20.0), 0, np.float32(top)))
-    low, high = ranged(observer, estimator, 100.0)
+    tops = enumerate((0.7, 3.0, ceiling))
+    stream = [np.clip(random(4, 100, seed=n, scale=20.0), 0, np.float32(top)) for n, top in tops]
+    low, high = ranged(estimator, None, stream, low=0.0, high=100.0)
     assert scale_and_zero_point(low, high, 0, 255, symmetric=False)[1] == 0
     assert high <= np.float32(ceiling)
 
 
+@pytest.mark.parametrize(
+    "kind", ["min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"]
+)
+def test_memory_does_not_grow_with_the_stream(kind):
+    observer = observed(kind)
+    tracemalloc.start()
+    for n in range(30):
+        observer.observe(random(4, 3, 5000, seed=n))
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 4 * 3 * 5000 * 4
+
+
 def test_scalars_are_observed_and_empty_arrays_passed_over():
-    observer = Observer(None, keep_histogram=True)
-    for x in (np.float32(3).reshape(()), np.zeros((0, 4), np.float32), np.float32(-1).reshape(())):
-        observer.observe(x)
-    assert ranged(observer, "min_max") == (-1, 3)
+    parts = (np.float32(3).reshape(()), np.zeros((0, 4), np.float32), np.float32(-1).reshape(()))
+    assert observed("mse", None, parts).low == -1
+    assert ranged("min_max", None, parts) == (-1, 3)
+
+
+def doubled() -> tuple[ir.Model, ir.Value]:
+    net = ir.from_proto(model("(float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"))
+    return net, net.graph.outputs[0]
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(None, 10), (1, 2), (4, 2), (5, 4), (9, 6)], ids=str)
+def test_samples_are_counted_in_whole_batches(samples, expected):
+    net, value = doubled()
+    batches = [{"x": np.full((4, 2), n, np.float32)} for n in range(1, 6)]
+    wanted = Observed(value, None, Estimate("min_max", samples=samples))
+    found = calibrate(net, [wanted], batches, progress=lambda items, what: items)
+    assert found[wanted].high == expected
+
+
+def test_reading_ends_when_every_value_has_its_samples():
+    net, value = doubled()
+    read = []
+
+    def batches():
+        for n in range(100):
+            read.append(n)
+            yield {"x": np.ones((4, 2), np.float32)}
+
+    wanted = [Observed(value, None, Estimate("min_max", samples=count)) for count in (3, 8)]
+    found = calibrate(net, wanted, batches(), progress=lambda items, what: items)
+    assert len(read) == 2
+    assert [found[one].samples for one in wanted] == [4, 8]
+
+
+def test_value_that_is_not_finite_is_refused():
+    net, value = doubled()
+    huge = [{"x": np.full((1, 2), 3e38, np.float32)}]
+    with pytest.raises(InputError, match="'y' is not finite on batch 0"):
+        calibrate(net, [Observed(value, None, Estimate())], huge, progress=lambda items, what: items)

@@ -1,11 +1,12 @@
 import logging
 import tracemalloc
+import typing
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxqat.config import Config, Override, Select
+from onnxqat.config import Config, Override, RangeEstimator, Select
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.fold import fold
 from onnxqat.graph import io, qdq
@@ -159,7 +160,7 @@ def test_node_that_stays_in_float_keeps_a_shared_weight_in_float():
     assert ignored.input[1] == "w"
 
 
-@pytest.mark.parametrize("estimator", ["min_max", "mean_min_max", "percentile", "mse"])
+@pytest.mark.parametrize("estimator", typing.get_args(RangeEstimator))
 def test_every_estimator_gives_a_working_model(estimator):
     proto = INTEGER["residual"]
     quantized = inserted(proto, weight_range=estimator, activation_range=estimator, percentile=99.9)
