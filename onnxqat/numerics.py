@@ -96,6 +96,15 @@ def quantize(
     return np.asarray(np.clip(codes, qmin, qmax), np.int32)
 
 
+def clipped(
+    x: Array, scale: Array | float, zero_point: Array | int, qmin: int, qmax: int, axis: int | None = None
+) -> NDArray[np.bool_]:
+    """Which values a quantizer cannot represent: their code would lie outside [qmin, qmax]; bool of the shape of `x`."""
+    s, z = along_axis(scale, x.ndim, axis), along_axis(zero_point, x.ndim, axis)
+    code = np.rint(x / s.astype(x.dtype)) + z
+    return np.asarray((code < qmin) | (code > qmax))
+
+
 def dequantize(q: Array, scale: Array | float, zero_point: Array | int, axis: int | None = None) -> Floats:
     """Codes to float, ONNX DequantizeLinear: float32 of the shape of `q`."""
     s, z = along_axis(scale, q.ndim, axis), along_axis(zero_point, q.ndim, axis)
@@ -123,7 +132,7 @@ def fake_quantize_gradient(
     s, z = along_axis(scale, x.ndim, axis), along_axis(zero_point, x.ndim, axis)
     u = x / s.astype(x.dtype)
     code = np.rint(u) + z
-    inside = (code >= qmin) & (code <= qmax)
+    inside = ~clipped(x, scale, zero_point, qmin, qmax, axis)
     dy_ds = np.where(inside, np.rint(u) - u, np.clip(code, qmin, qmax) - z)
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
     dscale = np.sum(dy.astype(np.float64) * dy_ds, axis=others)

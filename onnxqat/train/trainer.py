@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph, with_va
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
 from onnxqat.train.schedules import Constant, Rate, Schedule
+from onnxqat.train.statistics import Statistics, statistics
 from onnxqat.train.update import Updater
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class Trainer:
         rate = Schedule(schedule if schedule is not None else Constant())
         self.state = State(self._engine.parameters, self._update.moments, rate, 0, 0, seed)
         self.stop = False
+        self._last: Batch | None = None
         self._sum = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
         self._summed = 0
 
@@ -190,6 +192,21 @@ class Trainer:
             metrics["accuracy"] = correct / decisions
         return metrics
 
+    def statistics(self, batches: Data | None = None, *, transform: data.Transform | None = None) -> Statistics:
+        """What is quantized and how, scales, shares of clipped values, drift since this trainer was made; prints as tables.
+
+        Args:
+            batches: data, labels not needed, to count clipped activations on; None: the last batch trained on, if any.
+            transform: turns an item of the loader into a batch.
+        """
+        seen: Iterable[Batch] = [] if self._last is None else [self._last]
+        if batches is not None:
+            unlabelled = self._feeds.signature(self._graph.qdq, needs_labels=False)
+            seen = replace(self._batches(batches, transform), signature=unlabelled)
+        layout, now = self._graph.layout, self.state
+        current = with_values(self._graph.qdq, layout, now.parameters)
+        return statistics(self._graph.qdq, current, seen, now.schedule.position.step)
+
     def model(self) -> onnx.ModelProto:
         """The Q/DQ model with the parameters as they are now."""
         return ir.to_proto(with_values(self._graph.qdq, self._graph.layout, self.state.parameters))
@@ -218,6 +235,7 @@ class Trainer:
 
     def _step(self, feeds: dict[str, NDArray[Any]]) -> float:
         loss = self._engine.step(feeds)
+        self._last = feeds
         norm = _norm(self._engine.gradients)
         if not np.isfinite(loss) or not np.isfinite(norm):
             self._refuse(loss, feeds)
