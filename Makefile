@@ -16,7 +16,7 @@ test: $(VENV)/.test $(RUNTIME)/.done
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[torch,keras,openvino,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[torch,keras,openvino,tensorboard,dev]'
 	touch $@
 
 # Today's onnxruntime deploys what the training wheel trained; the two never share an environment.

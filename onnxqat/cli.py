@@ -129,17 +129,22 @@ def train(
     seed: Seed = 0,
     freeze: Freeze = None,
     teacher: Annotated[Path | None, typer.Option(help="Float model for the loss distill.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Append a JSON line per step and epoch to this file.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Write event files for TensorBoard to this folder.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without improvement.")] = None,
 ) -> None:
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
     from onnxqat import data as datasets
+    from onnxqat.callbacks import from_options
     from onnxqat.pipeline import Training, trainer
 
     io.check_writable(output)
+    callbacks = from_options(log, tensorboard, patience)
     training = Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), None if teacher is None else str(teacher))
     run = trainer(model, training)
     judged = None if validation is None else datasets.read(validation, batch_size)
     try:
-        run.fit(datasets.read(data, batch_size), epochs, judged)
+        run.fit(datasets.read(data, batch_size), epochs, judged, callbacks)
     finally:
         # Ctrl-C and a loss that is not finite leave the last good state; it is worth keeping.
         if run.schedule.position.step:

@@ -46,7 +46,7 @@ def to_model(module: torch.nn.Module) -> onnx.ModelProto:
     Raises:
         InputError: it is another module, or a parameter is not finite.
     """
-    inner = getattr(module, "module", module)
+    inner = module if isinstance(module, QdqModule) else getattr(module, "module", module)
     if not isinstance(inner, QdqModule):
         raise InputError(f"module: is a {type(module).__name__}; give the module that onnxqat.torch.as_module returned")
     return inner._model()
@@ -61,7 +61,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
     graph runs alone.
 
     Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
-    bounds that `onnxqat.Trainer` keeps, at most 2**-14 of what it was at first, is put back on the bound, in place, when
+    bounds that `onnxqat.Trainer` keeps, at least 2**-14 of what it was at first, is put back on the bound, in place, when
     the module next runs (projected gradient descent). See `groups` for learning rates that suit scales.
 
     Attributes:

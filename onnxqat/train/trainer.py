@@ -152,9 +152,9 @@ class Trainer:
         self._set_length(source, epochs)
         self.stop = False
         everyone = [Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks]
-        for callback in everyone:
-            callback.on_train_begin(self)
         try:
+            for callback in everyone:
+                callback.on_train_begin(self)
             while state.schedule.position.epoch < state.first_epoch + epochs and not self.stop:
                 self._epoch(source, judged, everyone)
         finally:
