@@ -43,7 +43,7 @@ def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> None:
         DOMAIN,
         name,
         [value for value in node.inputs if value is not None],
-        outputs=[_like(value, value.name) for value in node.outputs],
+        outputs=[_like(value, value.name or f"{node.name}/y{i}") for i, value in enumerate(node.outputs)],
         name=node.name,
     )
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)

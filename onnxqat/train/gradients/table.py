@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.train.gradients import activations, einsum, elementwise, layout, resize
+from onnxqat.train.gradients import activations, einsum, elementwise, layout, recurrent, resize
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Rule, RuleOrChoice, Stopped, Trusted
 
 _FIRST = frozenset({0})
@@ -91,12 +91,15 @@ _RESAMPLING: Mapping[str, RuleOrChoice] = {
     "Resize": resize.resize_rule,
 }
 
+_RECURRENT: Mapping[str, RuleOrChoice] = dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent.recurrent_rule)
+
 _FAMILIES: tuple[Mapping[str, RuleOrChoice], ...] = (
     _ORT,
     _STOPPED,
     _OURS,
     _LAYOUT,
     _RESAMPLING,
+    _RECURRENT,
 )
 TABLE: dict[tuple[str, str], RuleOrChoice] = {("", name): rule for family in _FAMILIES for name, rule in family.items()}
 
