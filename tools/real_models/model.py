@@ -1,0 +1,54 @@
+"""What the six models have in common: data for training without labels, labelled data for judging, and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+Batch = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch of a model's inputs, and what is right for each row of it."""
+
+    inputs: Batch
+    labels: list[Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data of one model; what is in `test` is not in `train`.
+
+    Attributes:
+        train: batches, whose labels only a score that learns from examples may use.
+        test: batches to judge by.
+        score: from the model's first output on every test batch, and all labels, to one number; more is better.
+    """
+
+    train: list[Examples]
+    test: list[Examples]
+    score: Callable[[list[NDArray[Any]], list[Any]], float]
+
+    def inputs(self) -> list[Batch]:
+        """The training batches without labels."""
+        return [examples.inputs for examples in self.train]
+
+    def judge(self, run: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]) -> float:
+        """Score of a model, given as a function from a batch to its first output."""
+        return self.score(outputs_of(run, self.test), labels_of(self.test))
+
+
+def outputs_of(
+    run: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]], batches: Iterable[Examples]
+) -> list[NDArray[Any]]:
+    """First output on every batch."""
+    return [run(examples.inputs) for examples in batches]
+
+
+def labels_of(batches: Iterable[Examples]) -> list[Any]:
+    """Labels of all batches in a row."""
+    return [label for examples in batches for label in examples.labels]
