@@ -8,8 +8,10 @@ Each case runs in a child process, so that a crash costs that case alone.
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import sys
+import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,6 +28,7 @@ from onnxqat.train.check_gradients import Verdict, check_gradients
 NEWEST_OPSET, NEWEST_IR = 21, 10
 #: Float inputs that decide the output's shape: given as initializers, as models have them, since no difference exists.
 _SHAPING = {"OneHot": (1,), "Range": (1,), "Resize": (1, 2), "Upsample": (1,)}
+_TELLING = ("refused", "wrong", "unchecked")
 
 
 @dataclass(frozen=True)
@@ -144,27 +147,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", help="check these operators alone")
     parser.add_argument("--verbose", action="store_true", help="print each case that is not correct")
+    parser.add_argument("--processes", type=int, default=2, help="how many operators to check at the same time")
     options = parser.parse_args(arguments)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    start = time.monotonic()
     cases = node_cases()
     operators = sorted(options.only or cases)
-    with ThreadPoolExecutor(2) as pool:
-        results = dict(zip(operators, pool.map(lambda operator: verdicts(cases[operator]), operators), strict=True))
-    return report(cases, results, verbose=options.verbose)
+    results = {}
+    with ThreadPoolExecutor(options.processes) as pool:
+        found = pool.map(lambda operator: verdicts(cases[operator]), operators)
+        for operator, verdict in zip(operators, found, strict=True):
+            results[operator] = verdict
+            print_operator(operator, cases[operator], verdict, verbose=options.verbose)
+    print_totals(cases, results)
+    print(f"{time.monotonic() - start:.0f} s")
+    return 1 if any(v.outcome == "wrong" for found in results.values() for v in found) else 0
 
 
-def report(cases: dict[str, list[Case]], results: dict[str, list[Verdict]], *, verbose: bool) -> int:
-    """Prints one line per operator and the totals."""
-    totals: Counter[str] = Counter()
-    for operator, found in results.items():
-        counts = Counter(verdict.outcome for verdict in found)
-        summary = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-        reasons = sorted({verdict.reason for verdict in found if verdict.outcome in ("refused", "wrong", "unchecked")})
-        print(f"{operator:32} {summary:40} {' | '.join(reasons)[:300]}")
-        totals.update(dict.fromkeys(counts, 1))
-        if verbose:
-            for case, verdict in zip(cases[operator], found, strict=True):
-                if verdict.outcome in ("wrong", "unchecked", "refused"):
-                    print(f"    {case.name}: {verdict.outcome}: {verdict.reason[:400]}")
+def print_operator(operator: str, cases: Sequence[Case], found: Sequence[Verdict], *, verbose: bool) -> None:
+    """Prints the counts of one operator and the reasons; each case that is not correct where `verbose`."""
+    counts = Counter(verdict.outcome for verdict in found)
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    reasons = sorted({verdict.reason for verdict in found if verdict.outcome in _TELLING})
+    print(f"{operator:32} {summary:40} {' | '.join(reasons)[:300]}", flush=True)
+    if verbose:
+        for case, verdict in zip(cases, found, strict=True):
+            if verdict.outcome in _TELLING:
+                print(f"    {case.name}: {verdict.outcome}: {verdict.reason[:400]}", flush=True)
+
+
+def print_totals(cases: dict[str, list[Case]], results: dict[str, list[Verdict]]) -> None:
+    """Prints how many operators are right, and how many cases."""
     own = {operator: found for operator, found in results.items() if "(expanded)" not in operator}
     correct = [operator for operator, found in own.items() if any(v.outcome == "correct" for v in found)]
     all_correct = [o for o in correct if all(v.outcome in ("correct", "none") for v in own[o])]
@@ -173,7 +186,6 @@ def report(cases: dict[str, list[Case]], results: dict[str, list[Verdict]], *, v
         f"\noperators with correct cases: {len(correct)}, of them every case: {len(all_correct)}; wrong: {len(wrong)} {wrong}"
     )
     print("cases:", dict(Counter(v.outcome for found in results.values() for v in found)))
-    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -215,11 +215,14 @@ def _widen(feeds: Mapping[str, Array]) -> Arrays:
 def _reference64(model: onnx.ModelProto) -> Evaluate:
     """ONNX's reference evaluator is NumPy: fed with float64 it computes in float64, mostly."""
     names = [output.name for output in model.graph.output]
+    evaluator: list[ReferenceEvaluator] = []  # made on first use, where its errors are expected
 
     def evaluate(feeds: Mapping[str, Array]) -> Arrays:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            results = ReferenceEvaluator(model).run(None, _widen(feeds))
+            if not evaluator:
+                evaluator.append(ReferenceEvaluator(model))
+            results = evaluator[0].run(None, _widen(feeds))
         return dict(zip(names, map(np.asarray, results), strict=True))
 
     return evaluate

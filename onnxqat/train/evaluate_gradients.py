@@ -10,10 +10,13 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph.io import ModelLike, load
+from onnxqat.graph.qdq import is_quantized
 from onnxqat.train import ortgrad
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.gradients.rule import FLOAT_TYPES
 from onnxqat.train.losses import LOSS
+from onnxqat.train.quantizer_calls import call_quantizers
+from onnxqat.train.restore_float import restore_float
 
 Array = npt.NDArray[np.generic]
 COTANGENT = "/cotangent"
@@ -26,6 +29,9 @@ def gradients(
     cotangents: Mapping[str, Array] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Computes a model's outputs and the gradients of Σ output·cotangent over its float outputs.
+
+    Those of quantizers are the ones that training uses (see `fakequant`): straight through for the data, learned step
+    size for the scale. Weights that a Q/DQ model stores as integers are named without `_quantized`, as in training.
 
     Args:
         model: path or model, float or Q/DQ.
@@ -43,6 +49,9 @@ def gradients(
     """
     forward = load(model, oldest_opset=7)
     graph = forward.graph
+    if is_quantized(forward):
+        restore_float(forward)
+        call_quantizers(forward)
     names = [str(output.name) for output in graph.outputs]
     add_weighted_sum(graph, cotangents)
     weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}

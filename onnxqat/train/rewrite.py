@@ -50,14 +50,27 @@ def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> None:
 
 
 def attach(model: ir.Model, step: Step, rule: Registered) -> None:
-    """Adds the gradient functions of a registered function to the model."""
-    for function in (rule.gradient, *rule.helpers):
-        model.functions.setdefault(function.identifier(), function)
-        for domain, version in function.opset_imports.items():
+    """Adds the gradient functions of a registered function to the model.
+
+    The builder crashes on a gradient function whose last outputs nobody asks for: a node where that is so calls a copy
+    of the function, whose gradient lacks them.
+    """
+    node, function = step.node, rule.gradient
+    results = [result for result in rule.results if int(result[3:-1]) <= max(step.inputs)]
+    if len(results) < len(rule.results):
+        called = model.functions[node.op_identifier()].clone()
+        called.name = f"{called.name}_first{len(results)}"
+        model.functions[called.identifier()] = called
+        node.op_type = called.name
+        function = function.clone()
+        function.name = f"{function.name}_first{len(results)}"
+        del function.outputs[len(results) :]
+    for added in (function, *rule.helpers):
+        model.functions.setdefault(added.identifier(), added)
+        for domain, version in added.opset_imports.items():
             model.graph.opset_imports.setdefault(domain, version)
-    gradient = (rule.gradient.domain, rule.gradient.name)
-    model.graph.opset_imports.setdefault(rule.gradient.domain, 1)
-    ortgrad.register_gradient(step.node.domain, step.node.op_type, gradient, rule.arguments, rule.results)
+    model.graph.opset_imports.setdefault(function.domain, 1)
+    ortgrad.register_gradient(node.domain, node.op_type, (function.domain, function.name), rule.arguments, results)
 
 
 def _like(value: ir.Value, name: str | None) -> ir.Value:
