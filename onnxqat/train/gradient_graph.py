@@ -37,6 +37,7 @@ def with_gradients(
     _cut(graph, cuts)
     for name in wrt:
         _as_input(graph, name)
+    _separate_uses(graph, wrt)
     frozen = {
         name: value.const_value
         for name, value in list(graph.initializers.items())
@@ -95,6 +96,17 @@ def _cut(graph: ir.Graph, cuts: Sequence[tuple[ir.Node, int]]) -> None:
             )
             graph.inputs.append(stand_ins[value])
         node.replace_input_with(index, stand_ins[value])
+
+
+def _separate_uses(graph: ir.Graph, wrt: Sequence[str]) -> None:
+    """Puts Identity nodes where one node uses a parameter twice: the builder would give both shares one name."""
+    for value in [value for value in graph.inputs if value.name in wrt]:
+        for node in set(value.consumers()):
+            for index in [i for i, used in enumerate(node.inputs) if used is value][1:]:
+                identity = ir.node("Identity", [value], name=f"{value.name}/use_{index}")
+                identity.outputs[0].type, identity.outputs[0].shape = value.type, value.shape
+                graph.insert_before(node, identity)
+                node.replace_input_with(index, identity.outputs[0])
 
 
 def _as_input(graph: ir.Graph, name: str) -> None:

@@ -34,6 +34,10 @@ def _restore_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
     node = quantizer.dequantize
     weight = _float_form(graph, quantizer)
     attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
+    if quantizer.zero_point is None:  # without one, QuantizeLinear writes uint8
+        zeros = np.zeros(quantizer.scales.shape, quantizer.source.dtype.numpy())  # type: ignore[union-attr]
+        node.resize_inputs(3)
+        node.replace_input_with(2, constant_value(graph, f"{weight.name}_zero_point", zeros))
     inputs = [weight, *node.inputs[1:]]
     quantize = ir.node("QuantizeLinear", inputs, attributes, name=f"{weight.name}_QuantizeLinear")
     codes = quantize.outputs[0]
