@@ -12,6 +12,7 @@ from onnxqat.train.gradients.rule import Ops
 Values: TypeAlias = Sequence[ir.Value]
 #: From (states, this step's slices) to (states, this step's results).
 Body: TypeAlias = Callable[[Ops, Values, Values], tuple[Values, Values]]
+_RANK = 2  # of states, and of what a step reads and gives
 
 
 def scan(op: Ops, body: Body, states: Values, sequences: Values, *, backwards: bool = False) -> tuple[Values, Values]:
@@ -20,8 +21,8 @@ def scan(op: Ops, body: Body, states: Values, sequences: Values, *, backwards: b
     Args:
         op: where the loop is written.
         body: one step; it may use values from outside.
-        states: what the first step starts from.
-        sequences: tensors of one length along axis 0.
+        states: matrices that the first step starts from.
+        sequences: matrices, stacked along axis 0. Results of a step are matrices too.
         backwards: from the last step to the first; results are in the order of the sequences all the same.
 
     Returns:
@@ -31,6 +32,9 @@ def scan(op: Ops, body: Body, states: Values, sequences: Values, *, backwards: b
     formals = [ir.Value(name=f"step_in{i}", type=value.type) for i, value in enumerate((*states, *sequences))]
     after, results = body(step, formals[: len(states)], formals[len(states) :])
     outputs = [step.Identity(value) for value in (*after, *results)]
+    for value in outputs:
+        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+        value.shape = ir.Shape([None] * _RANK)  # ONNX Runtime wants to know the rank where it cannot infer it
     for number, value in enumerate(value for node in step.nodes for value in node.outputs):
         value.name = f"step_{number}"  # names outside are given later and begin otherwise
     graph = ir.Graph(formals, outputs, nodes=step.nodes, opset_imports={"": op.opset}, name="step")

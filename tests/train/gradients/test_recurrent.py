@@ -139,6 +139,26 @@ def test_gru_may_reset_before_the_recurrence_weights(attributes: str) -> None:
     _check("GRU", attributes)
 
 
+def test_gru_of_unknown_sizes_may_reset_before_the_recurrence_weights() -> None:
+    proto = _proto("GRU", "forward", "y,yh")
+    attribute = next(a for a in proto.graph.node[0].attribute if a.name == "linear_before_reset")
+    attribute.i = 0
+    feeds = _feeds("GRU", 1)
+
+    def function(**t: torch.Tensor) -> list[torch.Tensor]:
+        (w_z, w_r, w_n), (r_z, r_r, r_n) = t["w"][0].chunk(3), t["r"][0].chunk(3)
+        z_w, r_w, n_w, z_r, r_r2, n_r = t["b"][0].chunk(6)
+        states = [t["h"][0]]
+        for x in t["x"]:
+            h = states[-1]
+            z = torch.sigmoid(x @ w_z.T + h @ r_z.T + z_w + z_r)
+            r = torch.sigmoid(x @ w_r.T + h @ r_r.T + r_w + r_r2)
+            states.append((1 - z) * torch.tanh(x @ w_n.T + (r * h) @ r_n.T + n_w + n_r) + z * h)
+        return [torch.stack(states[1:]).unsqueeze(1), states[-1].unsqueeze(0)]
+
+    assert_matches_torch(proto, feeds, function, tolerance=1e-4)
+
+
 def test_lstm_may_couple_its_input_and_forget_gates() -> None:
     _check("LSTM", "input_forget=1")
 
