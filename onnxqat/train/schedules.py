@@ -87,12 +87,20 @@ class Cosine:
 
     def factor(self, at: Position) -> float:
         """See `Rate`."""
+        if at.steps is None and at.epochs is None:
+            raise InputError(
+                "Cosine: falls over the whole run, whose length is not known in one's own loop; "
+                "call trainer.schedule.plan(epochs, steps_per_epoch) before it"
+            )
         fall = 0.5 * (1 + math.cos(math.pi * at.progress))
         return _warmup(at, self.warmup_steps) * (self.final + (1 - self.final) * fall)
 
 
 class Schedule:
     """A specification and the position in it.
+
+    `Trainer.fit` drives it alone. In one's own loop `Trainer.step` counts the steps, and `epoch_step` is to be called after each
+    epoch; `step` is for those who take `Trainer.gradients` and update parameters by themselves.
 
     Attributes:
         spec: the specification.
@@ -108,8 +116,20 @@ class Schedule:
         """Factor on the learning rate of the next step."""
         return self.spec.factor(self.position)
 
+    def plan(self, epochs: int, steps_per_epoch: int | None = None) -> None:
+        """Says how long the run is that begins now; needed in one's own loop for a schedule over the whole run.
+
+        Args:
+            epochs: how many.
+            steps_per_epoch: optimizer steps in each; None: not known, and the rate changes from epoch to epoch only.
+        """
+        if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
+            raise InputError(f"plan: epochs is {epochs}, steps_per_epoch {steps_per_epoch}; they must be 1 or more")
+        self.position.epochs = self.position.epoch + epochs
+        self.position.steps = None if steps_per_epoch is None else self.position.step + epochs * steps_per_epoch
+
     def step(self) -> None:
-        """One optimizer step is done."""
+        """One optimizer step is done (`Trainer.step` calls it)."""
         self.position.step += 1
 
     def epoch_step(self) -> None:

@@ -115,6 +115,11 @@ class Trainer:
         """The learning-rate schedule, for one's own loop; `fit` and `step` advance it."""
         return self.state.schedule
 
+    @property
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """What is trained, by initializer name: arrays that the next step reads, for updates of one's own in place."""
+        return self._graph.layout.named(self.state.parameters)
+
     def fit(
         self,
         batches: Data,
@@ -162,7 +167,7 @@ class Trainer:
                 callback.on_train_end(self)
 
     def step(self, batch: Any) -> float:
-        """One step on a batch: forward, backward, update; returns the loss before it.
+        """One step on a batch: forward, backward, update; returns the loss before it. It advances `schedule` by a step.
 
         With `accumulate`, parameters change at every so many calls.
         """
