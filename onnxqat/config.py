@@ -223,6 +223,17 @@ class Config(_Frozen):
         return (*self.only, *self.ignore, *self.overrides, *excluded, *unified)
 
     @classmethod
+    def from_nncf(cls, source: str | Path | dict[str, Any]) -> Config:
+        """Reads a legacy NNCF configuration, from a JSON file or a dict; its scopes name ONNX nodes.
+
+        Raises:
+            InputError: the file cannot be read, or a key is unknown, wrong, or not honoured; the message names it.
+        """
+        from onnxqat import nncf
+
+        return nncf.read(source)
+
+    @classmethod
     def from_json(cls, path: str | Path) -> Config:
         """Reads a JSON file whose keys are the attributes above.
 

@@ -64,6 +64,7 @@ def insert(
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
     batches = data.batches(calibration, prepared, transform=transform)
+    batches.check_epochs(2 if config.bias_correction else 1, "calibration data for the correction of biases")
     check_inputs(prepared, config.inputs)
     observers = calibrate(prepared, [site.observed for site in activations], batches, progress=track)
     original = prepared.clone() if config.bias_correction else None

@@ -40,6 +40,7 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
         elif result is not None:
             absorbed.add(result.writes.producer())
             groups.append(replace(result, writes=_behind_activations(result.writes, target, ignored)))
+    _check_overrides(groups, target, config)
     asked = [_asked_for(group, target, config) for group in groups]
     skips += [result for result in asked if isinstance(result, Skip)]
     groups, dropped = _inside_integer_regions([result for result in asked if isinstance(result, Group)], target)
@@ -144,4 +145,25 @@ def _check_rules(nodes: Sequence[ir.Node], rules: Iterable[Select]) -> None:
         if not any(rule.matches(node) for node in nodes):
             raise InputError(
                 f"configuration: the rule for {rule.shown} matches no node; list the nodes with `onnxqat inspect`"
+            )
+
+
+def _check_overrides(groups: Sequence[Group], target: Target, config: Config) -> None:
+    """Refuses an override that changes nothing, because the nodes that it selects have no quantizer of that kind."""
+    weighted = [group.node for group in groups if group.weight is not None]
+    nodes = [group.node for group in groups]
+    computing = [above.producer() for group in groups for value in group.reads for above in origins(value, target)]
+    places = {
+        "weight": weighted,
+        "quantize_weights": weighted,
+        "activation_bits": weighted,
+        "quantize_activations": nodes,
+        "activation": [*nodes, *(node for node in computing if node is not None)],
+    }
+    for override in config.overrides:
+        kinds = [name if name in places else name.split("_")[0] for name in override.settings]
+        if kinds and not any(override.matches(node) for kind in kinds for node in places[kind]):
+            raise InputError(
+                f"configuration: the rule for {override.shown} sets {', '.join(override.settings)} where there is nothing to "
+                "set; name nodes that are quantized"
             )

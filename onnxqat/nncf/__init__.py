@@ -1,0 +1,56 @@
+"""Reads a legacy NNCF configuration (the JSON schema of release 2.14) into a `Config`.
+
+Every key is honoured or refused by name. Scopes are matched against the names of ONNX nodes: a string is a whole name, one
+that begins with `{re}` a regular expression that is searched for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import json5
+from pydantic import ValidationError
+
+from onnxqat.config import Config
+from onnxqat.errors import InputError
+from onnxqat.nncf.schema import REFUSED, Root
+from onnxqat.nncf.translate import translate
+
+
+def read(source: str | Path | dict[str, Any]) -> Config:
+    """The configuration of a file (JSON, with comments if need be) or of a dict.
+
+    Raises:
+        InputError: the file cannot be read; a key is unknown or not honoured; a value has the wrong type or is out of range.
+    """
+    try:
+        values = _load(Path(source)) if isinstance(source, str | Path) else source
+        return translate(Root.model_validate(values))
+    except ValidationError as error:
+        message = "; ".join(_shown(problem) for problem in error.errors())
+    except InputError as error:
+        message = str(error)
+    where = f"{source}: " if isinstance(source, str | Path) else ""
+    raise InputError(f"{where}NNCF configuration: {message}")
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json5.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise InputError(f"is not JSON ({' '.join(str(error).split())}); mend the file") from error
+
+
+def _shown(problem: Any) -> str:
+    path = [str(part) for part in problem["loc"] if part not in ("one", "many")]
+    where, message = ".".join(path), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        if path[-1] in REFUSED:
+            return f"{where}: is not honoured; {REFUSED[path[-1]]}"
+        return f"{where}: no such key; check its spelling, or remove it"
+    if problem["type"] in ("value_error", "missing"):
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message} (is {problem['input']!r})"
