@@ -48,7 +48,7 @@ def trace(graph: ir.Graph, wrt: Iterable[ir.Value], targets: Iterable[ir.Value])
     """Returns the nodes that depend on `wrt`, in graph order; `outputs` is empty where no target depends on them."""
     carried = {value for value in wrt if may_be_float(value)}
     forward = [step for node in graph if (step := _forward_step(node, carried)) is not None]
-    live = set(targets)
+    live = {value for value in targets if may_be_float(value)}
     return [_backward_step(step, live) for step in reversed(forward)][::-1]
 
 
@@ -59,21 +59,23 @@ def _forward_step(node: ir.Node, carried: set[ir.Value]) -> Step | None:
         return None
     rule = rule_for(node)
     none: frozenset[int] = frozenset()
-    if isinstance(rule, Stopped) or not any(may_be_float(output) for output in node.outputs):
+    codes = getattr(rule, "codes", False) or any(not may_be_float(node.inputs[i]) for i in reached)
+    carriers = [value for value in node.outputs if codes or may_be_float(value)]
+    if isinstance(rule, Stopped) or not carriers:
         return Step(node, rule, none, none, reached, none)
     if isinstance(rule, Refused):
-        carried.update(value for value in node.outputs if may_be_float(value))
+        carried.update(carriers)
         return Step(node, rule, reached, none, none, none)
     steering = getattr(rule, "steering", none) & reached
     covered = reached - steering if rule.inputs is None else reached & rule.inputs
     barred = reached - covered - steering
     if covered or barred:
-        carried.update(value for value in node.outputs if may_be_float(value))
+        carried.update(carriers)
     return Step(node, rule, covered, barred, steering, none)
 
 
 def _backward_step(step: Step, live: set[ir.Value]) -> Step:
-    outputs = frozenset(i for i, value in enumerate(step.node.outputs) if value in live and may_be_float(value))
+    outputs = frozenset(i for i, value in enumerate(step.node.outputs) if value in live)
     if outputs:
         live.update(value for i in step.inputs if (value := step.node.inputs[i]) is not None)
     return Step(step.node, step.rule, step.inputs, step.barred, step.cut, outputs)

@@ -9,6 +9,7 @@ from onnxqat.graph.io import OLDEST_OPSET, opset
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.train.gradients.table import is_registered
+from onnxqat.train.resolve_branches import resolve_branches
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -16,12 +17,14 @@ def prepare(model: ir.Model) -> ir.Model:
 
     Functions are inlined except those with a registered gradient. Identity nodes go: an exporter puts them between a
     shared initializer and its users, where the gradient builder would miss that both are one. Automatic padding is
-    written out: ONNX Runtime's gradients ignore it. Operator sets older than 13 are upgraded.
+    written out: ONNX Runtime's gradients ignore it. Branches that are decided already are taken. Operator sets older
+    than 13 are upgraded.
     """
     old = opset(model) < OLDEST_OPSET
     copy = upgraded(model, CONVERTED_OPSET) if old else model.clone()
     if copy.functions:
         passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
+    resolve_branches(copy)
     passes.IdentityEliminationPass()(copy)
     passes.TopologicalSortPass()(copy)
     _name_nodes(copy.graph)

@@ -202,9 +202,15 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Refused:
-    """No gradient; the reason goes into the message that names the node."""
+    """No gradient; the reason goes into the message that names the node.
+
+    Attributes:
+        reason: why there is none.
+        codes: integers that go in or come out stand for floats, on which the loss depends through them.
+    """
 
     reason: str
+    codes: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.train.gradients import activations, einsum, elementwise, layout, recurrent, resize
-from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Rule, RuleOrChoice, Stopped, Trusted
+from onnxqat.train.gradients import activations, einsum, elementwise, layout, recurrent, refusals, resize
+from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Rule, RuleOrChoice, Trusted
 
 _FIRST = frozenset({0})
-_STEERS = Stopped("its result only steers (a shape, an index or a condition)")
-_STEP = Stopped("piecewise constant: its gradient is zero")
-_RANDOM = Stopped("random or constant: depends on no parameter")
 
 
 def _trusted(*inputs: int, steering: tuple[int, ...] = ()) -> Trusted:
@@ -29,20 +26,11 @@ _NAMES_TRUSTED = """
     Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Sigmoid Sin Slice
     Softmax SoftmaxCrossEntropyLoss Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Where
 """
-_NAMES_STEERING = """
-    And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor ConstantOfShape Equal EyeLike Greater
-    GreaterOrEqual IsInf IsNaN Less LessOrEqual NonMaxSuppression NonZero Not Or Shape Size Xor
-"""
 _ORT: Mapping[str, RuleOrChoice] = {
     **dict.fromkeys(_NAMES_TRUSTED.split(), _trusted()),
     "Clip": _trusted(0),
     "Dropout": _trusted(0, steering=(1,)),
 }
-_STOPPED: Mapping[str, RuleOrChoice] = {
-    **dict.fromkeys(_NAMES_STEERING.split(), _STEERS),
-    **dict.fromkeys(("Ceil", "Floor", "Round", "Sign", "Hardmax"), _STEP),
-}
-
 _OURS: Mapping[str, RuleOrChoice] = {
     "HardSwish": _custom(activations.hard_swish_gradient),
     "HardSigmoid": _custom(activations.hard_sigmoid_gradient),
@@ -95,7 +83,8 @@ _RECURRENT: Mapping[str, RuleOrChoice] = dict.fromkeys(("LSTM", "GRU", "RNN"), r
 
 _FAMILIES: tuple[Mapping[str, RuleOrChoice], ...] = (
     _ORT,
-    _STOPPED,
+    refusals.STOPPED,
+    refusals.REFUSED,
     _OURS,
     _LAYOUT,
     _RESAMPLING,
