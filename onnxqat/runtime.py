@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.graph import io
+from onnxqat.graph import external, io
 
 TRAINING_PACKAGES = ("onnxruntime-training-cpu", "onnxruntime-training")
 TRAINING_VERSION = "1.19.2"
@@ -52,12 +52,14 @@ class Inference:
 def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
     """A session straight from memory, by way of a file only for a model that protobuf cannot hold in one piece."""
     providers = ["CPUExecutionProvider"]
-    if io.weight_bytes(model) <= io.EXTERNAL_DATA_ABOVE:
+    if external.weight_bytes(model) <= external.TOO_LARGE:
         proto = model if isinstance(model, onnx.ModelProto) else io.to_proto(model)
         return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="onnxqat-") as folder:
         path = Path(folder) / "model.onnx"
-        io.save(model, path)
+        external.save_linked(model if isinstance(model, ir.Model) else ir.from_proto(model), path)
+        # Weights in the order that kernels like best would be copies of all of them.
+        options.add_session_config_entry("session.disable_prepacking", "1")
         return ort.InferenceSession(str(path), options, providers=providers)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -16,6 +14,7 @@ import onnx_ir.passes.common as passes
 from google.protobuf.message import DecodeError
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph import external
 from onnxqat.graph.opsets import lowered
 
 log = logging.getLogger(__name__)
@@ -29,8 +28,6 @@ NEWEST_IR = 10
 OLDEST_IR = 8
 #: QuantizeLinear has had an axis since this one.
 OLDEST_OPSET = 13
-#: Above this a protobuf file cannot hold the weights (its limit is 2 GiB), so they go to a file beside it.
-EXTERNAL_DATA_ABOVE = 1_500_000_000
 #: What the checker says of operators, all of which are named together, and of a shape, which is inferred.
 _DEALT_WITH_LATER = ("No Op registered for", "No opset import", "Field 'shape'")
 
@@ -39,7 +36,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     """Loads and checks a model: readable, standard operators only, opset in range or lowered, external data in place.
 
     The result is the caller's to change: the argument is never modified. Model-local functions are inlined, external data is
-    read into memory.
+    read into memory unless it is more than protobuf can hold: then large weights are mapped from their file.
 
     Args:
         model: path of an ONNX file, or a model in memory.
@@ -51,9 +48,9 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
         UnsupportedModelError: the model uses operators that are not ONNX's own.
     """
     if isinstance(model, ir.Model):
-        loaded = ir.from_proto(ir.to_proto(model))
+        loaded = model.clone()
     elif isinstance(model, onnx.ModelProto):
-        for tensor in _external_tensors(model):
+        for tensor in external.tensors(model):
             raise InputError(
                 f"model: initializer {tensor.name!r} is external data that is not loaded; give the model's path"
             )
@@ -72,8 +69,10 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """The model as protobuf."""
-    return ir.to_proto(model)
+    """The model as protobuf, with all of its weights in it: mapped ones are read one by one."""
+    proto = ir.to_proto(model)
+    external.fill_in(proto, model)
+    return proto
 
 
 def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> None:
@@ -83,7 +82,7 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
         InputError: the path cannot be written.
     """
     path = Path(path)
-    data = f"{path.name}.data" if weight_bytes(model) > EXTERNAL_DATA_ABOVE else None
+    data = f"{path.name}.data" if external.weight_bytes(model) > external.TOO_LARGE else None
     check_writable(path)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -92,7 +91,7 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
                 (Path(folder) / path.name).write_bytes(proto.SerializeToString())
             else:
                 large = model if isinstance(model, ir.Model) else ir.from_proto(model)
-                ir.save(large, Path(folder) / path.name, external_data=data)
+                ir.save(large, Path(folder) / path.name, format="protobuf", external_data=data)
             for name in ([data] if data else []) + [path.name]:
                 (Path(folder) / name).replace(path.parent / name)
     except OSError as error:
@@ -128,13 +127,6 @@ def opset(model: ir.Model) -> int:
     return model.opset_imports.get("", 0)
 
 
-def weight_bytes(model: onnx.ModelProto | ir.Model) -> int:
-    """Size of the initializers in bytes."""
-    if isinstance(model, onnx.ModelProto):
-        return sum(len(t.raw_data) or _tensor_bytes(t) for t in model.graph.initializer)
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-
-
 def _from_file(path: Path) -> ir.Model:
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
@@ -144,17 +136,17 @@ def _from_file(path: Path) -> ir.Model:
         raise InputError(f"{path}: not an ONNX file, or cut off; export the model again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    _check_external_data(proto, path)
+    external.check(proto, path)
     model = _from_proto(proto, str(path))
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    return ir.external_data.load_to_model(model)
+    external.read(model, path.parent)
+    return model
 
 
 def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not proto.ir_version or not proto.graph.node:
         raise InputError(f"{name}: holds no ONNX graph, or is cut off; export the model again")
     try:
-        if not any(True for _ in _external_tensors(proto)) and weight_bytes(proto) < EXTERNAL_DATA_ABOVE:
+        if not any(True for _ in external.tensors(proto)) and external.weight_bytes(proto) <= external.TOO_LARGE:
             _check_valid(proto)
         return ir.from_proto(proto)
     except Exception as error:  # whatever damaged bytes may set off in three parsers
@@ -175,52 +167,6 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
-
-
-def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Tensors whose data is in another file: initializers, and constants of nodes, in subgraphs and functions too."""
-    nodes = [node for function in proto.functions for node in function.node]
-    graphs = [proto.graph]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            nodes += graph.node
-            yield from (t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
-            continue
-        for attribute in nodes.pop().attribute:
-            graphs += [attribute.g] if attribute.HasField("g") else []
-            graphs += attribute.graphs
-            tensors = [attribute.t, *attribute.tensors] if attribute.HasField("t") else attribute.tensors
-            yield from (t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
-
-
-def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    folder = path.parent.resolve()
-    for tensor in _external_tensors(proto):
-        try:
-            info = onnx.external_data_helper.ExternalDataInfo(tensor)
-            offset, length, needed = int(info.offset or 0), int(info.length or 0), _tensor_bytes(tensor)
-        except (ValueError, TypeError) as error:  # a number that is none, a type that has no size
-            raise InputError(
-                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
-            ) from error
-        what = f"external data file {info.location!r} of initializer {tensor.name!r}"
-        file = (folder / info.location).resolve()
-        if Path(info.location).is_absolute() or not file.is_relative_to(folder):
-            raise InputError(f"{path}: {what} is outside the model's folder; save the model with its data beside it")
-        if not file.is_file():
-            raise InputError(f"{path}: {what} is missing; put it beside the model")
-        if offset < 0 or length < 0 or (length and length < needed):
-            raise InputError(
-                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
-            )
-        if file.stat().st_size < offset + max(length, needed):
-            raise InputError(f"{path}: {what} is cut off; copy it again, whole")
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    size: float = math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize  # half a byte for 4-bit types
-    return math.ceil(size)
 
 
 def _check_operators(model: ir.Model) -> None:

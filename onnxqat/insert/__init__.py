@@ -92,7 +92,7 @@ def insert(
 def _weight_placement(graph: ir.Graph, site: WeightSite) -> Placement:
     array = constant(site.value)
     assert array is not None
-    low, high = weight_range(array.astype(np.float32), site.spec, site.estimate)
+    low, high = weight_range(array.astype(np.float32, copy=False), site.spec, site.estimate)
     qmin, qmax = site.spec.bounds
     scale, zero_point = scale_and_zero_point(low, high, qmin, qmax, symmetric=site.spec.symmetric)
     return Placement(site.value, new_grid(graph, str(site.value.name), site.spec, scale, zero_point), site.users)

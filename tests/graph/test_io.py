@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.graph import io
+from onnxqat.graph import external, io
 from onnxqat.runtime import Inference
 from tests.models import model, outputs, random
 
@@ -19,7 +19,7 @@ def saved(path: Path, proto: onnx.ModelProto = MODEL) -> Path:
     return path
 
 
-def external(folder: Path) -> Path:
+def with_weights_beside(folder: Path) -> Path:
     """The model with its weight (48 bytes) in `weights.bin`."""
     proto = onnx.ModelProto.FromString(MODEL.SerializeToString())
     onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
@@ -98,20 +98,20 @@ def test_model_local_functions_are_inlined():
 
 
 def test_external_data_is_read(tmp_path):
-    loaded = io.load(external(tmp_path))
+    loaded = io.load(with_weights_beside(tmp_path))
     x = random(2, 3)
     assert np.array_equal(Inference(loaded)({"x": x})["y"], outputs(MODEL, {"x": x})[0])
 
 
 def test_model_read_from_external_data_is_saved_whole(tmp_path):
-    path = external(tmp_path)
+    path = with_weights_beside(tmp_path)
     io.save(io.load(path), tmp_path / "whole.onnx")
     (tmp_path / "weights.bin").unlink()
     assert io.to_proto(io.load(tmp_path / "whole.onnx")).graph == io.to_proto(io.load(MODEL)).graph
 
 
 def test_missing_external_data_is_refused(tmp_path):
-    path = external(tmp_path)
+    path = with_weights_beside(tmp_path)
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(InputError, match=r"'weights\.bin' of initializer 'w' is missing"):
         io.load(path)
@@ -119,7 +119,7 @@ def test_missing_external_data_is_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 10, 47])
 def test_external_data_that_is_cut_off_is_refused(tmp_path, size):
-    path = external(tmp_path)
+    path = with_weights_beside(tmp_path)
     (tmp_path / "weights.bin").write_bytes(bytes(size))
     with pytest.raises(InputError, match=r"'weights\.bin' of initializer 'w' is cut off"):
         io.load(path)
@@ -140,14 +140,14 @@ def edited(path: Path, **entries: str) -> Path:
 def test_external_data_outside_the_folder_is_refused(tmp_path, location):
     (tmp_path / "weights.bin").write_bytes(bytes(48))
     (tmp_path / "models").mkdir()
-    path = edited(external(tmp_path / "models"), location=location.format(tmp_path))
+    path = edited(with_weights_beside(tmp_path / "models"), location=location.format(tmp_path))
     with pytest.raises(InputError, match="outside the model's folder"):
         io.load(path)
 
 
 def test_external_data_behind_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "models").mkdir()
-    path = external(tmp_path / "models")
+    path = with_weights_beside(tmp_path / "models")
     (tmp_path / "models" / "weights.bin").rename(tmp_path / "weights.bin")
     (tmp_path / "models" / "weights.bin").symlink_to(tmp_path / "weights.bin")
     with pytest.raises(InputError, match="outside the model's folder"):
@@ -157,7 +157,7 @@ def test_external_data_behind_a_link_out_of_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("entry", [{"offset": "-4"}, {"length": "8"}, {"offset": "many"}])
 def test_external_data_described_wrongly_is_refused(tmp_path, entry):
     with pytest.raises(InputError, match="says wrongly where its data is"):
-        io.load(edited(external(tmp_path), **entry))
+        io.load(edited(with_weights_beside(tmp_path), **entry))
 
 
 def test_external_data_of_a_constant_node_is_checked_too(tmp_path):
@@ -174,7 +174,7 @@ def test_external_data_of_a_constant_node_is_checked_too(tmp_path):
 
 
 def test_model_in_memory_without_its_external_data_is_refused(tmp_path):
-    proto = onnx.load(external(tmp_path), load_external_data=False)
+    proto = onnx.load(with_weights_beside(tmp_path), load_external_data=False)
     with pytest.raises(InputError, match="not loaded; give the model's path"):
         io.load(proto)
 
@@ -185,7 +185,7 @@ def test_model_in_memory_is_saved_as_it_stands(tmp_path):
 
 
 def test_large_weights_are_saved_beside_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
+    monkeypatch.setattr(external, "TOO_LARGE", 10)
     large = model("(float[N,300] x) => (float[N,300] y) { y = MatMul(x, w) }", w=random(300, 300))
     io.save(large, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").stat().st_size >= 360_000
@@ -193,7 +193,7 @@ def test_large_weights_are_saved_beside_the_model(tmp_path, monkeypatch):
 
 
 def test_large_model_is_run_by_way_of_a_file(monkeypatch):
-    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
+    monkeypatch.setattr(external, "TOO_LARGE", 10)
     x = random(2, 3)
     assert np.array_equal(Inference(MODEL)({"x": x})["y"], outputs(MODEL, {"x": x})[0])
 
@@ -206,7 +206,7 @@ def test_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeyp
         Path(str(args[1])).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
+    monkeypatch.setattr(external, "TOO_LARGE", 10)
     monkeypatch.setattr(ir, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         io.save(MODEL, path)
@@ -218,7 +218,7 @@ def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(io, "EXTERNAL_DATA_ABOVE", 10)
+    monkeypatch.setattr(external, "TOO_LARGE", 10)
     monkeypatch.setattr(ir, "save", full)
     with pytest.raises(InputError, match="No space left on device"):
         io.save(MODEL, tmp_path / "m.onnx")

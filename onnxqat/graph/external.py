@@ -1,0 +1,130 @@
+"""Weights in files beside a model: checked, read, mapped where they are more than protobuf can hold, linked for a runtime."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxqat.errors import InputError
+
+#: Above this many bytes a protobuf file cannot hold the weights (its limit is 2 GiB).
+TOO_LARGE = 1_500_000_000
+#: Weights of such models stay on disk from this size on, mapped into memory while they are read; each takes a file handle.
+MAPPED_ABOVE = 2**22
+#: Below this size they stay in the model's own file: runtimes work out shapes with them.
+SMALL = 256
+
+
+def weight_bytes(model: onnx.ModelProto | ir.Model) -> int:
+    """Size of the initializers in bytes."""
+    if isinstance(model, onnx.ModelProto):
+        return sum(len(t.raw_data) or _tensor_bytes(t) for t in model.graph.initializer)
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Tensors of a model whose data is in another file: initializers, and constants of nodes, in subgraphs and functions too."""
+    nodes = [node for function in proto.functions for node in function.node]
+    graphs = [proto.graph]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            nodes += graph.node
+            yield from (t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+            continue
+        for attribute in nodes.pop().attribute:
+            graphs += [attribute.g] if attribute.HasField("g") else []
+            graphs += attribute.graphs
+            tensors = [attribute.t, *attribute.tensors] if attribute.HasField("t") else attribute.tensors
+            yield from (t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def check(proto: onnx.ModelProto, path: Path) -> None:
+    """Raises InputError where the external data of the model at `path` is missing, cut off or outside of its folder."""
+    folder = path.parent.resolve()
+    for tensor in tensors(proto):
+        try:
+            info = onnx.external_data_helper.ExternalDataInfo(tensor)
+            offset, length, needed = int(info.offset or 0), int(info.length or 0), _tensor_bytes(tensor)
+        except (ValueError, TypeError) as error:  # a number that is none, a type that has no size
+            raise InputError(
+                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
+            ) from error
+        what = f"external data file {info.location!r} of initializer {tensor.name!r}"
+        file = (folder / info.location).resolve()
+        if Path(info.location).is_absolute() or not file.is_relative_to(folder):
+            raise InputError(f"{path}: {what} is outside the model's folder; save the model with its data beside it")
+        if not file.is_file():
+            raise InputError(f"{path}: {what} is missing; put it beside the model")
+        if offset < 0 or length < 0 or (length and length < needed):
+            raise InputError(
+                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
+            )
+        if file.stat().st_size < offset + max(length, needed):
+            raise InputError(f"{path}: {what} is cut off; copy it again, whole")
+
+
+def read(model: ir.Model, folder: Path) -> None:
+    """Reads external data into memory; where it is too much, large weights of the main graph are mapped from their file."""
+    ir.external_data.set_base_dir(model.graph, folder.resolve())
+    on_disk = mapped(model) if weight_bytes(model) > TOO_LARGE else {}
+    large = {value: tensor for value, tensor in on_disk.items() if tensor.nbytes > MAPPED_ABOVE}
+    for value in large:
+        value.const_value = None
+    ir.external_data.load_to_model(model)
+    for value, tensor in large.items():
+        value.const_value = tensor
+
+
+def mapped(model: ir.Model) -> dict[ir.Value, ir.ExternalTensor]:
+    """Initializers of the main graph whose data is on disk."""
+    tensors = {value: value.const_value for value in model.graph.initializers.values()}
+    return {value: tensor for value, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
+
+
+def fill_in(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Puts the mapped weights of the model into its protobuf form, one by one."""
+    on_disk = {str(value.name): tensor for value, tensor in mapped(model).items()}
+    for tensor in tensors(proto):
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        tensor.raw_data = on_disk[tensor.name].tobytes()
+        on_disk[tensor.name].release()
+
+
+def save_linked(model: ir.Model, path: Path) -> None:
+    """Writes a model for a runtime to load at once, alone in its folder: mapped weights stay where they are, behind links."""
+    before = {value: value.const_value for value in model.graph.initializers.values()}
+    on_disk = mapped(model)
+    rest = {v: t for v, t in before.items() if v not in on_disk and t is not None and t.nbytes > SMALL}
+    try:
+        written = ir.external_data.convert_tensors_to_external(list(rest.values()), path.parent, f"{path.name}.data")
+        for value, tensor in zip(rest, written, strict=True):
+            value.const_value = tensor
+        for value, tensor in on_disk.items():
+            value.const_value = _linked(tensor, path.parent)
+        path.write_bytes(ir.to_proto(model).SerializeToString())
+    finally:
+        for value, was in before.items():
+            value.const_value = was
+
+
+def _linked(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
+    """The same weight behind a link in `folder` to the file that holds it."""
+    file = Path(tensor.path).resolve()
+    link = folder / f"{zlib.crc32(str(file).encode())}_{file.name}"
+    if not link.exists():
+        link.symlink_to(file)
+    return ir.ExternalTensor(
+        link.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=folder
+    )
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    size: float = math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize  # half a byte for 4-bit types
+    return math.ceil(size)
