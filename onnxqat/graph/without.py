@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
@@ -10,11 +12,11 @@ from onnxqat.graph.edit import constant_value, fresh_value_name
 from onnxqat.numerics import dequantize
 
 
-def without_quantizers(model: ir.Model) -> ir.Model:
-    """A copy without its quantizers, stored codes back in float; outputs keep their names."""
+def without_quantizers(model: ir.Model, chosen: Callable[[qdq.Quantizer], bool] = lambda _: True) -> ir.Model:
+    """A copy without its quantizers, or without chosen ones, stored codes back in float; outputs keep their names."""
     model = io.load(model)
     # last ones first: one that narrows another reads that one's output
-    for quantizer in reversed(qdq.quantizers(model)):
+    for quantizer in reversed([one for one in qdq.quantizers(model) if chosen(one)]):
         _take_out(model.graph, quantizer)
     passes.RemoveUnusedNodesPass()(model)
     return model

@@ -126,12 +126,17 @@ class Engine:
         self.parameters[:] = initial
         self.gradients = aligned(layout.size)
         self._loss = np.zeros((), np.float32)
-        self._training = Session(training, threads)
         self._evaluation_model: ir.Model | None = evaluation
         self._evaluation: Session | None = None
         self._threads = threads
-        gradients = {f"{name}_grad": view for name, view in layout.named(self.gradients).items()}
-        self._training.bind(layout.named(self.parameters), {**gradients, LOSS: self._loss})
+        self.use(training)
+
+    def use(self, training: ir.Model) -> None:
+        """Runs this training graph from the next step on; gradients of parameters that it does not have are 0."""
+        self.gradients[:] = 0
+        self._training = Session(training, self._threads)
+        gradients = {f"{name}_grad": view for name, view in self.layout.named(self.gradients).items()}
+        self._training.bind(self.layout.named(self.parameters), {**gradients, LOSS: self._loss})
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
+from onnxqat.graph.without import without_quantizers
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.losses import LOSS, AttachedLoss, Loss, attach_loss
 from onnxqat.train.parameters import Layout, initial_values, lay_out, trainable
@@ -75,11 +76,30 @@ def training_graph(qdq: ir.Model, loss: Loss, freeze: Sequence[str] = ()) -> Tra
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
     names = [parameter.name for parameter in layout.parameters]
     evaluation = _evaluation(forward, names, outputs)
+    training = _differentiated(forward, names)
+    log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached)
+
+
+def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
+    """The training graph without some quantizers; their scales are no parameters of it, all else is as in the whole one.
+
+    Raises:
+        InputError: nothing but those scales is trained.
+    """
+    forward, _ = forward_graph(without_quantizers(graph.qdq, unquantized))
+    attach_loss(forward, loss)
+    names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
+    if not names:
+        raise InputError("model: only scales of quantizers that are not switched on yet are trained; freeze less")
+    return _differentiated(forward, names)
+
+
+def _differentiated(forward: ir.Model, names: Sequence[str]) -> ir.Model:
     forward.graph.outputs[:] = [_loss_value(forward.graph)]
     training = differentiate(forward, LOSS, names)
     schedule(training, [LOSS])
-    log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached)
+    return training
 
 
 def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, Layout]:

@@ -25,6 +25,7 @@ from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph, with_va
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
 from onnxqat.train.schedules import Constant, Rate, Schedule
+from onnxqat.train.stages import Stages
 from onnxqat.train.statistics import Statistics, statistics
 from onnxqat.train.update import Updater
 
@@ -58,6 +59,9 @@ class State:
 
 class Trainer:
     """Fine-tunes a Q/DQ model: weights, biases and all scales.
+
+    Where `insert` left start epochs in the model (`Config.activation_start_epoch`, `weight_start_epoch`), steps before them run
+    with activations or weights in float; what is evaluated, validated and returned is the fully quantized model all the same.
 
     Args:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
@@ -97,6 +101,7 @@ class Trainer:
             raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
         model = load_qdq(qdq)
         self._graph = training_graph(model, loss, freeze)
+        self._stages = Stages(self._graph, loss)
         self._feeds = _feeds(self._graph, teacher)
         layout = self._graph.layout
         self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
@@ -178,6 +183,7 @@ class Trainer:
 
         Gradients of scales are with respect to the scale as it stands in the model.
         """
+        self._stages.enter(self.schedule.position.epoch, self._engine)
         loss = self._engine.step(self._feeds(check_batch(batch, self._signature())))
         return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
 
@@ -213,8 +219,10 @@ class Trainer:
         return statistics(self._graph.qdq, current, seen, now.schedule.position.step)
 
     def model(self) -> onnx.ModelProto:
-        """The Q/DQ model with the parameters as they are now."""
-        return ir.to_proto(with_values(self._graph.qdq, self._graph.layout, self.state.parameters))
+        """The Q/DQ model with the parameters as they are now, fully quantized at whatever stage."""
+        model = with_values(self._graph.qdq, self._graph.layout, self.state.parameters)
+        self._stages.note(model, self.schedule.position.epoch)
+        return ir.to_proto(model)
 
     def _epoch(self, source: data.Batches, judged: data.Batches | None, callbacks: Sequence[Callback]) -> None:
         state = self.state
@@ -239,6 +247,7 @@ class Trainer:
             callback.on_epoch_end(self, metrics)
 
     def _step(self, feeds: dict[str, NDArray[Any]]) -> float:
+        self._stages.enter(self.schedule.position.epoch, self._engine)
         loss = self._engine.step(feeds)
         self._last = feeds
         norm = _norm(self._engine.gradients)
