@@ -245,9 +245,15 @@ def inspect(
 ) -> None:
     """Show what is quantized, how, what is not and why."""
     from onnxqat import inspection
+    from onnxqat.runtime import check_loads
 
     loaded = io.load(model, oldest_opset=7)
-    console.print(inspection.trainability_table(loaded) if trainable else inspection.quantization_table(loaded))
+    if not trainable:
+        console.print(inspection.quantization_table(loaded))
+        return
+    console.print(inspection.trainability_table(loaded))
+    console.print(inspection.obstacles_line(loaded), markup=False, highlight=False, soft_wrap=True)
+    check_loads(loaded)
 
 
 def main() -> None:

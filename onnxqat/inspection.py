@@ -7,7 +7,8 @@ from rich.console import Group
 from rich.table import Table
 
 from onnxqat.graph.qdq import Quantizer, quantizers
-from onnxqat.train.differentiate import trainability
+from onnxqat.train.differentiate import blocked_text
+from onnxqat.train.trainability import obstacles, trainability
 
 
 def quantization_table(model: ir.Model) -> Group:
@@ -38,6 +39,12 @@ def trainability_table(model: ir.Model) -> Table:
         name = f"{row.domain}::{row.op_type}" if row.domain else row.op_type
         table.add_row(name, str(row.count), "yes" if row.differentiable else "no", row.reason)
     return table
+
+
+def obstacles_line(model: ir.Model) -> str:
+    """Names every node that keeps a weight from being trained, and what to do."""
+    blocked = obstacles(model)
+    return blocked_text(blocked) if blocked else "no node is in the way of training"
 
 
 def _row(quantizer: Quantizer) -> tuple[str, ...]:

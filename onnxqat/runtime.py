@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -29,14 +30,7 @@ class Inference:
     """
 
     def __init__(self, model: ir.Model | onnx.ModelProto, outputs: Sequence[str] | None = None) -> None:
-        check_packages()
-        options = ort.SessionOptions()
-        # What goes wrong is in the exception too; the log would repeat it.
-        options.log_severity_level = 4
-        try:
-            self._session = _session(model, options)
-        except Exception as error:
-            raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
+        self._session = _loaded(model, ort.SessionOptions())
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
 
@@ -47,6 +41,23 @@ class Inference:
         except Exception as error:
             raise InputError(f"model: ONNX Runtime cannot run it on this batch: {short_reason(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def check_loads(model: ir.Model | onnx.ModelProto) -> None:
+    """Raises UnsupportedModelError with ONNX Runtime's own reason if it cannot load the model."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # what it takes its time for
+    _loaded(model, options)
+
+
+def _loaded(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    check_packages()
+    # What goes wrong is in the exception too; the log would repeat it.
+    options.log_severity_level = 4
+    try:
+        return _session(model, options)
+    except Exception as error:
+        raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
 
 
 def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
@@ -64,9 +75,11 @@ def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> 
 
 
 def short_reason(error: Exception) -> str:
-    """ONNX Runtime's own words without source locations, one line of at most 200 characters."""
+    """ONNX Runtime's own words without codes and source locations, one line of at most 200 characters."""
     text = " ".join(str(error).split())
-    text = text.split(" Status Message: ")[-1].removeprefix("[ONNXRuntimeError] : ")
+    for mark in (" Status Message: ", "[ONNXRuntimeError] : ", " was false. "):
+        text = text.split(mark)[-1]
+    text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 

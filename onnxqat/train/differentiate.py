@@ -11,13 +11,12 @@ import onnx_ir.passes.common as passes
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.train.flow import Step, may_be_float, trace
 from onnxqat.train.gradient_graph import with_gradients
-from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Stopped
-from onnxqat.train.gradients.table import rule_for
+from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered
 from onnxqat.train.prepare_gradients import prepare
 from onnxqat.train.rewrite import attach, expand, wrap
 
 REMEDIES = (
-    "freeze the parameters before it (leave them out of training), exclude it (let training end before it), "
+    "freeze what is before it (name the parameters in `freeze`), exclude it (let the model that is trained end before it), "
     "or replace it by operators that have a gradient"
 )
 
@@ -29,34 +28,20 @@ class Blocked:
     node: ir.Node
     reason: str
 
-    def __str__(self) -> str:
-        return f"{_qualified(self.node)} '{self.node.name}': {self.reason}"
 
-
-@dataclass(frozen=True)
-class OperatorRow:
-    """One operator of a model: how often it occurs, and whether gradients pass it."""
-
-    op_type: str
-    domain: str
-    count: int
-    differentiable: bool
-    reason: str
+def blocked_text(blocked: Sequence[Blocked]) -> str:
+    """Names all nodes, those of one operator and reason together, and says what to do."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for each in blocked:
+        groups.setdefault((_qualified(each.node), each.reason), []).append(f"'{each.node.name}'")
+    named = "; ".join(f"{operator} {', '.join(names)}: {reason}" for (operator, reason), names in groups.items())
+    return f"the gradient cannot pass {len(blocked)} node(s): {named}; {REMEDIES}"
 
 
 def blocking_nodes(model: ir.Model, wrt: Iterable[str]) -> list[Blocked]:
     """Returns every node between the values `wrt` (float inputs, initializers) and a graph output without gradient."""
     graph = prepare(model).graph
     return _blocked(trace(graph, _parameters(graph, wrt), graph.outputs))
-
-
-def trainability(model: ir.Model) -> list[OperatorRow]:
-    """Returns one row per operator and outcome, in order of first appearance."""
-    rows: dict[tuple[str, str, bool, str], int] = {}
-    for node in prepare(model).graph:
-        key = (node.op_type, node.domain, *_outlook(node))
-        rows[key] = rows.get(key, 0) + 1
-    return [OperatorRow(op, domain, count, yes, reason) for (op, domain, yes, reason), count in rows.items()]
 
 
 def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
@@ -94,9 +79,7 @@ def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Valu
         steps = trace(graph, parameters, [_value(graph, name)])
         blocked = _blocked(steps)
         if blocked:
-            raise UnsupportedModelError(
-                f"the gradient cannot pass {len(blocked)} node(s): {'; '.join(map(str, blocked))}; {REMEDIES}"
-            )
+            raise UnsupportedModelError(blocked_text(blocked))
         expandable = [(step, step.rule) for step in steps if step.outputs and isinstance(step.rule, Expanded)]
         if not expandable:
             return steps
@@ -114,18 +97,6 @@ def _reason(step: Step) -> str:
         return step.rule.reason
     names = ", ".join(f"{i} ('{value.name}')" for i in sorted(step.barred) if (value := step.node.inputs[i]))
     return f"it has no gradient for its input {names}"
-
-
-def _outlook(node: ir.Node) -> tuple[bool, str]:
-    """Says whether a gradient passes the node, and how or why not."""
-    rule = rule_for(node)
-    if isinstance(rule, Refused | Stopped):
-        return False, rule.reason
-    if not any(may_be_float(output) for output in node.outputs):
-        return False, "its outputs are not floats"
-    if isinstance(rule, Custom | Registered):
-        return True, "onnxqat's gradient"
-    return True, "rewritten as differentiable operators" if isinstance(rule, Expanded) else "ONNX Runtime's gradient"
 
 
 def _parameters(graph: ir.Graph, wrt: Iterable[str]) -> list[ir.Value]:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.errors import UnsupportedModelError
+from onnxqat.runtime import short_reason
 from onnxqat.train import ortgrad
 
 _LARGE = 1024  # elements: larger initializers stay out of what the gradient builder is given
@@ -58,16 +59,9 @@ def _build(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
     try:
         return ir.from_proto(ortgrad.build_gradient_graph(ir.to_proto(model), loss, wrt))
     except (RuntimeError, ValueError) as error:  # ONNX Runtime's own exceptions derive from these
-        reason = _shortened(str(error))
-        raise UnsupportedModelError(f"the model cannot be differentiated: ONNX Runtime says: {reason}") from error
-
-
-def _shortened(message: str) -> str:
-    """Drops the C++ source location and signature in front of ONNX Runtime's own words."""
-    words = " ".join(message.split())
-    for mark in ("[ONNXRuntimeError] :", " was false. "):
-        words = words.rpartition(mark)[2]
-    return words[-300:].strip()
+        raise UnsupportedModelError(
+            f"the model cannot be differentiated: ONNX Runtime says: {short_reason(error)}"
+        ) from error
 
 
 def _scalar_float(graph: ir.Graph, loss: str) -> str:

@@ -20,17 +20,22 @@ def prepare(model: ir.Model) -> ir.Model:
     written out: ONNX Runtime's gradients ignore it. Branches that are decided already are taken. Operator sets older
     than 13 are upgraded.
     """
-    old = opset(model) < OLDEST_OPSET
-    copy = upgraded(model, CONVERTED_OPSET) if old else model.clone()
-    if copy.functions:
-        passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
-    resolve_branches(copy)
+    copy = supported(model)
     passes.IdentityEliminationPass()(copy)
     passes.TopologicalSortPass()(copy)
     _name_nodes(copy.graph)
     passes.NameFixPass()(copy)
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
     make_pads_explicit(copy)
+    return copy
+
+
+def supported(model: ir.Model) -> ir.Model:
+    """Returns a copy of an operator set that rules know, without functions and decided branches."""
+    copy = upgraded(model, CONVERTED_OPSET) if opset(model) < OLDEST_OPSET else model.clone()
+    if copy.functions:
+        passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
+    resolve_branches(copy)
     return copy
 
 
