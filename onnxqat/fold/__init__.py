@@ -8,7 +8,7 @@ import onnx
 import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError
-from onnxqat.fold.activations import fold_activation
+from onnxqat.fold.activations import fold_activation, share_zero_points
 from onnxqat.fold.biases import fold_bias
 from onnxqat.fold.weights import check_scale, fold_weight
 from onnxqat.graph import io
@@ -53,6 +53,7 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
                 fold_activation(graph, quantizer)
     for quantizer in weights:
         fold_weight(graph, quantizer)
+    share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)
     graph.sort()
     log.info("folded %d weights", len(weights))

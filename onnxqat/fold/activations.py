@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.graph.edit import fresh_name, fresh_value_name, shared_constant
+from onnxqat.graph.edit import fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.qdq import Quantizer, constant
 from onnxqat.numerics import quantize
 
@@ -24,6 +26,19 @@ def fold_activation(graph: ir.Graph, quantizer: Quantizer) -> None:
         graph.remove(node, safe=True)
     if (qmin, qmax) != (quantizer.qmin, quantizer.qmax):
         _clip_codes(graph, quantizer, qmin, qmax)
+
+
+def share_zero_points(found: Iterable[Quantizer]) -> None:
+    """Lets equal per-tensor zero points be one initializer: in a small net, one each would be a hundredth of the file."""
+    for quantizer in found:
+        zero_point, graph = quantizer.zero_point, quantizer.dequantize.graph
+        codes = None if zero_point is None else constant(zero_point)
+        if codes is None or codes.ndim or not isinstance(graph, ir.Graph):
+            continue
+        shared = shared_code(graph, codes)
+        for node in (quantizer.quantize, quantizer.dequantize):
+            if node is not None and len(node.inputs) > 2:
+                node.replace_input_with(2, shared)
 
 
 def _bounded(quantizer: Quantizer) -> tuple[ir.Node, float, float] | None:
@@ -61,10 +76,7 @@ def _clip_codes(graph: ir.Graph, quantizer: Quantizer, qmin: int, qmax: int) -> 
     assert quantizer.quantize is not None
     assert codes is not None
     dtype = np.int8 if quantizer.qmin < 0 else np.uint8
-    bounds = [
-        shared_constant(graph, f"{dtype.__name__}_{str(b).replace('-', 'minus_')}", np.asarray(b, dtype))
-        for b in (qmin, qmax)
-    ]
+    bounds = [shared_code(graph, np.asarray(bound, dtype)) for bound in (qmin, qmax)]
     if quantizer.clip is not None:
         for index, bound in enumerate(bounds, start=1):
             quantizer.clip.replace_input_with(index, bound)

@@ -28,6 +28,11 @@ def shared_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     return constant_value(graph, name, array)
 
 
+def shared_code(graph: ir.Graph, code: NDArray[Any]) -> ir.Value:
+    """The initializer that holds an integer scalar, named after it: `int8_minus_7`; one for all users."""
+    return shared_constant(graph, f"{code.dtype}_{code}".replace("-", "minus_"), code)
+
+
 def fresh_name(graph: ir.Graph, name: str) -> str:
     """A node name that the graph does not use yet: `name` itself where it is free."""
     return _free(name, graph.meta.setdefault(_NODES, set()) or _taken(graph, _NODES))

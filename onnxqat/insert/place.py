@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_constant
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Spec
 from onnxqat.insert.groups import is_float
@@ -113,14 +113,7 @@ def _clip(graph: ir.Graph, codes: ir.Value, spec: Spec) -> list[ir.Node]:
     """Codes narrower than their type, or without the lowest one, are clipped as integers."""
     if spec.bounds == Spec(8, signed=spec.signed).bounds:
         return []
-    bounds = [
-        shared_constant(
-            graph,
-            f"{spec.dtype.name.lower()}_{str(bound).replace('-', 'minus_')}",
-            np.asarray(bound, spec.dtype.numpy()),
-        )
-        for bound in spec.bounds
-    ]
+    bounds = [shared_code(graph, np.asarray(bound, spec.dtype.numpy())) for bound in spec.bounds]
     return [ir.node("Clip", [codes, *bounds])]
 
 

@@ -303,3 +303,12 @@ def test_convolution_runs_on_integers_whatever_scale_training_gave_its_relu6(bit
     proto = image("a = Conv(x, w, b) r = Clip(a, lo, hi) y = Conv(r, v, d)", **limits)
     quantized = inserted(proto, activation_bits=bits, first_last_bits=None)
     assert float_kernels(fold(changed(quantized, "r_scale", scale))) == set()
+
+
+def test_equal_zero_points_are_one_initializer():
+    body = "(float[N,8] x) => (float[N,8] y) { a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) d = Relu(c) y = MatMul(d, v) }"
+    folded = fold(inserted(model(body, w=random(8, 8), v=random(8, 8, seed=1))))
+    points = {n.input[2] for n in folded.graph.node if n.op_type == "QuantizeLinear"}
+    values = [array(folded, name) for name in points]
+    assert len({(v.dtype, int(v)) for v in values}) == len(points)
+    assert len(points) < sum(n.op_type == "QuantizeLinear" for n in folded.graph.node)
