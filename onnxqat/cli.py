@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
-import click
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from onnxqat.config import Config, TargetName
 from onnxqat.errors import InputError, OnnxqatError
@@ -63,8 +63,14 @@ def settings(
         bool, typer.Option("--debug", help="Show a traceback on errors, and more of what happens.")
     ] = False,
 ) -> None:
-    """Sets up logging; `main` reads --debug itself."""
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Sets up logging; `main` takes --debug from anywhere in the call."""
+    logger = logging.getLogger("onnxqat")
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    # libraries may have set up the root logger, at their own level, when they were imported
+    logger.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
     for noisy in ("onnxscript", "onnx_ir", "tf2onnx", "tensorflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -258,26 +264,26 @@ def inspect(
 
 def main() -> None:
     """Runs the command line. Exit status: 0 done; 1 the work failed; 2 the call or an input file is wrong; 130 Ctrl-C."""
-    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.exceptions.Abort:
+        sys.exit(app(["--debug", *arguments] if debug else arguments, standalone_mode=False) or 0)
+    except typer.Abort:
         sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except OnnxqatError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+    except TyperException as error:  # the call is wrong; without arguments the help has been shown, and says it all
+        _end(f"{error}; see --help" if str(error) else "", 2)
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error}; run again with --debug for the traceback", file=sys.stderr)
-        sys.exit(1)
+        if isinstance(error, OnnxqatError):
+            _end(str(error), 2 if isinstance(error, InputError) else 1)
+        _end(f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    if message:
+        print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
 
 
 def _config(
