@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from rich.table import Table
 
@@ -23,6 +27,36 @@ from onnxqat.verify.run import evaluate, verify
 
 #: Steps of linear growth from 0: AdamW's first steps at full rate throw the weights of low-bit layers about.
 WARMUP_STEPS = 20
+#: Samples of the training data that calibration reads where no data of its own is given; more change ranges little.
+CALIBRATION_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the stages read; each a path or `package.module:function` (see `onnxqat.data`).
+
+    Attributes:
+        train: what is trained on.
+        calibration: what ranges come from; the first `CALIBRATION_SAMPLES` of `train` if None.
+        validation: what epochs are judged on, so that the best is kept; none are if None.
+        test: what the report is made on; `validation`, or else `train`, if None.
+        batch_size: rows per batch, for data in files.
+    """
+
+    train: str
+    calibration: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    batch_size: int = 64
+
+    def read(self, name: str | None) -> datasets.Source:
+        """One of the sources above; `train` where it is None."""
+        return datasets.read(self.train if name is None else name, self.batch_size)
+
+    def for_calibration(self) -> datasets.Source:
+        """What `insert` calibrates on."""
+        source = self.read(self.calibration)
+        return source if self.calibration is not None else lambda: _first(source, CALIBRATION_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -47,13 +81,26 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """Where and by what models are judged: see `verify`."""
+
+    runtime: RuntimeName = "ort"
+    interpreter: Path | None = None
+    metric: str = "accuracy"
+
+    def score(self, model: io.ModelLike, data: datasets.Source) -> float:
+        """The metric of a model, as the runtime executes it."""
+        return evaluate(model, data, metric=self.metric, runtime=self.runtime, interpreter=self.interpreter)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run leaves.
 
     Attributes:
-        float_score: accuracy of the float model on the data it was verified on; None without labels.
-        inserted_score: accuracy after insertion, before training.
-        trained: the Q/DQ model after it.
+        float_score: metric of the float model; None without labels.
+        inserted_score: metric of what deployment right after insertion gives (post-training quantization).
+        trained: the Q/DQ model after training.
         deployed: what it was folded into.
         report: how the two compare in a runtime.
     """
@@ -64,65 +111,68 @@ class Outcome:
     deployed: onnx.ModelProto
     report: Report
 
+    def to_json(self) -> str:
+        """The numbers as JSON text."""
+        scores: dict[str, Any] = {"float": self.float_score, "inserted": self.inserted_score}
+        return json.dumps({**scores, **self.report.to_dict()}, indent=2, allow_nan=False)
 
-def run(  # noqa: PLR0913  (all stages' arguments in one call)
+
+def run(
     model: io.ModelLike,
-    data: str,
+    data: Data,
     config: Config,
     training: Training,
-    calibration: str | None = None,
-    validation: str | None = None,
-    *,
-    batch_size: int = 64,
-    runtime: RuntimeName = "ort",
-    interpreter: Path | None = None,
+    judge: Judge,
+    keep: Callable[[onnx.ModelProto], None],
 ) -> Outcome:
-    """All stages in order. Calibrates on `data` where no `calibration` is given; verifies on `validation`, or else on `data`."""
-    judged = datasets.read(validation if validation is not None else data, batch_size)
-    inserted = insert(model, datasets.read(calibration if calibration is not None else data, batch_size), config)
-    training_run = trainer(inserted, training)
-    training_run.fit(datasets.read(data, batch_size), training.epochs, judged if validation is not None else None)
-    trained = training_run.model()
-    deployed = fold(trained)
-    report = verify(trained, deployed, judged, runtime=runtime, interpreter=interpreter)
-    scores = [
-        evaluate(m, judged, runtime=runtime, interpreter=interpreter) if report.trained is not None else None
-        for m in (model, inserted)
-    ]
-    return Outcome(scores[0], scores[1], trained, deployed, report)
+    """All stages in order.
+
+    Args:
+        model: the float model.
+        data: what each stage reads.
+        config: what to quantize and how.
+        training: how to train.
+        judge: where to verify.
+        keep: called with the deployed model as soon as there is one, also when Ctrl-C or an error ends training early.
+    """
+    inserted = insert(model, data.for_calibration(), config)
+    run = trainer(inserted, training)
+    validation = None if data.validation is None else data.read(data.validation)
+    try:
+        run.fit(data.read(data.train), training.epochs, validation)
+    finally:
+        if run.schedule.position.step:
+            deployed = fold(run.model())
+            keep(deployed)
+    judged = data.read(data.test or data.validation)
+    report = verify(
+        run.model(),
+        deployed,
+        judged,
+        runtime=judge.runtime,
+        interpreter=judge.interpreter,
+        metric=judge.metric,
+        float_model=model,
+    )
+    labelled = report.deployed is not None
+    scores = [judge.score(m, judged) if labelled else None for m in (model, fold(inserted))]
+    return Outcome(scores[0], scores[1], run.model(), deployed, report)
 
 
 def summary(outcome: Outcome) -> Table:
     """One row per state of the model: what each stage did to its accuracy, and what was gained for it."""
-    table = Table(
-        "model",
-        outcome.report.metric,
-        "size",
-        "latency",
-        "layers on integer kernels",
-        title="summary",
-        title_justify="left",
-    )
     report = outcome.report
+    table = Table("model", report.metric, "size", "latency", "layers on integer kernels", title="summary")
+    table.title_justify = "left"
     integer, total = report.integer_count()
     size, latency = report.size, report.latency
-    table.add_row(
-        "float", _percent(outcome.float_score), f"{size.float_model / 1e3:.0f} kB", f"{latency.float_model:.2f} ms", ""
-    )
-    table.add_row("inserted", _percent(outcome.inserted_score), "", "", "")
-    table.add_row("trained", _percent(report.trained), "", "", "")
-    table.add_row(
-        "deployed",
-        _percent(report.deployed),
-        f"{size.deployed / 1e3:.0f} kB",
-        f"{latency.deployed:.2f} ms",
-        f"{integer} of {total}",
-    )
+    floats = (f"{size.float_model / 1e3:.0f} kB", f"{latency.float_model:.2f} ms", "")
+    integers = (f"{size.deployed / 1e3:.0f} kB", f"{latency.deployed:.2f} ms", f"{integer} of {total}")
+    table.add_row("float", _shown(report.metric, outcome.float_score), *floats)
+    table.add_row("inserted, deployed", _shown(report.metric, outcome.inserted_score))
+    table.add_row("trained", _shown(report.metric, report.trained))
+    table.add_row("trained, deployed", _shown(report.metric, report.deployed), *integers)
     return table
-
-
-def _percent(score: float | None) -> str:
-    return "" if score is None else f"{100 * score:.2f} %"
 
 
 def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
@@ -136,3 +186,21 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         freeze=training.freeze,
         teacher=training.teacher,
     )
+
+
+def _shown(metric: str, score: float | None) -> str:
+    if score is None:
+        return ""
+    return f"{100 * score:.2f} %" if metric in ("accuracy", "top5") else f"{score:.4g}"
+
+
+def _first(source: datasets.Source, samples: int) -> Iterator[Any]:
+    """The first batches of a source, up to that many samples."""
+    items = source() if callable(source) else source
+    seen = 0
+    for item in items:
+        yield item
+        first = next(iter(item.values())) if isinstance(item, dict) else item[0] if isinstance(item, tuple) else item
+        seen += len(first) if np.ndim(first) else 1
+        if seen >= samples:
+            return
