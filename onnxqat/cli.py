@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
+import onnx
 import typer
 from rich.console import Console
 from typer.exceptions import TyperException
@@ -55,6 +56,9 @@ Seed = Annotated[int, typer.Option(help="Seed of the data's order.")]
 Freeze = Annotated[
     list[str] | None, typer.Option(help="Name or pattern of nodes or initializers to leave as they are.")
 ]
+
+MetricName = Annotated[str, typer.Option(help="accuracy, top5, mse or psnr.")]
+Json = Annotated[Path | None, typer.Option(help="Write the report to this file too.", show_default=False)]
 
 
 @app.callback()
@@ -118,8 +122,7 @@ def insert(
     from onnxqat.insert import insert as stage
 
     io.check_writable(output)
-    io.save(stage(model, calibration, _config(config, target, weight_bits, activation_bits)), output)
-    console.print(f"wrote {output}")
+    _write(stage(model, calibration, _config(config, target, weight_bits, activation_bits)), output)
 
 
 @app.command()
@@ -154,8 +157,7 @@ def train(
     finally:
         # Ctrl-C and a loss that is not finite leave the last good state; it is worth keeping.
         if run.schedule.position.step:
-            io.save(run.model(), output)
-            console.print(f"wrote {output}")
+            _write(run.model(), output)
 
 
 @app.command()
@@ -164,15 +166,14 @@ def fold(model: Model, output: Output) -> None:
     from onnxqat.fold import fold as stage
 
     io.check_writable(output)
-    io.save(stage(model), output)
-    console.print(f"wrote {output}")
+    _write(stage(model), output)
 
 
 @app.command("eval")
 def evaluate(
     model: Model,
     data: Data,
-    metric: Annotated[str, typer.Option(help="accuracy, top5, mse or psnr.")] = "accuracy",
+    metric: MetricName = "accuracy",
     runtime: Runtime = "ort",
     interpreter: Interpreter = None,
 ) -> None:
@@ -187,16 +188,16 @@ def verify(
     trained: Model,
     deployed: Annotated[Path, typer.Argument(help="What fold made of it.", show_default=False)],
     data: Data,
+    metric: MetricName = "accuracy",
     runtime: Runtime = "ort",
     interpreter: Interpreter = None,
-    json: Annotated[Path | None, typer.Option(help="Write the report to this file too.", show_default=False)] = None,
+    json: Json = None,
 ) -> None:
     """Compare a trained and its deployed model in a real runtime: answers, kernels, size, time."""
     from onnxqat.verify.run import verify as stage
 
-    if json is not None:
-        io.check_writable(json)
-    report = stage(trained, deployed, data, runtime=runtime, interpreter=interpreter)
+    _check_outputs(json)
+    report = stage(trained, deployed, data, metric=metric, runtime=runtime, interpreter=interpreter)
     if json is not None:
         io.write_text(report.to_json(), json)
     console.print(report)
@@ -209,6 +210,7 @@ def run(
     output: Output,
     calibration: OptionalData = None,
     validation: OptionalData = None,
+    test: OptionalData = None,
     config: ConfigFile = None,
     target: Target = None,
     weight_bits: WeightBits = None,
@@ -218,30 +220,31 @@ def run(
     lr: Rate = 1e-4,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
+    metric: MetricName = "accuracy",
     runtime: Runtime = "ort",
     interpreter: Interpreter = None,
+    json: Json = None,
 ) -> None:
-    """Run all stages: insert, train, fold, verify; calibrates on the training data, verifies on the validation data if any."""
+    """Run all stages: insert, train, fold, verify.
+
+    Calibrates on --calibration (or the first 1,024 samples of --data), keeps the epoch that is best on --validation, and
+    reports on --test (or --validation, or --data).
+    """
     from onnxqat import pipeline
 
-    io.check_writable(output)
-    settings = _config(config, target, weight_bits, activation_bits)
-    training = pipeline.Training(tuple(loss), epochs, lr, seed)
+    _check_outputs(output, json)
     outcome = pipeline.run(
         model,
-        data,
-        settings,
-        training,
-        calibration,
-        validation,
-        batch_size=batch_size,
-        runtime=runtime,
-        interpreter=interpreter,
+        pipeline.Data(data, calibration, validation, test, batch_size),
+        _config(config, target, weight_bits, activation_bits),
+        pipeline.Training(tuple(loss), epochs, lr, seed),
+        pipeline.Judge(runtime, interpreter, metric),
+        keep=lambda deployed: _write(deployed, output),
     )
-    io.save(outcome.deployed, output)
+    if json is not None:
+        io.write_text(outcome.to_json(), json)
     console.print(outcome.report)
     console.print(pipeline.summary(outcome))
-    console.print(f"wrote {output}")
 
 
 @app.command()
@@ -278,6 +281,17 @@ def main() -> None:
         if isinstance(error, OnnxqatError):
             _end(str(error), 2 if isinstance(error, InputError) else 1)
         _end(f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1)
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            io.check_writable(path)
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    io.save(model, path)
+    console.print(f"wrote {path}")
 
 
 def _end(message: str, status: int) -> NoReturn:

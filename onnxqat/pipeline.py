@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from rich.table import Table
 
 from onnxqat import data as datasets
-from onnxqat.config import Config
+from onnxqat.config import Config, Range
 from onnxqat.fold import fold
 from onnxqat.graph import io
 from onnxqat.insert import insert
@@ -52,11 +51,6 @@ class Data:
     def read(self, name: str | None) -> datasets.Source:
         """One of the sources above; `train` where it is None."""
         return datasets.read(self.train if name is None else name, self.batch_size)
-
-    def for_calibration(self) -> datasets.Source:
-        """What `insert` calibrates on."""
-        source = self.read(self.calibration)
-        return source if self.calibration is not None else lambda: _first(source, CALIBRATION_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,7 @@ def run(
         judge: where to verify.
         keep: called with the deployed model as soon as there is one, also when Ctrl-C or an error ends training early.
     """
-    inserted = insert(model, data.for_calibration(), config)
+    inserted = insert(model, data.read(data.calibration), config if data.calibration is not None else _briefly(config))
     run = trainer(inserted, training)
     validation = None if data.validation is None else data.read(data.validation)
     try:
@@ -188,19 +182,15 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
     )
 
 
+def _briefly(config: Config) -> Config:
+    """The configuration with a limit on the samples that calibration reads, where it has none."""
+    ranges = config.activation_range
+    if ranges.samples is not None:
+        return config
+    return Config(**{**dict(config), "activation_range": Range(**{**dict(ranges), "samples": CALIBRATION_SAMPLES})})
+
+
 def _shown(metric: str, score: float | None) -> str:
     if score is None:
         return ""
     return f"{100 * score:.2f} %" if metric in ("accuracy", "top5") else f"{score:.4g}"
-
-
-def _first(source: datasets.Source, samples: int) -> Iterator[Any]:
-    """The first batches of a source, up to that many samples."""
-    items = source() if callable(source) else source
-    seen = 0
-    for item in items:
-        yield item
-        first = next(iter(item.values())) if isinstance(item, dict) else item[0] if isinstance(item, tuple) else item
-        seen += len(first) if np.ndim(first) else 1
-        if seen >= samples:
-            return
