@@ -13,8 +13,15 @@ test: $(VENV)/.test $(RUNTIME)/.done
 	$(BIN)/lint-imports
 	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python $(BIN)/pytest -n 2
 
-$(VENV)/.test: pyproject.toml constraints.txt
+demo: $(VENV)/.core
+	$(BIN)/python -m tools.demo
+
+$(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[torch,keras,openvino,tensorboard,dev]'
 	touch $@

@@ -274,7 +274,8 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except TyperException as error:  # the call is wrong; without arguments the help has been shown, and says it all
-        _end(f"{error}; see --help" if str(error) else "", 2)
+        message = error.format_message().rstrip(".")
+        _end(f"{message}; see --help" if message else "", 2)
     except Exception as error:
         if debug:
             raise

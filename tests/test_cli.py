@@ -1,0 +1,208 @@
+"""The command line from end to end on a real model, as real calls; what goes wrong is in `test_bad_input`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from models import fashion_mnist
+from onnxqat import cli, pipeline
+
+ROOT = Path(__file__).parents[1]
+SEPARABLE = str(ROOT / "models" / "separable.onnx")
+COMMANDS = ["insert", "train", "fold", "eval", "verify", "run", "inspect", "export"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """64 training images in a file, 100 test images in a folder of two."""
+    folder = tmp_path_factory.mktemp("data")
+    train = fashion_mnist.calibration_nhwc()
+    test = fashion_mnist.test_nhwc()
+    np.savez(folder / "train.npz", image=fashion_mnist.standardise(train.images[:64], 3), label=train.labels[:64])
+    (folder / "test").mkdir()
+    for part in range(2):
+        rows = slice(50 * part, 50 * part + 50)
+        images = fashion_mnist.standardise(test.images[rows], 3)
+        np.savez(folder / "test" / f"{part}.npz", image=images, label=test.labels[rows])
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Calls the command line in this process; returns exit status, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["onnxqat", *map(str, arguments)])
+        monkeypatch.setattr(cli.console, "width", 200)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_stages_follow_each_other_through_files(call, data, tmp_path):
+    qdq, trained, deployed, report = (tmp_path / f"{n}" for n in ("q.onnx", "t.onnx", "d.onnx", "r.json"))
+    train = data / "train.npz"
+    assert call("insert", SEPARABLE, "--calibration", train, "--weight-bits", 4, "-o", qdq)[0] == 0
+    status, _, log = call("train", qdq, "--data", train, "--validation", data / "test", "--epochs", 2, "-o", trained)
+    assert status == 0
+    assert "epoch 2/2: train loss" in log
+    assert call("fold", trained, "-o", deployed)[0] == 0
+    status, out, _ = call("verify", trained, deployed, "--data", data / "test", "--json", report)
+    assert status == 0
+    assert "layers on integer kernels" in out
+    found = json.loads(report.read_text())
+    assert found["weighted_nodes"] == {"integer": 16, "total": 16}
+    assert found["samples"] == 100
+    assert found["agreement"] >= 0.99
+    status, out, _ = call("eval", deployed, "--data", data / "test")
+    assert (status, out) == (0, f"accuracy {found['deployed']:.4f}\n")
+    before, after = (onnx.load(path).graph.initializer for path in (qdq, trained))
+    assert [t.name for t in before] == [t.name for t in after]
+    assert any(a.raw_data != b.raw_data for a, b in zip(before, after, strict=True))
+
+
+def test_run_writes_the_deployed_model_and_a_summary(call, data, tmp_path):
+    deployed, report = tmp_path / "d.onnx", tmp_path / "r.json"
+    options = ["--data", data / "train.npz", "--test", data / "test", "--epochs", 1, "--json", report, "-o", deployed]
+    status, out, _ = call("run", SEPARABLE, *options)
+    assert status == 0
+    assert [line.split("│")[1].strip() for line in out.splitlines() if "%" in line and "│" in line][-4:] == [
+        "float",
+        "inserted, deployed",
+        "trained",
+        "trained, deployed",
+    ]
+    found = json.loads(report.read_text())
+    labels, images = (np.concatenate([batch[key] for batch in _batches(data / "test")]) for key in ("label", "image"))
+    (answers,) = onnxruntime.InferenceSession(deployed, providers=["CPUExecutionProvider"]).run(None, {"image": images})
+    assert found["deployed"] == pytest.approx((answers.argmax(1) == labels).mean())
+    assert found["size"]["float_model"] == Path(SEPARABLE).stat().st_size
+    assert found["size"]["deployed"] == deployed.stat().st_size
+
+
+def test_run_calibrates_on_a_thousand_samples_of_the_training_data(data, monkeypatch):
+    seen = []
+
+    def stop(model, calibration, config):
+        seen.append(config.activation_range.samples)
+        raise InterruptedError
+
+    monkeypatch.setattr(pipeline, "insert", stop)
+    train = str(data / "train.npz")
+    for calibration in (None, train):
+        with pytest.raises(InterruptedError):
+            pipeline.run(
+                SEPARABLE,
+                pipeline.Data(train, calibration),
+                pipeline.Config(),
+                pipeline.Training(),
+                pipeline.Judge(),
+                keep=lambda _: None,
+            )
+    assert seen == [1024, None]
+
+
+def test_settings_of_the_call_go_over_those_of_the_file(call, data, tmp_path):
+    config, qdq = tmp_path / "config.json", tmp_path / "q.onnx"
+    config.write_text('{"target": "openvino", "weight_bits": 4, "first_last_bits": null}')
+    train = data / "train.npz"
+    assert call("insert", SEPARABLE, "--calibration", train, "--config", config, "--weight-bits", 3, "-o", qdq)[0] == 0
+    status, out, _ = call("inspect", qdq)
+    assert status == 0
+    weights = [line.split("│")[3:5] for line in out.splitlines() if "│ weight" in line]
+    assert len(weights) == 16
+    assert {(bits.strip(), codes.strip()) for bits, codes in weights} == {("3", "-3 … 3")}
+
+
+def test_inspect_says_what_stays_in_float_and_what_can_be_trained(call, data, tmp_path):
+    qdq = tmp_path / "q.onnx"
+    call("insert", SEPARABLE, "--calibration", data / "train.npz", "-o", qdq)
+    assert "has no integer kernel for Softmax" in call("inspect", qdq)[1]
+    status, out, _ = call("inspect", "--trainable", SEPARABLE)
+    assert status == 0
+    assert "Conv" in out
+    assert "Softmax" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(call, command):
+    status, out, _ = call(command, "--help")
+    assert status == 0
+    assert "Usage" in out
+    assert len(out.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["insert", "--nope"], "No such option: --nope"),
+        (["nope"], "No such command 'nope'"),
+        (["fold", SEPARABLE], "Missing option '-o' / '--output'"),
+        (["train", SEPARABLE, "--epochs", "many"], "Invalid value for '--epochs'"),
+    ],
+    ids=["option", "command", "missing", "type"],
+)
+def test_a_wrong_call_is_one_line_and_status_2(call, arguments, words):
+    status, _, err = call(*arguments)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path):
+    command = [sys.executable, "-m", "onnxqat", "fold", SEPARABLE, "-o", str(tmp_path / "d.onnx"), "--debug"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_with_status_1_and_the_last_good_model(call, data, tmp_path):
+    qdq, trained = tmp_path / "q.onnx", tmp_path / "t.onnx"
+    call("insert", SEPARABLE, "--calibration", data / "train.npz", "-o", qdq)
+    options = ["--data", data / "train.npz", "--epochs", 200, "--lr", 1e30, "--batch-size", 8, "-o", trained]
+    status, _, err = call("train", qdq, *options)
+    assert status == 1
+    assert "not finite" in err.splitlines()[-1]
+    assert "lower the learning rate" in err.splitlines()[-1]
+    assert all(np.isfinite(onnx.numpy_helper.to_array(t)).all() for t in onnx.load(trained).graph.initializer)
+
+
+def test_ctrl_c_writes_what_was_reached_and_exits_130(data, tmp_path):
+    qdq, trained, log = tmp_path / "q.onnx", tmp_path / "t.onnx", tmp_path / "log.jsonl"
+    base = [sys.executable, "-m", "onnxqat"]
+    train = str(data / "train.npz")
+    subprocess.run([*base, "insert", SEPARABLE, "--calibration", train, "-o", str(qdq)], cwd=ROOT, check=True)
+    command = [*base, "train", str(qdq), "--data", train, "--epochs", "100000", "--log", str(log), "-o", str(trained)]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    _wait_for(lambda: log.exists() and log.read_text().count("\n") > 2)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    onnx.checker.check_model(onnx.load(trained))
+
+
+def _wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _batches(folder: Path) -> list[dict[str, np.ndarray]]:
+    return [dict(np.load(path)) for path in sorted(folder.glob("*.npz"))]
