@@ -26,8 +26,8 @@ from onnx import numpy_helper
 from onnxqat.train.check_gradients import Verdict, check_gradients
 
 NEWEST_OPSET, NEWEST_IR = 21, 10
-#: Float inputs that decide the output's shape: given as initializers, as models have them, since no difference exists.
-_SHAPING = {"OneHot": (1,), "Range": (1,), "Resize": (1, 2), "Upsample": (1,)}
+#: Inputs that decide shapes or axes: given as initializers, as models have them; differences by them do not exist.
+_SHAPING = {"DFT": (2,), "OneHot": (1,), "Range": (1,), "Resize": (1, 2), "Upsample": (1,)}
 _TELLING = ("refused", "wrong", "unchecked")
 
 
@@ -85,11 +85,8 @@ def _fix_shaping_inputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) ->
     node = model.graph.node[0]
     names = [node.input[i] for i in _SHAPING.get(node.op_type, ()) if i < len(node.input) and node.input[i]]
     for value in [value for value in model.graph.input if value.name in names]:
-        array = np.asarray(feeds[value.name])
-        if np.issubdtype(array.dtype, np.floating):
-            del feeds[value.name]
-            model.graph.input.remove(value)
-            model.graph.initializer.append(numpy_helper.from_array(array, value.name))
+        model.graph.input.remove(value)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(feeds.pop(value.name)), value.name))
 
 
 def _array(value: object) -> np.ndarray:

@@ -64,6 +64,4 @@ REFUSED: Mapping[str, Refused] = {
         "ONNX Runtime 1.19 keeps no record of which elements were largest; let training end before it"
     ),
     "RoiAlign": Refused("its gradient is not implemented; let training end before it"),
-    "DFT": Refused("its gradient is not implemented; write the transform as MatMul with a constant matrix"),
-    "STFT": Refused("its gradient is not implemented; write the transform as Conv with constant kernels"),
 }

@@ -83,9 +83,7 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
 def _set_types(node: ir.Node, opset: int) -> None:
     """Gives outputs their element type where the operator's schema ties it to an input or an attribute."""
     if node.op_type in ("Cast", "Constant"):
-        tensor = node.attributes.get_tensor("value", None) if node.op_type == "Constant" else None
-        dtype = tensor.dtype if tensor is not None else ir.DataType(node.attributes.get_int("to", 1) or 1)
-        node.outputs[0].type = ir.TensorType(dtype)
+        node.outputs[0].type = ir.TensorType(_stated_type(node))
         return
     for output, variable in zip(node.outputs, _output_types(node.op_type, node.domain, opset), strict=False):
         if output.type is None and isinstance(variable, ir.DataType):
@@ -93,6 +91,16 @@ def _set_types(node: ir.Node, opset: int) -> None:
         elif output.type is None and isinstance(variable, int) and variable < len(node.inputs):
             source = node.inputs[variable]
             output.type = None if source is None else source.type
+
+
+def _stated_type(node: ir.Node) -> ir.DataType:
+    """Returns the element type that a Cast or a Constant names."""
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes.get_int("to", 1) or 1)
+    tensor = node.attributes.get_tensor("value", None)
+    if tensor is not None:
+        return tensor.dtype
+    return ir.DataType.INT64 if any(name.startswith("value_int") for name in node.attributes) else ir.DataType.FLOAT
 
 
 @cache

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.train.gradients import activations, einsum, elementwise, layout, recurrent, refusals, resize
+from onnxqat.train.gradients import (
+    activations,
+    determinant,
+    einsum,
+    elementwise,
+    grid,
+    layout,
+    recurrent,
+    refusals,
+    resize,
+    spectral,
+)
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Rule, RuleOrChoice, Trusted
 
 _FIRST = frozenset({0})
@@ -77,9 +88,17 @@ _LAYOUT: Mapping[str, RuleOrChoice] = {
 
 _RESAMPLING: Mapping[str, RuleOrChoice] = {
     "Resize": resize.resize_rule,
+    "GridSample": grid.grid_sample_rule,
+    "AffineGrid": _custom(grid.affine_grid_gradient, 0),
 }
 
 _RECURRENT: Mapping[str, RuleOrChoice] = dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent.recurrent_rule)
+
+_ALGEBRA: Mapping[str, RuleOrChoice] = {
+    "Det": determinant.det_rule,
+    "DFT": spectral.dft_rule,
+    "STFT": spectral.stft_rule,
+}
 
 _FAMILIES: tuple[Mapping[str, RuleOrChoice], ...] = (
     _ORT,
@@ -89,6 +108,7 @@ _FAMILIES: tuple[Mapping[str, RuleOrChoice], ...] = (
     _LAYOUT,
     _RESAMPLING,
     _RECURRENT,
+    _ALGEBRA,
 )
 TABLE: dict[tuple[str, str], RuleOrChoice] = {("", name): rule for family in _FAMILIES for name, rule in family.items()}
 
