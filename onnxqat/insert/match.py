@@ -82,7 +82,11 @@ def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip
     if node.op_type in target.weighted | target.integer:
         return MATCHERS[node.op_type](node, target)
     moves = moved(node, target.moves | target.joins) is not None or node.op_type in target.absorbs
-    if moves or not is_float(node.outputs[0]) or all(constant(value) is not None for value in inputs(node)):
+    if (
+        moves
+        or not any(is_float(v) for v in node.outputs)
+        or all(constant(value) is not None for value in inputs(node))
+    ):
         return None
     return Skip(node, f"{target.name} has no integer kernel for {node.op_type}")
 

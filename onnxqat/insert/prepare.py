@@ -25,6 +25,7 @@ from onnxqat.insert.rewrite import (
     pool_means,
     sum_bias_in_gemm,
 )
+from onnxqat.insert.types import infer
 
 OLDEST_CONVERTIBLE = 7
 
@@ -47,13 +48,13 @@ def prepare(model: io.ModelLike) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     drop_inference_noops(loaded.graph)
     passes.IdentityEliminationPass()(loaded)
-    passes.ShapeInferencePass()(loaded)
+    infer(loaded)
     float16_to_float32(loaded)
     # Exporters transpose and cast weights at run time; whatever their size, they are constants.
     optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     passes.IdentityEliminationPass()(loaded)
-    passes.ShapeInferencePass()(loaded)
+    infer(loaded)
     forget_names(loaded.graph)
     for step in (
         sum_bias_in_gemm,
@@ -67,7 +68,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
     make_pads_explicit(loaded)
     merge_pads(loaded.graph)
     passes.RemoveUnusedNodesPass()(loaded)
-    passes.ShapeInferencePass()(loaded)
+    infer(loaded)
     name_nodes(loaded.graph)
     return loaded
 

@@ -18,9 +18,10 @@ class Target:
     Attributes:
         name: as the user writes it.
         weighted: operators with a weight that become one integer kernel.
-        integer: other operators with an integer kernel; used only where all they read is integer already.
+        integer: other operators that read integers; used only where all they read is integer already. OpenVINO's elementwise ones
+            (Add to Sqrt) compute in float, in one generated kernel with the quantizers around them.
         passes: data movement across which the runtime carries a quantizer itself.
-        repeats: data movement that runs on integers only with a second pair, of the same scale, behind it.
+        repeats: data movement that runs on integers, if at all, only with a second pair, of the same scale, behind it.
         absorbs: activations that vanish in the requantization of the node before them.
         between: activations without an integer kernel that are worth running in float between two pairs.
         quantized_outputs: operators whose integer kernel must write integers; others may write float.
@@ -65,9 +66,11 @@ ORT_CPU = Target(
     weighted=_operators("Conv Gemm MatMul"),
     integer=_ORT_INTEGER,
     passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Slice"),
-    repeats=_operators("Flatten Gather Split Resize Expand Tile Pad"),
+    repeats=_operators("Flatten Gather GatherElements Split Resize Expand Tile Pad ReduceMax ReduceMin DepthToSpace"),
     absorbs=_operators("Relu Clip"),
-    between=_operators("Relu Clip HardSigmoid HardSwish Tanh Elu PRelu"),
+    between=_operators(
+        "Relu Clip HardSigmoid HardSwish Tanh Elu PRelu Celu Selu Mish Gelu Softplus Softsign ThresholdedRelu Softmax"
+    ),
     quantized_outputs=_ORT_INTEGER | {"Conv"},
     joins=frozenset(),
     symmetric_activations=False,
@@ -81,8 +84,12 @@ OPENVINO = Target(
     name="openvino",
     weighted=_operators("Conv ConvTranspose Gemm MatMul"),
     integer=_operators("Add Sub Mul Div Min Max Pow Sqrt AveragePool GlobalAveragePool ReduceMean ReduceSum"),
-    passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Split Slice Pad Gather Flatten DepthToSpace Expand"),
-    repeats=_operators("Resize Tile SpaceToDepth"),
+    passes=_operators(
+        "MaxPool GlobalMaxPool ReduceMax ReduceMin Reshape Transpose Squeeze Unsqueeze Split Slice Gather Flatten DepthToSpace "
+        "Expand"
+    ),
+    # without a pair behind a Pad, what follows runs in float (OpenVINO 2026.4)
+    repeats=_operators("Resize Tile Pad"),
     absorbs=_operators("Relu Clip LeakyRelu PRelu Elu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish"),
     between=frozenset(),
     quantized_outputs=frozenset(),

@@ -1,0 +1,39 @@
+"""Types and shapes of values, as far as they can be told: one node that inference gives up at does not hide all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.graph import io
+
+
+def infer(model: ir.Model) -> None:
+    """Infers shapes and types in place; where inference fails at a node, types follow from what its operator asks for."""
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    version = io.opset(model)
+    for node in model.graph:
+        if any(value.dtype is None for value in node.outputs) and onnx.defs.has(node.op_type, version):
+            _complete(node, onnx.defs.get_schema(node.op_type, version))
+
+
+def _complete(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
+    """Gives values without a type that of another one whose type the schema says is the same (`T`)."""
+    parts = [*_formal(schema.inputs, node.inputs), *_formal(schema.outputs, node.outputs)]
+    known = {kind: value.dtype for kind, value in parts if value.dtype is not None}
+    for kind, value in parts:
+        if value.dtype is None and kind in known:
+            value.dtype = known[kind]
+
+
+def _formal(
+    formals: Sequence[onnx.defs.OpSchema.FormalParameter], actuals: Sequence[ir.Value | None]
+) -> Iterator[tuple[str, ir.Value]]:
+    """Each value with the name of its type in the schema; the last formal parameter may stand for several."""
+    for index, value in enumerate(actuals):
+        formal = formals[min(index, len(formals) - 1)]
+        if value is not None and (index < len(formals) or formal.is_homogeneous):
+            yield formal.type_str, value

@@ -1,0 +1,37 @@
+import onnx_ir as ir
+import pytest
+
+from onnxqat.graph import io
+from onnxqat.insert.types import infer
+from tests.models import model, random
+
+FLOAT = ir.DataType.FLOAT
+
+
+def inferred(body: str, **weights) -> dict[str, ir.Value]:
+    loaded = io.load(model(body, **weights))
+    infer(loaded)
+    return {str(value.name): value for node in loaded.graph for value in node.outputs}
+
+
+def test_shapes_and_types_are_inferred():
+    values = inferred("(float[N,3] x) => (float[N,2] y) { a = Relu(x) y = MatMul(a, w) }", w=random(3, 2))
+    assert (values["a"].dtype, values["a"].shape.rank()) == (FLOAT, 2)
+
+
+@pytest.mark.parametrize(
+    "nodes", ["b = MeanVarianceNormalization(a)", "b = Reshape(a, rank3)"], ids=["function", "size"]
+)
+def test_node_that_inference_gives_up_at_hides_no_other_value(nodes):
+    """The second: a shape that does not fit, which only the runtime finds."""
+    weights = {"rank3": random(3).astype("int64")} if "rank3" in nodes else {}
+    values = inferred(f"(float[2,3] x) => (float[N,M] y) {{ a = Relu(x) {nodes} c = Relu(b) y = Neg(c) }}", **weights)
+    assert values["a"].shape.rank() == 2
+    assert {values[name].dtype for name in "abcy"} == {FLOAT}
+
+
+def test_types_of_different_kinds_are_kept_apart():
+    values = inferred(
+        "(float[N,3] x) => (int64[N] y) { b = MeanVarianceNormalization(x) y = ArgMax<axis=1, keepdims=0>(b) }"
+    )
+    assert (values["b"].dtype, values["y"].dtype) == (FLOAT, ir.DataType.INT64)
