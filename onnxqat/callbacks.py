@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from onnxqat.train.callbacks import BestModel, Callback, EarlyStopping, JsonLines
+from onnxqat.errors import InputError
+from onnxqat.train.callbacks import BestModel, Callback, Checkpoints, EarlyStopping, JsonLines
 from onnxqat.train.tensorboard import TensorBoard
 
-__all__ = ["BestModel", "Callback", "EarlyStopping", "JsonLines", "TensorBoard"]
+__all__ = ["BestModel", "Callback", "Checkpoints", "EarlyStopping", "JsonLines", "TensorBoard"]
 
 
-def from_options(log: Path | None, tensorboard: Path | None, patience: int | None) -> list[Callback]:
+def from_options(
+    log: Path | None, tensorboard: Path | None, patience: int | None, checkpoint: Path | None, every: int | None
+) -> list[Callback]:
     """The callbacks that the command line asks for."""
     asked: list[Callback] = []
     if log is not None:
@@ -17,4 +20,8 @@ def from_options(log: Path | None, tensorboard: Path | None, patience: int | Non
         asked.append(TensorBoard(tensorboard))
     if patience is not None:
         asked.append(EarlyStopping(patience))
+    if checkpoint is not None:
+        asked.append(Checkpoints(checkpoint, every))
+    elif every is not None:
+        raise InputError("--checkpoint-every: no folder is given; add --checkpoint DIR")
     return asked

@@ -141,6 +141,14 @@ def train(
     log: Annotated[Path | None, typer.Option(help="Append a JSON line per step and epoch to this file.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write event files for TensorBoard to this folder.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without improvement.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder for a checkpoint after each epoch; the two newest are kept.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Also write a checkpoint after every so many batches.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads inside an operator; 0: one for each core.")] = 0,
 ) -> None:
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
     from onnxqat import data as datasets
@@ -148,16 +156,23 @@ def train(
     from onnxqat.pipeline import Training, trainer
 
     io.check_writable(output)
-    callbacks = from_options(log, tensorboard, patience)
-    training = Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), None if teacher is None else str(teacher))
-    run = trainer(model, training)
+    if resume and checkpoint is None:
+        raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
+    callbacks = from_options(log, tensorboard, patience, checkpoint, checkpoint_every)
+    taught = None if teacher is None else str(teacher)
+    run = trainer(model, Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), taught, threads))
+    if resume and checkpoint is not None:
+        run.resume(checkpoint)
     judged = None if validation is None else datasets.read(validation, batch_size)
+    begun = run.schedule.position.step
     try:
         run.fit(datasets.read(data, batch_size), epochs, judged, callbacks)
-    finally:
+    except BaseException:
         # Ctrl-C and a loss that is not finite leave the last good state; it is worth keeping.
-        if run.schedule.position.step:
+        if run.schedule.position.step > begun:
             _write(run.model(), output)
+        raise
+    _write(run.model(), output)
 
 
 @app.command()

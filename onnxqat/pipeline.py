@@ -64,6 +64,7 @@ class Training:
         seed: what the order of the data is drawn from.
         freeze: initializers or nodes that are left as they are.
         teacher: model for the loss `distill`.
+        threads: threads inside an operator; 0: one for each core.
     """
 
     loss: Loss = "cross_entropy"
@@ -72,6 +73,7 @@ class Training:
     seed: int = 0
     freeze: tuple[str, ...] = ()
     teacher: str | None = None
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         seed=training.seed,
         freeze=training.freeze,
         teacher=training.teacher,
+        threads=training.threads,
     )
 
 

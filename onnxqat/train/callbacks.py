@@ -6,13 +6,14 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from onnxqat.errors import InputError
 from onnxqat.progress import console
+from onnxqat.train import checkpoint_files as files
 
 if TYPE_CHECKING:
     from onnxqat.train.trainer import Trainer
@@ -23,7 +24,13 @@ Metrics = dict[str, float]
 
 
 class Callback:
-    """Does nothing; override what is of interest. To end a run, set `trainer.stop = True`."""
+    """Does nothing; override what is of interest. To end a run, set `trainer.stop = True`.
+
+    Attributes:
+        main_only: whether only the first of several processes calls it, as what writes files must be.
+    """
+
+    main_only = False
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Called before the first step."""
@@ -37,9 +44,18 @@ class Callback:
     def on_train_end(self, trainer: Trainer) -> None:
         """Called at the end, also after an error."""
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint is to hold, in a form that JSON can; empty where nothing needs to be remembered."""
+        return {}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """Takes in what `state` gave, after `on_train_begin`."""
+
 
 class Progress(Callback):
     """A bar on a terminal, one log line per epoch everywhere."""
+
+    main_only = True
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
@@ -116,6 +132,14 @@ class EarlyStopping(Callback):
         if self._waited >= self._patience:
             trainer.stop = True
 
+    def state(self) -> dict[str, Any]:
+        """See `Callback`."""
+        return {"best": self._best, "waited": self._waited}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """See `Callback`."""
+        self._best, self._waited = state["best"], state["waited"]
+
 
 class JsonLines(Callback):
     """Appends one JSON object per step and per epoch to a file.
@@ -123,6 +147,8 @@ class JsonLines(Callback):
     Args:
         path: the file.
     """
+
+    main_only = True
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -154,6 +180,56 @@ class JsonLines(Callback):
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+
+
+class Checkpoints(Callback):
+    """Writes a checkpoint after every epoch and keeps the two newest; called after all other callbacks.
+
+    Args:
+        folder: where they go; made where it is not there.
+        every: also write one after every so many batches; None: only after epochs.
+    """
+
+    main_only = True
+
+    def __init__(self, folder: str | Path, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise InputError(f"Checkpoints: every is {every}; it must be 1 or more")
+        self._folder, self._every = Path(folder), every
+        self._kept: list[Path] = []
+        self._batches = 0
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Refuses a folder that holds the checkpoints of another run, rather than overwrite them."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self._folder}: is not a folder and cannot be made one; choose another path") from error
+        present = files.numbered(self._folder)
+        if present and not trainer.has_begun:
+            raise InputError(
+                f"{self._folder}: holds checkpoints of an earlier run; resume it, or choose an empty folder"
+            )
+        self._kept = present[-2:] if trainer.resumed_from is None else [trainer.resumed_from]
+        self._batches = 0
+
+    def on_step_end(self, trainer: Trainer, loss: float) -> None:
+        """Writes one where it is due."""
+        self._batches += 1
+        if self._every is not None and self._batches % self._every == 0:
+            self._write(trainer)
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
+        """Writes one."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        """Writes the next and deletes all but this and the one before, damaged ones that were passed over too."""
+        path = files.next_path(self._folder)
+        trainer.save(path)
+        self._kept = [*self._kept, path][-2:]
+        for old in set(files.numbered(self._folder)) - set(self._kept):
+            old.unlink(missing_ok=True)
 
 
 def score_of(metrics: Metrics) -> float:

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 from onnxqat.batch import Batch, Signature
 from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.without import without_quantizers
+from onnxqat.runtime import Inference
+from onnxqat.train.graph import TrainingGraph
 from onnxqat.train.losses import TEACHER, AttachedLoss
 
 Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -75,7 +79,41 @@ class Feeds:
             raise InputError(f"label {name!r}: has shape {list(array.shape)}, the loss takes [{text}]; reshape it")
 
 
-def cache_first(function: Callable[[Batch], int]) -> Callable[[Batch], int]:
+def feeds_for(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
+    """What prepares batches for a training graph; the default teacher is its model without quantizers.
+
+    Raises:
+        InputError: the teacher lacks an output, or is given to a loss that does not distill.
+    """
+    taught = None
+    if graph.loss.distilled:
+        model = io.load(teacher) if teacher is not None else without_quantizers(graph.qdq)
+        present = {value.name for value in model.graph.outputs}
+        missing = [name for name in graph.loss.distilled if name not in present]
+        if missing:
+            raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
+        taught = Inference(model, graph.loss.distilled)
+    elif teacher is not None:
+        raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
+    shapes = _label_shapes(graph.evaluation, graph.loss)
+    return Feeds(graph.loss, shapes, _classes(graph), taught)
+
+
+def _classes(graph: TrainingGraph) -> Callable[[Batch], int] | None:
+    """Says how many classes the first output has: by its shape, or by running the model where that leaves it open.
+
+    ONNX Runtime would read past the logits' end for a class that does not exist, so the number must be known.
+    """
+    if not graph.loss.counts_accuracy:
+        return None
+    shape = next(value.shape for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
+    if shape is not None and shape.rank() > 1 and isinstance(shape[1], int):
+        known = int(shape[1])
+        return lambda _: known
+    return _cache_first(lambda batch: int(Inference(graph.qdq)(batch)[graph.outputs[0]].shape[1]))
+
+
+def _cache_first(function: Callable[[Batch], int]) -> Callable[[Batch], int]:
     """A function that answers every call as it did the first."""
     answers: list[int] = []
 
@@ -87,7 +125,7 @@ def cache_first(function: Callable[[Batch], int]) -> Callable[[Batch], int]:
     return answer
 
 
-def label_shapes(evaluation: ir.Model, loss: AttachedLoss) -> dict[str, tuple[int | None, ...] | None]:
+def _label_shapes(evaluation: ir.Model, loss: AttachedLoss) -> dict[str, tuple[int | None, ...] | None]:
     """Static shapes of the label inputs of a graph."""
     shapes: dict[str, tuple[int | None, ...] | None] = {}
     for value in evaluation.graph.inputs:

@@ -21,6 +21,8 @@ class TensorBoard(Callback):
         folder: where event files go; several runs may share a folder above it.
     """
 
+    main_only = True
+
     def __init__(self, folder: str | Path) -> None:
         try:
             import tensorboardX

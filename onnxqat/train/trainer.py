@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,45 +18,23 @@ from onnxqat import data
 from onnxqat.batch import Batch, Signature, check_batch
 from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
-from onnxqat.graph.without import without_quantizers
-from onnxqat.runtime import Inference, check_packages
-from onnxqat.train.callbacks import BestModel, Callback, Progress
+from onnxqat.runtime import check_packages
+from onnxqat.train import checkpoint, checkpoint_files, random_state
+from onnxqat.train.callbacks import BestModel, Callback, Checkpoints, Progress
 from onnxqat.train.engine import Engine, Floats
-from onnxqat.train.feeds import Feeds, cache_first, label_shapes
-from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph, with_values
+from onnxqat.train.feeds import feeds_for
+from onnxqat.train.graph import load_qdq, training_graph, with_values
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
 from onnxqat.train.schedules import Constant, Rate, Schedule
 from onnxqat.train.stages import Stages
+from onnxqat.train.state import State
 from onnxqat.train.statistics import Statistics, statistics
 from onnxqat.train.update import Updater
 
 log = logging.getLogger(__name__)
 
 Data: TypeAlias = "data.Batches | data.Source | str | Any"
-
-
-@dataclass
-class State:
-    """All that a run must remember to go on as if it had never stopped.
-
-    Attributes:
-        parameters: the flat array of parameters.
-        moments: the optimizer's flat arrays.
-        schedule: the learning-rate schedule and the position in it: optimizer steps and epochs done.
-        batch: batches of the running epoch that are done.
-        first_epoch: epoch with which the running `fit` began.
-        seed: what the order of the data is drawn from.
-        best: parameters of the best epoch so far and its score; None before the first validation.
-    """
-
-    parameters: Floats
-    moments: list[Floats]
-    schedule: Schedule
-    batch: int
-    first_epoch: int
-    seed: int
-    best: tuple[Floats, float] | None = None
 
 
 class Trainer:
@@ -102,18 +82,30 @@ class Trainer:
         model = load_qdq(qdq)
         self._graph = training_graph(model, loss, freeze)
         self._stages = Stages(self._graph, loss)
-        self._feeds = _feeds(self._graph, teacher)
+        self._feeds = feeds_for(self._graph, teacher)
         layout = self._graph.layout
         self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
         self.optimizer: Optimizer = optimizer if optimizer is not None else AdamW()
         self._update = Updater(self.optimizer, layout, self._engine.parameters, self._engine.gradients)
         self._clip_norm, self._accumulate = clip_norm, accumulate
         rate = Schedule(schedule if schedule is not None else Constant())
-        self.state = State(self._engine.parameters, self._update.moments, rate, 0, 0, seed)
-        self.stop = False
+        accumulated = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
+        self.state = State(self._engine.parameters, self._update.moments, rate, seed, accumulated)
+        #: The checkpoint that this trainer goes on from.
+        self.resumed_from: Path | None = None
         self._last: Batch | None = None
-        self._sum = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
-        self._summed = 0
+        self._arguments: dict[str, Any] = {
+            "loss": loss,
+            "schedule": rate.spec,
+            "freeze": tuple(freeze),
+            "teacher": Path(teacher) if isinstance(teacher, str) else teacher,
+            "clip_norm": clip_norm,
+            "accumulate": accumulate,
+            "seed": seed,
+        }
+        self._threads = threads
+        self._callbacks: Sequence[Callback] = ()
+        self._remembered: checkpoint.Remembered | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -124,6 +116,20 @@ class Trainer:
     def parameters(self) -> dict[str, NDArray[np.float32]]:
         """What is trained, by initializer name: arrays that the next step reads, for updates of one's own in place."""
         return self._graph.layout.named(self.state.parameters)
+
+    @property
+    def stop(self) -> bool:
+        """Whether the running `fit` is to end after this step; callbacks set it."""
+        return self.state.stop
+
+    @stop.setter
+    def stop(self, stop: bool) -> None:
+        self.state.stop = stop
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step has been taken, in this process or before."""
+        return self.schedule.position.step > 0 or self.state.summed > 0
 
     def fit(
         self,
@@ -136,7 +142,8 @@ class Trainer:
     ) -> None:
         """Trains for a number of epochs; with validation data the best epoch's parameters are what remains.
 
-        Ctrl-C leaves the trainer as it was after the last whole step.
+        Ctrl-C leaves the trainer as it was after the last whole step. A run that broke off, or was resumed from a checkpoint,
+        goes on where it was: `epochs` counts from where it had begun.
 
         Args:
             batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
@@ -157,16 +164,20 @@ class Trainer:
         if judged is not None:
             judged.check_epochs(epochs, "validation")
         state = self.state
-        if state.batch == 0:
-            state.first_epoch = state.schedule.position.epoch
         self._set_length(source, epochs)
-        self.stop = False
         everyone = [Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks]
+        everyone.sort(
+            key=lambda callback: isinstance(callback, Checkpoints)
+        )  # they write what the others have made of it
+        self._callbacks = everyone
         try:
             for callback in everyone:
                 callback.on_train_begin(self)
+            if self._remembered is not None:
+                self._remembered.put_back(everyone)
             while state.schedule.position.epoch < state.first_epoch + epochs and not self.stop:
                 self._epoch(source, judged, everyone)
+            state.running, self._remembered = False, None
         finally:
             for callback in everyone:
                 callback.on_train_end(self)
@@ -224,23 +235,74 @@ class Trainer:
         self._stages.note(model, self.schedule.position.epoch)
         return ir.to_proto(model)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint: all that this run must remember, in a file that appears whole or not at all.
+
+        Raises:
+            InputError: the path cannot be written.
+        """
+        tensors, facts = checkpoint.collect(self.state, self._last, self._callbacks)
+        origin = self._origin()
+        checkpoint_files.write(Path(path), {**origin.tensors, **tensors}, {**origin.facts, **facts})
+
+    @classmethod
+    def restore(cls, path: str | os.PathLike[str], **given: Any) -> Trainer:
+        """The trainer that a checkpoint is of, ready to go on as if it had never stopped.
+
+        Args:
+            path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
+            given: arguments of `Trainer` that a file cannot hold: a teacher, an optimizer or a schedule of one's own class.
+
+        Raises:
+            InputError: there is no whole checkpoint, another version wrote it, or an argument must be given.
+        """
+        found, tensors, facts = checkpoint.load(path)
+        trainer = cls(**checkpoint.arguments(found, tensors, facts, given))
+        trainer._go_on(found, tensors, facts)
+        return trainer
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Goes on from a checkpoint of the same model, made with the same arguments; `restore` makes a trainer of one.
+
+        Args:
+            path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
+
+        Raises:
+            InputError: there is no whole checkpoint, or it is of another run; the message says in what it differs.
+        """
+        self._go_on(*checkpoint.load(path))
+
+    def _go_on(self, path: Path, tensors: checkpoint_files.Tensors, facts: checkpoint_files.Facts) -> None:
+        self._origin().check(path, facts)
+        self._remembered = checkpoint.put_back(self.state, tensors, facts)
+        self.resumed_from = path
+        position = self.schedule.position
+        log.info("%s: going on after step %d, epoch %d", path, position.step, position.epoch)
+
+    def _origin(self) -> checkpoint.Origin:
+        return checkpoint.Origin(self._graph, {**self._arguments, "optimizer": self.optimizer}, self._threads)
+
     def _epoch(self, source: data.Batches, judged: data.Batches | None, callbacks: Sequence[Callback]) -> None:
         state = self.state
         number = state.schedule.position.epoch
-        total, count = 0.0, 0
+        if state.random is None:
+            state.random = random_state.capture()
+        else:  # so that a loader that draws from it gives the batches of this epoch again
+            random_state.restore(state.random)
         for index, batch in enumerate(source.epoch(number, state.seed)):
             if index < state.batch:
+                if self._remembered is not None and index == state.batch - 1:
+                    self._remembered.compare(self._feeds(batch))
                 continue
             loss = self._step(self._feeds(batch))
-            state.batch += 1
-            total, count = total + loss, count + 1
+            state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss
             for callback in callbacks:
                 callback.on_step_end(self, loss)
             if self.stop:
                 return
+        metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
         state.schedule.epoch_step()
-        state.batch = 0
-        metrics = {"train_loss": total / max(count, 1)}
+        state.batch, state.loss_sum, state.random = 0, 0.0, None
         if judged is not None:
             metrics |= {f"validation_{name}": value for name, value in self.evaluate(judged).items()}
         for callback in callbacks:
@@ -253,9 +315,9 @@ class Trainer:
         norm = _norm(self._engine.gradients)
         if not np.isfinite(loss) or not np.isfinite(norm):
             self._refuse(loss, feeds)
-        if self._sum is not None:
-            norm = self._accumulated(self._sum)
-            if self._summed:
+        if self.state.accumulated is not None:
+            norm = self._accumulated(self.state.accumulated)
+            if self.state.summed:
                 return loss
         limit = self._clip_norm if self._clip_norm is not None else np.inf
         factor = min(1.0, limit / norm) if norm > 0 else 1.0
@@ -268,8 +330,8 @@ class Trainer:
         """Adds the gradient to the running mean; when it is complete, puts it in place of the gradient."""
         gradients = self._engine.gradients
         running += gradients
-        self._summed = (self._summed + 1) % self._accumulate
-        if self._summed:
+        self.state.summed = (self.state.summed + 1) % self._accumulate
+        if self.state.summed:
             return 0.0
         np.multiply(running, np.float32(1 / self._accumulate), out=gradients)
         running[:] = 0
@@ -300,47 +362,35 @@ class Trainer:
         return self._feeds.signature(self._graph.qdq)
 
     def _set_length(self, source: data.Batches, epochs: int) -> None:
-        position, state = self.state.schedule.position, self.state
-        position.epochs = state.first_epoch + epochs
+        """Tells the schedule how long the run will be; one that goes on keeps the length that it had begun with."""
+        position, state = self.schedule.position, self.state
         try:
-            per_epoch = len(source) // self._accumulate
+            per_epoch: int | None = len(source)
         except TypeError:
+            per_epoch = None
+        if state.running and self._remembered is not None and per_epoch != state.batches:
+            raise InputError(
+                f"data: has {per_epoch} batches, the run that is to go on had {state.batches}; use the same data and batch size"
+            )
+        if state.running and position.epochs == state.first_epoch + epochs:
+            return
+        if state.running:
+            log.warning("epochs is %d, the run began with another number; its learning rates change", epochs)
+        else:
+            state.stop = False
+            if state.batch == 0:
+                state.first_epoch = position.epoch
+        state.running, state.batches = True, per_epoch
+        position.epochs = state.first_epoch + epochs
+        if per_epoch is None:
             position.steps = None
             return
-        begun = position.step - state.batch // self._accumulate - (position.epoch - state.first_epoch) * per_epoch
-        position.steps = begun + epochs * per_epoch
+        steps = per_epoch // self._accumulate
+        begun = position.step - state.batch // self._accumulate - (position.epoch - state.first_epoch) * steps
+        position.steps = begun + epochs * steps
 
 
 def _norm(array: Floats) -> float:
     """Euclidean norm; infinity or NaN where a number is, or where the squares overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.sqrt(np.dot(array, array)))
-
-
-def _feeds(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
-    taught = None
-    if graph.loss.distilled:
-        model = io.load(teacher) if teacher is not None else without_quantizers(graph.qdq)
-        present = {value.name for value in model.graph.outputs}
-        missing = [name for name in graph.loss.distilled if name not in present]
-        if missing:
-            raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
-        taught = Inference(model, graph.loss.distilled)
-    elif teacher is not None:
-        raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
-    shapes = label_shapes(graph.evaluation, graph.loss)
-    return Feeds(graph.loss, shapes, _classes(graph), taught)
-
-
-def _classes(graph: TrainingGraph) -> Callable[[Batch], int] | None:
-    """Says how many classes the first output has: by its shape, or by running the model where that leaves it open.
-
-    ONNX Runtime would read past the logits' end for a class that does not exist, so the number must be known.
-    """
-    if not graph.loss.counts_accuracy:
-        return None
-    shape = next(value.shape for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
-    if shape is not None and shape.rank() > 1 and isinstance(shape[1], int):
-        known = int(shape[1])
-        return lambda _: known
-    return cache_first(lambda batch: int(Inference(graph.qdq)(batch)[graph.outputs[0]].shape[1]))

@@ -1,0 +1,285 @@
+"""Checkpoints: what is in one, and how a trainer goes on from it as if it had never stopped.
+
+One safetensors file (see `checkpoint_files`) holds what the run was made from, model and arguments, and its `State`. A trainer
+takes in a checkpoint of its own run alone: model, initial values and arguments must be the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxqat.batch import Batch
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.train import checkpoint_files as files
+from onnxqat.train import optimizers, random_state, schedules
+from onnxqat.train.callbacks import Callback
+from onnxqat.train.checkpoint_files import Facts, Tensors
+from onnxqat.train.graph import TrainingGraph
+from onnxqat.train.schedules import Position
+from onnxqat.train.state import State
+
+log = logging.getLogger(__name__)
+
+#: Changes when an older version of this package could no longer read what is written.
+FORMAT = 1
+
+_LOSS = "loss_function"
+_MISSING = object()
+#: Fields of a state that JSON holds as they are.
+_PLAIN = tuple(
+    field.name
+    for field in dataclasses.fields(State)
+    if field.name not in ("parameters", "moments", "accumulated", "schedule", "best", "random")
+)
+_KNOWN: Mapping[str, Any] = {
+    kind.__name__: kind
+    for kind in (optimizers.SGD, optimizers.AdamW, schedules.Constant, schedules.StepDecay, schedules.Cosine)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a run was made from; the same in all its checkpoints.
+
+    Attributes:
+        graph: the model and its initial values.
+        arguments: those of `Trainer` that decide on the result, by name.
+        threads: threads asked for; 0: one for each core.
+    """
+
+    graph: TrainingGraph
+    arguments: Mapping[str, Any]
+    threads: int
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The model without its trained values, those values as the run began with them, a loss function of the user's."""
+        proto = io.to_proto(self.graph.qdq)
+        trained = {parameter.name for parameter in self.graph.layout.parameters}
+        for tensor in proto.graph.initializer:
+            if tensor.name in trained:
+                tensor.ClearField("raw_data")
+                tensor.ClearField("float_data")
+        tensors = {"model": _as_array(proto.SerializeToString(deterministic=True)), "initial": self.graph.initial}
+        function = _function(self.arguments["loss"])
+        return tensors if function is None else {**tensors, _LOSS: _as_array(function.SerializeToString())}
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What identifies the run, in a form that JSON can hold."""
+        arguments = {name: _described(value) for name, value in self.arguments.items()}
+        return {
+            "format": FORMAT,
+            "model": _sha256(self.tensors["model"]),
+            "initial": _sha256(self.tensors["initial"]),
+            "layout": [[p.name, p.offset, list(p.shape)] for p in self.graph.layout.parameters],
+            "arguments": json.loads(json.dumps(arguments)),
+            "threads": self.threads,
+            "cores": os.cpu_count() or 1,
+        }
+
+    def check(self, path: Path, facts: Facts) -> None:
+        """Raises InputError where a checkpoint is of another run; warns where it was made with other threads."""
+        theirs, ours = facts["arguments"], self.facts["arguments"]
+        for name in sorted({*theirs, *ours}):
+            if theirs.get(name) != ours.get(name):
+                raise InputError(
+                    f"{path}: was made with {name} {_readable(theirs.get(name))}, this run has "
+                    f"{_readable(ours.get(name))}; use the same, or begin anew"
+                )
+        if facts["model"] != self.facts["model"]:
+            raise InputError(f"{path}: is of another model; give the model that it was made from, or begin anew")
+        if facts["initial"] != self.facts["initial"]:
+            raise InputError(
+                f"{path}: is of a model with other weights or scales to begin with; give the one that it was made from"
+            )
+        before, now = facts["threads"] or facts["cores"], self.facts["threads"] or self.facts["cores"]
+        if before != now:
+            log.warning(
+                "%s: was made with %d threads, this run has %d; it goes on, but not bit for bit as it would have",
+                path, before, now,
+            )  # fmt: skip
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Path, Tensors, Facts]:
+    """A checkpoint, or the newest whole one of a folder.
+
+    Raises:
+        InputError: none is there, it is damaged, or another version wrote it.
+    """
+    path = Path(path)
+    found, tensors, facts = files.read_newest(path) if not path.is_file() else (path, *files.read(path))
+    if facts.get("format") != FORMAT:
+        raise InputError(
+            f"{found}: is of format {facts.get('format')}, this version of onnxqat reads format {FORMAT}; "
+            "use the version that wrote it, or begin anew"
+        )
+    return found, tensors, facts
+
+
+@dataclasses.dataclass
+class Remembered:
+    """What a checkpoint holds for the `fit` that goes on from it, besides the state.
+
+    Attributes:
+        last_batch: fingerprint of the last batch trained on.
+        callbacks: class and state of each callback that had one.
+    """
+
+    last_batch: int | None
+    callbacks: list[tuple[str, dict[str, Any]]]
+
+    def put_back(self, callbacks: Sequence[Callback]) -> None:
+        """Gives each callback the state of the one of its class, in order; once."""
+        for callback in callbacks:
+            found = next((entry for entry in self.callbacks if entry[0] == type(callback).__name__), None)
+            if found is not None:
+                self.callbacks.remove(found)
+                callback.put_back(found[1])
+
+    def compare(self, batch: Batch) -> None:
+        """Warns where the data gives another batch than it gave the first time; once."""
+        if self.last_batch is not None and fingerprint(batch) != self.last_batch:
+            log.warning(
+                "data: gives other batches than before the run was stopped, so it goes on, but not as it would have; "
+                "see what the order of the data is drawn from"
+            )
+        self.last_batch = None
+
+
+def collect(state: State, last: Batch | None, callbacks: Sequence[Callback]) -> tuple[Tensors, Facts]:
+    """Every field of a state, arrays as tensors, all else as facts; the last batch's fingerprint, and callbacks' states."""
+    tensors: Tensors = {"parameters": state.parameters}
+    tensors |= {f"moment_{number}": moment for number, moment in enumerate(state.moments)}
+    if state.accumulated is not None:
+        tensors["accumulated"] = state.accumulated
+    if state.best is not None:
+        tensors["best"] = state.best[0]
+    facts = {name: getattr(state, name) for name in _PLAIN}
+    facts["schedule"] = dataclasses.asdict(state.schedule.position)
+    facts["best"] = None if state.best is None else state.best[1]
+    facts["random"] = state.random if state.random is not None else random_state.capture()
+    facts["last_batch"] = fingerprint(last) if last is not None and state.batch else None
+    facts["callbacks"] = [(type(c).__name__, c.state()) for c in callbacks if c.state()]
+    return tensors, facts
+
+
+def put_back(state: State, tensors: Tensors, facts: Facts) -> Remembered:
+    """The inverse of `collect`: into the arrays of `state`, since sessions are bound to them."""
+    state.parameters[:] = tensors["parameters"]
+    for number, moment in enumerate(state.moments):
+        moment[:] = tensors[f"moment_{number}"]
+    if state.accumulated is not None:
+        state.accumulated[:] = tensors["accumulated"]
+    for name in _PLAIN:
+        setattr(state, name, facts[name])
+    state.schedule.position = Position(**facts["schedule"])
+    state.best = (tensors["best"].copy(), facts["best"]) if "best" in tensors else None
+    state.random = facts["random"]
+    random_state.restore(facts["random"])
+    return Remembered(facts["last_batch"], [(name, held) for name, held in facts["callbacks"]])
+
+
+def arguments(path: Path, tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for the `Trainer` that a checkpoint is of; those that a file cannot hold must be `given`.
+
+    Raises:
+        InputError: one is missing.
+    """
+    found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"]}
+    for name, value in facts["arguments"].items():
+        if name not in given:
+            found[name] = _rebuilt(value, tensors)
+        if found.get(name) is _MISSING:
+            raise InputError(f"{path}: cannot hold {name} {_readable(value)}; pass it: Trainer.restore(path, {name}=…)")
+    return {**found, **given}
+
+
+def fingerprint(batch: Batch) -> int:
+    """A checksum of a batch's arrays."""
+    total = 0
+    for name in sorted(batch):
+        total = zlib.crc32(np.ascontiguousarray(batch[name]).reshape(-1).view(np.uint8).data, total)
+    return total
+
+
+def _model(tensors: Tensors, facts: Facts) -> onnx.ModelProto:
+    """The Q/DQ model as the run began with it."""
+    proto: onnx.ModelProto = onnx.ModelProto.FromString(tensors["model"].tobytes())
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name, offset, shape in facts["layout"]:
+        size = int(np.prod(shape, dtype=np.int64))
+        initializers[name].raw_data = tensors["initial"][offset : offset + size].astype("<f4").tobytes()
+    return proto
+
+
+def _described(value: Any) -> Any:
+    """An argument in a form that JSON can hold, equal where the argument is equal."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    function = _function(value)
+    if function is not None:
+        return {"function": function.name, "sha256": _sha256(_as_array(function.SerializeToString(deterministic=True)))}
+    if isinstance(value, onnx.ModelProto | ir.Model | os.PathLike):
+        return {"sha256": _sha256(_as_array(_proto(value).SerializeToString(deterministic=True)))}
+    if isinstance(value, Mapping):
+        return {str(key): _described(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_described(item) for item in value]
+    fields = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else {}
+    return {"class": type(value).__name__, **fields}
+
+
+def _rebuilt(described: Any, tensors: Tensors) -> Any:
+    """The inverse of `_described`; `_MISSING` for models and for classes that are not this package's own."""
+    if not isinstance(described, dict):
+        return described
+    if "function" in described:
+        return onnx.FunctionProto.FromString(tensors[_LOSS].tobytes())
+    if "class" in described:
+        fields = {key: tuple(item) if isinstance(item, list) else item for key, item in described.items()}
+        kind = _KNOWN.get(str(fields.pop("class")))
+        return _MISSING if kind is None else kind(**fields)
+    return _MISSING if "sha256" in described else described
+
+
+def _readable(described: Any) -> str:
+    if isinstance(described, dict) and "class" in described:
+        fields = ", ".join(f"{key}={value}" for key, value in sorted(described.items()) if key != "class")
+        return f"{described['class']}({fields})"
+    return str(described)
+
+
+def _function(loss: Any) -> onnx.FunctionProto | None:
+    proto = loss if isinstance(loss, onnx.FunctionProto) else getattr(loss, "to_function_proto", lambda: None)()
+    return proto if isinstance(proto, onnx.FunctionProto) else None
+
+
+def _proto(model: onnx.ModelProto | ir.Model | os.PathLike[str]) -> onnx.ModelProto:
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if isinstance(model, ir.Model):
+        return io.to_proto(model)
+    return onnx.load(model, load_external_data=False)
+
+
+def _as_array(content: bytes) -> Any:
+    return np.frombuffer(content, np.uint8)
+
+
+def _sha256(array: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()

@@ -1,0 +1,137 @@
+"""Files that appear whole or not at all, and say so: tensors and a JSON text in a safetensors file, with a checksum of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, NDArray[Any]]
+Facts = dict[str, Any]
+
+#: Names count up, so that the newest is the one with the highest number whatever a clock says.
+_NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
+
+
+class DamagedError(InputError):
+    """A file is not what was written: cut off, changed, or never a checkpoint."""
+
+
+def write(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Facts) -> None:
+    """Writes beside the path, forces it to the disk, and renames: killed at any moment, what was there before stays.
+
+    Raises:
+        InputError: the path cannot be written.
+    """
+    io.check_writable(path)
+    text = json.dumps(facts, sort_keys=True)
+    whole = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    # safetensors writes to a file of a random name first: in a folder of ours, what a killed process leaves is found again.
+    folder = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        save_file(whole, folder / path.name, {"facts": text, "sha256": _digest(whole, text)})
+        (folder / path.name).chmod(folder.stat().st_mode & 0o666)
+        _to_disk(folder / path.name)
+        (folder / path.name).replace(path)
+        folder.rmdir()
+        _to_disk(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"{path}: cannot be written ({error}); free the disk or choose another path") from error
+
+
+def read(path: Path) -> tuple[Tensors, Facts]:
+    """What `write` wrote.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedError: the checksum is not that of the content.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedError(f"{path}: is cut off, or not a checkpoint ({error}); take another one") from error
+    if "facts" not in metadata or "sha256" not in metadata:
+        raise DamagedError(f"{path}: is not a checkpoint of onnxqat; take another one")
+    if _digest(tensors, metadata["facts"]) != metadata["sha256"]:
+        raise DamagedError(f"{path}: is damaged (its checksum is not that of its content); take another one")
+    return tensors, json.loads(metadata["facts"])
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*.safetensors") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_number)
+
+
+def next_path(folder: Path) -> Path:
+    """Path of the checkpoint to be written next."""
+    return folder / f"checkpoint-{max(map(_number, numbered(folder)), default=0) + 1:06d}.safetensors"
+
+
+def read_newest(folder: Path) -> tuple[Path, Tensors, Facts]:
+    """The newest checkpoint of a folder that is whole; a damaged one is passed over with a warning.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    paths = numbered(folder) if folder.is_dir() else []
+    if not paths:
+        raise InputError(f"{folder}: holds no checkpoint to go on from; check the folder, or begin without resuming")
+    for path in reversed(paths):
+        try:
+            return path, *read(path)
+        except DamagedError as error:
+            log.warning("%s; using the one before it", str(error).removesuffix("; take another one"))
+    raise InputError(
+        f"{folder}: none of its {len(paths)} checkpoints is whole; begin without resuming, in another folder"
+    )
+
+
+def _number(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _digest(tensors: Mapping[str, NDArray[Any]], text: str) -> str:
+    """SHA-256 over the text, and names, types, shapes and bytes of the tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # a folder cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
