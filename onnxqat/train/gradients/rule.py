@@ -88,9 +88,9 @@ def _set_types(node: ir.Node, opset: int) -> None:
     for output, variable in zip(node.outputs, _output_types(node.op_type, node.domain, opset), strict=False):
         if output.type is None and isinstance(variable, ir.DataType):
             output.type = ir.TensorType(variable)
-        elif output.type is None and isinstance(variable, int) and variable < len(node.inputs):
-            source = node.inputs[variable]
-            output.type = None if source is None else source.type
+        elif output.type is None and isinstance(variable, tuple):
+            sources = (node.inputs[i] for i in variable if i < len(node.inputs))
+            output.type = next((source.type for source in sources if source is not None and source.type), None)
 
 
 def _stated_type(node: ir.Node) -> ir.DataType:
@@ -104,14 +104,14 @@ def _stated_type(node: ir.Node) -> ir.DataType:
 
 
 @cache
-def _output_types(op_type: str, domain: str, opset: int) -> tuple[ir.DataType | int | None, ...]:
-    """Returns for each output its fixed element type, or the index of the input that it shares its type with."""
+def _output_types(op_type: str, domain: str, opset: int) -> tuple[ir.DataType | tuple[int, ...] | None, ...]:
+    """Returns for each output its fixed element type, or the indices of the inputs that it shares its type with."""
     if not onnx.defs.has(op_type, max_inclusive_version=opset, domain=domain):
         return ()
     schema = onnx.defs.get_schema(op_type, opset, domain)
-    tied: dict[str, int] = {}
+    tied: dict[str, tuple[int, ...]] = {}
     for index, formal in enumerate(schema.inputs):
-        tied.setdefault(formal.type_str, index)
+        tied[formal.type_str] = (*tied.get(formal.type_str, ()), index)
     fixed = {c.type_param_str: c.allowed_type_strs[0] for c in schema.type_constraints if len(c.allowed_type_strs) == 1}
     names = [fixed.get(output.type_str, output.type_str) for output in schema.outputs]
     return tuple(tied.get(name, _FIXED_TYPES.get(name)) for name in names)
