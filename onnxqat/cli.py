@@ -82,7 +82,12 @@ def settings(
 @export.command("torch")
 def export_torch(
     factory: Annotated[str, typer.Argument(metavar="PACKAGE:FACTORY", help="Function that returns the module.")],
-    sample: Annotated[str, typer.Option("--input", help="Shape of the input, batch first: 1,3,224,224.")],
+    sample: Annotated[
+        list[str],
+        typer.Option(
+            "--input", help="Shape of an input, batch first: 1,3,224,224, or int64:1,16; once for each input."
+        ),
+    ],
     output: Output,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 17,
 ) -> None:
@@ -90,13 +95,16 @@ def export_torch(
     io.check_writable(output)
     from onnxqat.export import torch as exporter
 
-    exporter.export(exporter.load_factory(factory), exporter.random_sample(_shape(sample)), output, opset=opset)
+    samples = tuple(exporter.random_sample(text) for text in sample)
+    exporter.export(exporter.load_factory(factory), samples, output, opset=opset)
     console.print(f"wrote {output}")
 
 
 @export.command("keras")
 def export_keras(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=".keras file or SavedModel folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=".keras file, SavedModel folder, or package.module:function.")
+    ],
     output: Output,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 17,
 ) -> None:
@@ -104,7 +112,7 @@ def export_keras(
     io.check_writable(output)
     from onnxqat.export import keras as exporter
 
-    exporter.export(model, output, opset=opset)
+    exporter.export(exporter.load(model), output, opset=opset)
     console.print(f"wrote {output}")
 
 
@@ -323,13 +331,3 @@ def _config(
     given = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
     base = Config() if path is None else Config.from_json(path)
     return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--input {text!r}: is not a shape; write it as 1,3,224,224") from None
-    if any(size < 1 for size in shape):
-        raise InputError(f"--input {text!r}: holds a size below 1; write it as 1,3,224,224")
-    return shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch, Signature, check_alike, check_batch
-from onnxqat.errors import InputError
+from onnxqat.errors import InputError, OnnxqatError
 
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
 #: From an item of a loader to a batch.
@@ -274,6 +275,27 @@ def resolve(name: str) -> Any:
     if not hasattr(module, attribute):
         raise InputError(f"{name}: module {module_name!r} has no {attribute!r}; check the name")
     return getattr(module, attribute)
+
+
+def call(name: str) -> Any:
+    """What the function returns that `package.module:function` names; it is called without arguments.
+
+    Raises:
+        InputError: there is no such function, or it fails.
+    """
+    function = resolve(name)
+    if not callable(function):
+        return function
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InputError(f"{name}: cannot be called without arguments ({error}); name a function that can") from error
+    try:
+        return function()
+    except OnnxqatError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: fails ({type(error).__name__}: {error}); mend the function") from error
 
 
 def _is_endless(items: Iterable[Any]) -> bool:

@@ -12,17 +12,19 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxqat import data
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
 from onnxqat.export.finish import check_request, finish, tidy
 from onnxqat.export.names import rename
-from onnxqat.export.quiet import quiet, reason
+from onnxqat.export.quiet import no_printing, quiet, reason
 
 # Otherwise TensorFlow writes a page about its kernels on being imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 try:
-    import keras
-    import tensorflow as tf
-    import tf2onnx
+    with no_printing(2):
+        import keras
+        import tensorflow as tf
+        import tf2onnx
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed; run `pip install 'onnxqat[keras]'`") from error
 
@@ -78,6 +80,20 @@ def export(model: keras.Model | str | Path, path: str | Path | None = None, *, o
         return {name: value.numpy() for name, value in results.items()}
 
     return finish(graph_model, path, [_sample(source, rows) for rows in (2, 3)], run, source.name)
+
+
+def load(name: str) -> keras.Model | Path:
+    """What the command line names: a file or folder, or a model that `package.module:function` makes.
+
+    Raises:
+        InputError: there is no such function, or it does not return a model.
+    """
+    if ":" not in name or Path(name).exists():
+        return Path(name)
+    model = data.call(name)
+    if not isinstance(model, keras.Model):
+        raise InputError(f"{name}: gives a {type(model).__name__}, not a Keras model; name a function that makes one")
+    return model
 
 
 def _source(model: keras.Model | str | Path) -> Source:
@@ -171,7 +187,7 @@ def _convert(source: Source, opset: int) -> onnx.ModelProto:
     reads no SavedModel.
     """
     proto: onnx.ModelProto
-    with quiet():
+    with quiet(), no_printing(2):
         try:
             traced = tf.function(lambda *inputs: source.call(inputs), input_signature=source.inputs)
             proto, _ = tf2onnx.convert.from_function(traced, source.inputs, opset=opset)

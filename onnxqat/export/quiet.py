@@ -34,14 +34,14 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def no_printing() -> Iterator[None]:
-    """Keeps from the terminal the graph that the exporter's C++ code prints when it fails."""
-    sys.stdout.flush()
+def no_printing(descriptor: int = 1) -> Iterator[None]:
+    """Keeps from the terminal what C++ code prints there: 1, standard output; 2, standard error."""
+    (sys.stdout if descriptor == 1 else sys.stderr).flush()
     with Path(os.devnull).open("w") as nowhere:
-        stdout = os.dup(1)
-        os.dup2(nowhere.fileno(), 1)
+        terminal = os.dup(descriptor)
+        os.dup2(nowhere.fileno(), descriptor)
         try:
             yield
         finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
+            os.dup2(terminal, descriptor)
+            os.close(terminal)

@@ -25,6 +25,8 @@ except ModuleNotFoundError as error:
 
 Outputs = dict[str, NDArray[Any]]
 
+#: Types of integers that the command line offers for inputs.
+_INTEGERS = {"int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8}
 #: The TorchScript exporter stops here.
 NEWEST_OPSET = 20
 
@@ -85,16 +87,8 @@ def load_factory(name: str) -> torch.nn.Module:
     Raises:
         InputError: there is no such function, or it does not return a module.
     """
-    factory = data.resolve(name)
-    module = factory
-    if callable(factory) and not isinstance(factory, torch.nn.Module):
-        try:
-            inspect.signature(factory).bind()
-        except TypeError as error:
-            raise InputError(
-                f"{name}: cannot be called without arguments ({error}); name a function that can"
-            ) from error
-        module = factory()
+    named = data.resolve(name)
+    module = named if isinstance(named, torch.nn.Module) else data.call(name)
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"{name}: gives a {type(module).__name__}, not a torch.nn.Module; name a function that makes one"
@@ -102,9 +96,27 @@ def load_factory(name: str) -> torch.nn.Module:
     return module
 
 
-def random_sample(shape: tuple[int, ...]) -> torch.Tensor:
-    """A float32 input of that shape, the same on every call."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def random_sample(text: str) -> torch.Tensor:
+    """An input of the shape that the text says, `1,3,224,224`, the same on every call; of integers for `int64:1,16`.
+
+    Integers are 0 or 1: valid whatever they mean, tokens, flags, pixels.
+
+    Raises:
+        InputError: it says no shape, or an unknown type.
+    """
+    kind, _, sizes = text.rpartition(":")
+    try:
+        shape = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        raise InputError(f"--input {text!r}: is not a shape; write it as 1,3,224,224") from None
+    if any(size < 1 for size in shape):
+        raise InputError(f"--input {text!r}: holds a size below 1; write it as 1,3,224,224")
+    random = torch.Generator().manual_seed(0)
+    if kind in ("", "float32"):
+        return torch.randn(shape, generator=random)
+    if kind not in _INTEGERS:
+        raise InputError(f"--input {text!r}: {kind!r} is no type here; use float32, {', '.join(_INTEGERS)}")
+    return torch.randint(0, 2, shape, generator=random, dtype=_INTEGERS[kind])
 
 
 def _trace(

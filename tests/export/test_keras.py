@@ -8,8 +8,9 @@ import onnxruntime as ort
 import pytest
 from keras import layers
 
+from onnxqat import cli
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.export.keras import export
+from onnxqat.export.keras import export, load
 
 # Keras 3.15 calls NumPy 2 in ways it has deprecated, when it saves and when it exports.
 pytestmark = pytest.mark.filterwarnings(
@@ -195,7 +196,18 @@ def fixed_batch() -> keras.Model:
     return keras.Model(x, layers.Dense(2)(x))
 
 
+class Noisy(layers.Layer):
+    def call(self, x):
+        return x + keras.random.normal((8,))
+
+
+def noisy() -> keras.Model:
+    x = keras.Input((8,))
+    return keras.Model(x, Noisy()(x))
+
+
 REFUSED = [
+    pytest.param(noisy, "is off by .* remove randomness", id="random"),
     pytest.param(Subclassed, r"mine: is a subclassed model.*keras\.Model\(inputs, outputs\)", id="subclassed"),
     pytest.param(spectrum, "operators .*FFT.* have no ONNX form", id="no-onnx-operator"),
     pytest.param(fixed_batch, r"has shape \(3, 8\), so no free batch axis", id="fixed-batch"),
@@ -225,6 +237,43 @@ def test_damaged_model_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"not a model")
     with pytest.raises(InputError, match="cannot load it"):
         export(tmp_path / name if name.endswith("keras") else tmp_path)
+
+
+def custom() -> keras.Model:
+    x = keras.Input((8,), name="x")
+    return keras.Model(x, layers.Dense(2, name="dense")(layers.Lambda(lambda v: v * 2)(x)))
+
+
+def test_command_line_calls_a_function_for_what_no_file_can_hold(tmp_path, monkeypatch, capfd):
+    command = ["onnxqat", "export", "keras", f"{__name__}:custom", "-o", str(tmp_path / "model.onnx")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert capfd.readouterr().err == ""
+    assert onnx.load(tmp_path / "model.onnx").graph.output[0].name == "dense"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tests.export.test_keras:drawn", "cannot be called without arguments"),
+        ("tests.export.test_keras:REFUSED", "gives a list, not a Keras model; name a function that makes one"),
+        ("nowhere:model", "no module 'nowhere'"),
+    ],
+    ids=["arguments", "no model", "no module"],
+)
+def test_function_that_gives_no_model_is_named(name, message):
+    with pytest.raises(InputError, match=message):
+        load(name)
+
+
+def test_file_of_a_subclassed_model_is_named(tmp_path):
+    model = Subclassed()
+    model(np.zeros((1, 4), np.float32))
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(InputError, match=r"model\.keras: Keras cannot load it .*; give a file|is a subclassed model"):
+        export(tmp_path / "model.keras")
 
 
 def test_argument_that_is_no_model_is_named():

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from onnxqat import cli
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.export.torch import export, load_factory
+from onnxqat.export.torch import export, load_factory, random_sample
 
 
 class Residual(nn.Module):
@@ -113,6 +114,14 @@ def trained(module: nn.Module) -> nn.Module:
 
 def make_residual() -> nn.Module:
     return Residual()
+
+
+def make_attention() -> nn.Module:
+    return Attention()
+
+
+def failing() -> nn.Module:
+    raise OSError("no such checkpoint")
 
 
 def runtime_outputs(model: onnx.ModelProto, *arrays: np.ndarray) -> list[np.ndarray]:
@@ -256,11 +265,51 @@ def test_factory_is_found_by_name():
         pytest.param("tests.export.test_torch:trained_on_nothing", "has no 'trained_on_nothing'", id="absent"),
         pytest.param("tests.export.test_torch:MODULES", "gives a list, not a torch.nn.Module", id="no-module"),
         pytest.param("tests.export.test_torch:trained", "cannot be called without arguments", id="needs-arguments"),
+        pytest.param("tests.export.test_torch:failing", r"fails \(OSError: no such checkpoint\)", id="fails"),
     ],
 )
 def test_factory_that_gives_no_module_is_named(name, message):
     with pytest.raises(InputError, match=message):
         load_factory(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "dtype"),
+    [("2,3,4", [2, 3, 4], torch.float32), ("int64:1,16", [1, 16], torch.int64), ("uint8:5", [5], torch.uint8)],
+)
+def test_sample_is_of_the_shape_and_type_that_the_text_says(text, shape, dtype):
+    sample = random_sample(text)
+    assert list(sample.shape) == shape
+    assert sample.dtype == dtype
+    assert torch.equal(sample, random_sample(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "is not a shape; write it as 1,3,224,224"),
+        ("1,0", "holds a size below 1"),
+        ("bool:1", "'bool' is no type here; use float32, int64"),
+    ],
+)
+def test_text_that_says_no_sample_is_named(text, message):
+    with pytest.raises(InputError, match=message):
+        random_sample(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [("make_attention", ["int64:2,5"]), ("TwoInputs", ["2,3", "2,3"])],
+    ids=["integers", "two inputs"],
+)
+def test_command_line_exports_inputs_of_any_number_and_type(make, inputs, tmp_path, monkeypatch):
+    given = [part for text in inputs for part in ("--input", text)]
+    output = str(tmp_path / "model.onnx")
+    monkeypatch.setattr(sys, "argv", ["onnxqat", "export", "torch", f"{__name__}:{make}", *given, "-o", output])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert len(onnx.load(output).graph.input) == len(inputs)
 
 
 def test_export_package_imports_no_framework():
