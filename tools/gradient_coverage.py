@@ -146,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="print each case that is not correct")
     parser.add_argument("--processes", type=int, default=2, help="how many operators to check at the same time")
     options = parser.parse_args(arguments)
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    for noisy in ("onnx_ir", "onnxqat"):  # the latter says which models it upgrades
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     start = time.monotonic()
     cases = node_cases()
     operators = sorted(options.only or cases)

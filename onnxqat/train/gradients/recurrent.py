@@ -112,7 +112,9 @@ def _cell(
     turn: Callable[[ir.Value], ir.Value],
 ) -> Cell:
     """Collects what concerns one direction, with time running forward."""
-    dtype = ir.DataType.FLOAT
+    x, dy = call.inputs[0], upstream[0]
+    assert x is not None
+    dtype = x.dtype or ir.DataType.FLOAT
     pick = op.Constant(value_int=number)
     y = turn(op.Gather(call.outputs[0], pick, axis=1))
 
@@ -127,8 +129,6 @@ def _cell(
         value = upstream[index] if index < len(upstream) else None
         return state(None if value is None else op.Gather(value, pick, axis=0))
 
-    x, dy = call.inputs[0], upstream[0]
-    assert x is not None
     mask = _mask(op, call, y)
     dy = zeros(op, op.Shape(y), dtype) if dy is None else turn(op.Gather(dy, pick, axis=1))
     if mask is not None:
