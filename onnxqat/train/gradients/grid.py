@@ -13,6 +13,7 @@ from functools import reduce
 
 import onnx_ir as ir
 
+from onnxqat.train.gradients.resize import cubic_weights
 from onnxqat.train.gradients.rule import Call, Custom, Ops, Refused
 from onnxqat.train.gradients.shapes import reshape, size, sizes, zeros
 
@@ -23,12 +24,12 @@ _A = -0.75
 
 @dataclass(frozen=True)
 class _Taps:
-    """What one axis contributes; N batch, P points, K taps.
+    """What one axis contributes: tensors (N, P, …, K, …) of batch, points, and taps on a dimension of the axis's own.
 
     Attributes:
-        indices: elements along the axis, (N, P, K).
-        weights: their weights, (N, P, K).
-        slopes: the weights' derivatives by the grid's coordinate, (N, P, K).
+        indices: elements along the axis.
+        weights: their weights.
+        slopes: the weights' derivatives by the grid's coordinate.
         size: number of elements along the axis.
     """
 
@@ -48,36 +49,44 @@ def grid_sample_rule(node: ir.Node) -> Custom | Refused:
 
 def grid_sample_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     """Scatters dy to the elements that were read; sums it, weighted by them, for the positions."""
-    x, grid = call.inputs
+    x, rank = call.inputs[0], call.rank()
     assert x is not None
-    assert grid is not None
-    rank = call.rank()
     assert rank is not None
     axes = [_axis_taps(op, call, axis, rank - 2) for axis in range(rank - 2)]
-    many = [op.Reshape(axis.weights, op.ints(_spread(i, len(axes)))) for i, axis in enumerate(axes)]
-    flat = reduce(
-        lambda total, i: op.Add(
-            op.Mul(total, axes[i].size), op.Reshape(axes[i].indices, op.ints(_spread(i, len(axes))))
-        ),
-        range(1, len(axes)),
-        op.Reshape(axes[0].indices, op.ints(_spread(0, len(axes)))),
-    )
-    indices = op.Expand(reshape(op, flat, [0, 1, -1]), op.Concat(sizes(op, x, [0, 1]), op.ints([1]), axis=0))
+    flat = axes[0].indices
+    for axis in axes[1:]:
+        flat = op.Add(op.Mul(flat, axis.size), axis.indices)
+    channels = op.Concat(sizes(op, x, [0, 1]), op.ints([1]), axis=0)
+    indices = op.Expand(reshape(op, flat, [0, 1, -1]), channels)  # (N, C, P·K)
     upstream = reshape(op, dy, [0, 0, -1, 1])  # (N, C, P, 1)
-    dx = dgrid = None
-    if 0 in call.wanted:
-        weights = reshape(op, reduce(op.Mul, many), [0, 1, -1], op.ints([_combinations(call, len(axes))]))
-        updates = reshape(op, op.Mul(upstream, weights), [0, 0, -1])
-        flat_zeros = zeros(op, op.Shape(reshape(op, x, [0, 0, -1])), x.dtype or ir.DataType.FLOAT)
-        dx = op.Reshape(op.ScatterElements(flat_zeros, indices, updates, axis=2, reduction="add"), op.Shape(x))
-    if 1 in call.wanted:
-        read = op.GatherElements(reshape(op, x, [0, 0, -1]), indices, axis=2)
-        read = reshape(op, read, [0, 0, -1], op.ints([_combinations(call, len(axes))]))
-        felt = op.reduce("Sum", op.Mul(upstream, read), [1], keepdims=False)  # (N, P, K…)
-        felt = reshape(op, felt, [0, 0], op.ints([_count(call)] * len(axes)))
-        parts = [_coordinate(op, felt, axes, many, i) for i in reversed(range(len(axes)))]
-        dgrid = op.Reshape(op.Concat(*parts, axis=-1), op.Shape(grid))
+    dx = _image_gradient(op, x, indices, upstream, axes, _count(call)) if 0 in call.wanted else None
+    dgrid = _grid_gradient(op, call, indices, upstream, axes) if 1 in call.wanted else None
     return [dx, dgrid]
+
+
+def _image_gradient(
+    op: Ops, x: ir.Value, indices: ir.Value, upstream: ir.Value, axes: Sequence[_Taps], taps: int
+) -> ir.Value:
+    weights = reshape(op, reduce(op.Mul, [axis.weights for axis in axes]), [0, 1, -1, taps ** len(axes)])
+    updates = reshape(op, op.Mul(upstream, weights), [0, 0, -1])
+    flat = zeros(op, op.Shape(reshape(op, x, [0, 0, -1])), x.dtype or ir.DataType.FLOAT)
+    return op.Reshape(op.ScatterElements(flat, indices, updates, axis=2, reduction="add"), op.Shape(x))
+
+
+def _grid_gradient(op: Ops, call: Call, indices: ir.Value, upstream: ir.Value, axes: Sequence[_Taps]) -> ir.Value:
+    x, grid = call.inputs
+    assert x is not None
+    taps, dims = _count(call), list(range(2, 2 + len(axes)))
+    read = op.GatherElements(reshape(op, x, [0, 0, -1]), indices, axis=2)
+    read = reshape(op, read, [0, 0, -1, taps ** len(axes)])
+    felt = op.reduce("Sum", op.Mul(upstream, read), [1], keepdims=False)
+    felt = reshape(op, felt, [0, 0, *[taps] * len(axes)])
+    parts = []
+    for own in reversed(axes):
+        factors = [axis.slopes if axis is own else axis.weights for axis in axes]
+        summed = op.reduce("Sum", reduce(op.Mul, factors, felt), dims, keepdims=False)
+        parts.append(op.Unsqueeze(summed, op.ints([2])))
+    return op.Reshape(op.Concat(*parts, axis=-1), op.Shape(grid))
 
 
 def affine_grid_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -106,24 +115,6 @@ def _count(call: Call) -> int:
     return last - first + 1
 
 
-def _combinations(call: Call, axes: int) -> int:
-    return int(_count(call) ** axes)
-
-
-def _spread(axis: int, axes: int) -> list[int]:
-    """Returns the shape that puts the taps of one axis on a dimension of their own, after N and P."""
-    return [0, 0, *(-1 if i == axis else 1 for i in range(axes))]
-
-
-def _coordinate(op: Ops, felt: ir.Value, axes: Sequence[_Taps], weights: Sequence[ir.Value], index: int) -> ir.Value:
-    """Returns the gradient of the coordinate along one axis, (N, P, 1)."""
-    slope = op.Reshape(axes[index].slopes, op.ints(_spread(index, len(axes))))
-    factors = [slope if i == index else weight for i, weight in enumerate(weights)]
-    total = reduce(op.Mul, factors, felt)
-    summed = op.reduce("Sum", total, list(range(2, 2 + len(axes))), keepdims=False)
-    return op.Unsqueeze(summed, op.ints([2]))
-
-
 def _axis_taps(op: Ops, call: Call, axis: int, axes: int) -> _Taps:
     x, grid = call.inputs
     assert x is not None
@@ -133,10 +124,8 @@ def _axis_taps(op: Ops, call: Call, axis: int, axes: int) -> _Taps:
     count = size(op, x, 2 + axis)
     n = op.Cast(count, to=x.dtype or ir.DataType.FLOAT)
     last = op.Sub(n, 1.0)
-    coordinate = op.Gather(
-        grid, op.Constant(value_int=axes - 1 - axis), axis=-1
-    )  # the grid says x, y, z; x is the last axis
-    coordinate = reshape(op, coordinate, [0, -1, 1])
+    # The grid says x, y, z; x is the last axis.
+    coordinate = reshape(op, op.Gather(grid, op.Constant(value_int=axes - 1 - axis), axis=-1), [0, -1, 1])
     stretch = op.Mul(last if aligned else n, 0.5)
     position = op.Add(op.Mul(coordinate, stretch), op.Mul(last, 0.5))
     taps, weights, slopes = _interpolation(op, _mode(call), position)
@@ -146,7 +135,9 @@ def _axis_taps(op: Ops, call: Call, axis: int, axes: int) -> _Taps:
     elif padding == "reflection":
         taps = _reflected(op, taps, last, aligned=bool(aligned))
     indices = op.Cast(op.Min(op.Max(taps, op.like(0.0, taps)), last), to=_INT64)
-    return _Taps(indices, weights, op.Mul(slopes, stretch), count)
+    spread = op.ints([0, 0, *(-1 if i == axis else 1 for i in range(axes))])
+    weights, slopes = op.Reshape(weights, spread), op.Reshape(op.Mul(slopes, stretch), spread)
+    return _Taps(op.Reshape(indices, spread), weights, slopes, count)
 
 
 def _interpolation(op: Ops, mode: str, position: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -160,25 +151,16 @@ def _interpolation(op: Ops, mode: str, position: ir.Value) -> tuple[ir.Value, ir
         return taps, op.Add(zero, 1.0), zero
     taps = op.Add(op.Floor(position), offsets)
     signed = op.Sub(position, taps)
-    away, direction = op.Abs(signed), op.Sign(signed)
+    away = op.Abs(signed)
     if mode == "linear":
-        ahead = op.Where(
-            op.Less(op.Add(offsets, op.Mul(signed, 0.0)), 0.5), op.like(-1.0, signed), op.like(1.0, signed)
-        )
-        return taps, op.Sub(1.0, away), ahead
-    near = op.LessOrEqual(away, 1.0)
-    squared = op.Mul(away, away)
-    weights = op.Where(
-        near,
-        op.Add(op.Mul(squared, op.Sub(op.Mul(away, _A + 2), _A + 3)), 1.0),
-        op.Mul(op.Sub(op.Mul(op.Add(op.Mul(op.Sub(away, 5.0), away), 8.0), away), 4.0), _A),
-    )
+        falling_and_rising = op.Cast(op.Constant(value_floats=[-1.0, 1.0]), to=position.dtype or ir.DataType.FLOAT)
+        return taps, op.Sub(1.0, away), op.Add(op.Mul(signed, 0.0), falling_and_rising)
     slopes = op.Where(
-        near,
+        op.LessOrEqual(away, 1.0),
         op.Mul(away, op.Sub(op.Mul(away, 3 * (_A + 2)), 2 * (_A + 3))),
         op.Mul(op.Add(op.Mul(op.Sub(op.Mul(away, 3.0), 10.0), away), 8.0), _A),
     )
-    return taps, weights, op.Mul(slopes, direction)
+    return taps, cubic_weights(op, away, _A), op.Mul(slopes, op.Sign(signed))
 
 
 def _reflected(op: Ops, taps: ir.Value, last: ir.Value, *, aligned: bool) -> ir.Value:

@@ -239,7 +239,7 @@ def _taps(op: Ops, call: Call, source: ir.Value, scale: ir.Value) -> tuple[ir.Va
     taps = op.Add(op.Floor(source), op.Cast(offsets, to=_FLOAT))
     distance = op.Mul(op.Abs(op.Sub(taps, source)), stretch)
     if mode == "cubic":
-        return taps, _cubic(op, distance, call.get("cubic_coeff_a", -0.75))
+        return taps, cubic_weights(op, distance, call.get("cubic_coeff_a", -0.75))
     return taps, op.Max(op.Sub(1.0, distance), op.like(0.0, distance))
 
 
@@ -251,8 +251,8 @@ def _round(op: Ops, source: ir.Value, mode: str) -> ir.Value:
     return op.Ceil(op.Sub(source, 0.5)) if mode == "round_prefer_floor" else op.Floor(op.Add(source, 0.5))
 
 
-def _cubic(op: Ops, d: ir.Value, a: float) -> ir.Value:
-    """Keys' kernel: (a+2)d³ − (a+3)d² + 1 for d ≤ 1, a(d³ − 5d² + 8d − 4) for 1 < d < 2, 0 beyond."""
+def cubic_weights(op: Ops, d: ir.Value, a: float) -> ir.Value:
+    """Keys' kernel at distance d ≥ 0: (a+2)d³ − (a+3)d² + 1 up to 1, a(d³ − 5d² + 8d − 4) up to 2, 0 beyond."""
     near = op.Add(op.Mul(op.Mul(op.Sub(op.Mul(d, a + 2), a + 3), d), d), 1.0)
     far = op.Mul(op.Sub(op.Mul(op.Add(op.Mul(op.Sub(d, 5.0), d), 8.0), d), 4.0), a)
     return op.Where(op.LessOrEqual(d, 1.0), near, op.Where(op.Less(d, 2.0), far, op.Mul(d, 0.0)))
