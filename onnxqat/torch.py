@@ -57,7 +57,8 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
 
     It returns a tensor, or a tuple in the model's order where there are several outputs. Gradients are those of
     `onnxqat.Trainer.gradients`, for inputs that require one too; a parameter whose `requires_grad` is False is left out of the
-    backward graph. Training and evaluation mode are the same; where no gradient is asked for (`torch.no_grad`), the forward
+    backward graph. Training and evaluation mode are the same, all quantizers at work from the first step (start epochs of
+    `Config` are for `Trainer`); where no gradient is asked for (`torch.no_grad`), the forward
     graph runs alone.
 
     Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
