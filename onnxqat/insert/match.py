@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -14,6 +14,8 @@ from onnxqat.graph.qdq import constant
 from onnxqat.insert.groups import Group, Skip, inputs, is_float, label, sole_user
 from onnxqat.insert.origins import origins
 from onnxqat.insert.patterns import MATCHERS
+from onnxqat.insert.patterns.decomposed import Whole, find_wholes
+from onnxqat.insert.patterns.weighted import attention_reason
 from onnxqat.insert.settings import overridden
 from onnxqat.insert.targets import Target
 
@@ -28,13 +30,19 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     nodes = list(model.graph)
     _check_rules(nodes, config.rules)
     ignored = {node for node in nodes if any(rule.matches(node) for rule in config.ignore)}
+    wholes = {n: w for n, w in find_wholes(model.graph).items() if w.name not in target.decomposed}
     groups: list[Group] = []
     skips: list[Skip] = []
     absorbed: set[ir.Node | None] = set()
     for node in nodes:
         if node in absorbed:
             continue
-        result = _match(node, target, ignored)
+        if node in wholes and node not in ignored:
+            result: Group | Skip | None = Skip(node, f"part of a {wholes[node].name}, which stays in float as a whole")
+        else:
+            result = _match(node, target, ignored)
+        if isinstance(result, Group) and result.weight is None:
+            result = _attention_obstacle(result, wholes, target) or result
         if isinstance(result, Skip):
             skips.append(result)
         elif result is not None:
@@ -43,7 +51,7 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     _check_overrides(groups, target, config)
     asked = [_asked_for(group, target, config) for group in groups]
     skips += [result for result in asked if isinstance(result, Skip)]
-    groups, dropped = _inside_integer_regions([result for result in asked if isinstance(result, Group)], target)
+    groups, dropped = _inside_integer_regions([result for result in asked if isinstance(result, Group)], wholes, target)
     if not any(group.weight is not None for group in groups):
         raise UnsupportedModelError(_no_weights(skips, target))
     return groups, skips + dropped
@@ -91,6 +99,13 @@ def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip
     return Skip(node, f"{target.name} has no integer kernel for {node.op_type}")
 
 
+def _attention_obstacle(group: Group, wholes: Mapping[ir.Node, Whole], target: Target) -> Skip | None:
+    """Why a product with probabilities from a Softmax that is written as several nodes stays in float."""
+    above = [v.producer() for v in group.reads[:1] if group.node.op_type == "MatMul"]
+    softmax = any(node in wholes and wholes[node].name == "Softmax" for node in above if node is not None)
+    return Skip(group.node, attention_reason(target)) if softmax and not target.softmax_product else None
+
+
 def _behind_activations(value: ir.Value, target: Target, ignored: set[ir.Node]) -> ir.Value:
     """The value behind the activations that vanish in the requantization of `value`'s producer."""
     user = sole_user(value)
@@ -108,7 +123,9 @@ def _starts_at_zero(node: ir.Node, target: Target) -> bool:
     return low is not None and float(low) == 0.0
 
 
-def _inside_integer_regions(groups: Sequence[Group], target: Target) -> tuple[list[Group], list[Skip]]:
+def _inside_integer_regions(
+    groups: Sequence[Group], wholes: Mapping[ir.Node, Whole], target: Target
+) -> tuple[list[Group], list[Skip]]:
     """Drops kernels without weights whose surroundings are float: quantizing them alone costs accuracy and time."""
     kept = list(groups)
     dropped: list[Skip] = []
@@ -116,7 +133,9 @@ def _inside_integer_regions(groups: Sequence[Group], target: Target) -> tuple[li
         weighted = [g for g in kept if g.weight is not None]
         integer = {g.writes for g in kept} | {above for g in weighted for v in g.reads for above in origins(v, target)}
         read = {above for g in kept for v in g.reads for above in origins(v, target)}
-        out = [Skip(g.node, reason) for g in kept if (reason := _float_side(g, integer, read, target)) is not None]
+        out = [
+            Skip(g.node, reason) for g in kept if (reason := _float_side(g, integer, read, wholes, target)) is not None
+        ]
         if not out:
             return kept, dropped
         dropped += out
@@ -124,24 +143,30 @@ def _inside_integer_regions(groups: Sequence[Group], target: Target) -> tuple[li
         kept = [g for g in kept if g.node not in gone]
 
 
-def _float_side(group: Group, integer: set[ir.Value], read: set[ir.Value], target: Target) -> str | None:
+def _float_side(
+    group: Group, integer: set[ir.Value], read: set[ir.Value], wholes: Mapping[ir.Node, Whole], target: Target
+) -> str | None:
     if group.weight is not None:
         return None
     for value in group.reads:
-        if constant(value) is None and not all(_is_integer(above, integer, target) for above in origins(value, target)):
+        sources = [] if constant(value) is not None else origins(value, target)
+        if not all(_is_integer(above, integer, wholes, target) for above in sources):
             return f"reads {value.name!r}, which stays in float"
     if group.node.op_type in target.quantized_outputs and group.writes not in read:
         return f"its output {group.writes.name!r} is read in float only"
     return None
 
 
-def _is_integer(value: ir.Value, integer: set[ir.Value], target: Target) -> bool:
+def _is_integer(value: ir.Value, integer: set[ir.Value], wholes: Mapping[ir.Node, Whole], target: Target) -> bool:
     """Whether a value is computed as integers, or by an activation in float between two pairs."""
     producer = value.producer()
-    if value in integer or producer is None or producer.op_type not in target.between:
+    if value in integer or producer is None:
         return value in integer
-    data = producer.inputs[0]
-    return data is not None and all(_is_integer(above, integer, target) for above in origins(data, target))
+    if producer in wholes:
+        data = wholes[producer].reads if wholes[producer].name in target.between else None
+    else:
+        data = producer.inputs[0] if producer.op_type in target.between else None
+    return data is not None and all(_is_integer(above, integer, wholes, target) for above in origins(data, target))
 
 
 def _check_rules(nodes: Sequence[ir.Node], rules: Iterable[Select]) -> None:

@@ -24,6 +24,7 @@ class Target:
         repeats: data movement that runs on integers, if at all, only with a second pair, of the same scale, behind it.
         absorbs: activations that vanish in the requantization of the node before them.
         between: activations without an integer kernel that are worth running in float between two pairs.
+        decomposed: functions of several nodes whose parts may be quantized one by one; others stay in float as wholes.
         quantized_outputs: operators whose integer kernel must write integers; others may write float.
         joins: operators whose inputs share one scale, so that a quantizer passes through them to each input.
         symmetric_activations: whether activations have a fixed zero point.
@@ -41,6 +42,7 @@ class Target:
     repeats: frozenset[str]
     absorbs: frozenset[str]
     between: frozenset[str]
+    decomposed: frozenset[str]
     quantized_outputs: frozenset[str]
     joins: frozenset[str]
     symmetric_activations: bool
@@ -71,6 +73,7 @@ ORT_CPU = Target(
     between=_operators(
         "Relu Clip HardSigmoid HardSwish Tanh Elu PRelu Celu Selu Mish Gelu Softplus Softsign ThresholdedRelu Softmax"
     ),
+    decomposed=_operators("Swish"),
     quantized_outputs=_ORT_INTEGER | {"Conv"},
     joins=frozenset(),
     symmetric_activations=False,
@@ -91,7 +94,8 @@ OPENVINO = Target(
     # without a pair behind a Pad, what follows runs in float (OpenVINO 2026.4)
     repeats=_operators("Resize Tile Pad"),
     absorbs=_operators("Relu Clip LeakyRelu PRelu Elu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish"),
-    between=frozenset(),
+    between=_operators("HardSwish Gelu Swish"),
+    decomposed=frozenset(),
     quantized_outputs=frozenset(),
     joins=_operators("Concat"),
     symmetric_activations=True,

@@ -39,10 +39,15 @@ def _product(node: ir.Node, left: ir.Value, right: ir.Value, target: Target) -> 
     """MatMul of two activations, as in attention."""
     producer = left.producer()
     if producer is not None and producer.op_type == "Softmax" and not target.softmax_product:
-        return Skip(node, f"attention probabilities stay in float on {target.name}")
+        return Skip(node, attention_reason(target))
     if constant(left) is not None:
         return Skip(node, f"its constant {left.name!r} is on the left; kernels take weights on the right")
     return Group(node, (left, right), node.outputs[0])
+
+
+def attention_reason(target: Target) -> str:
+    """Why the product of attention probabilities and values stays in float."""
+    return f"attention probabilities stay in float on {target.name}"
 
 
 def _gemm_obstacle(node: ir.Node) -> str | None:

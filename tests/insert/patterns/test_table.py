@@ -12,7 +12,7 @@ FILES = [module.name for module in pkgutil.iter_modules(patterns.__path__)]
 @pytest.mark.parametrize("name", FILES)
 def test_every_pattern_file_has_a_row_in_the_table(name):
     module = importlib.import_module(f"onnxqat.insert.patterns.{name}")
-    assert module.match in patterns.MATCHERS.values()
+    assert hasattr(module, "find_wholes") or module.match in patterns.MATCHERS.values()
 
 
 @pytest.mark.parametrize("name", FILES)
