@@ -53,9 +53,9 @@ def decompose_batch_normalization(graph: ir.Graph) -> None:
         scale = constant_value(graph, f"{node.name}_scale", affine.scale.reshape(shape))
         shift = constant_value(graph, f"{node.name}_shift", affine.shift.reshape(shape))
         multiply = ir.node("Mul", [affine.data, scale], name=fresh_name(graph, f"{node.name}_Mul"))
-        multiply.outputs[0].type, multiply.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        multiply.outputs[0].type, multiply.outputs[0].shape = node.outputs[0].type, affine.data.shape
         add = ir.node("Add", [multiply.outputs[0], shift], name=fresh_name(graph, f"{node.name}_Add"))
-        add.outputs[0].type = node.outputs[0].type
+        add.outputs[0].type, add.outputs[0].shape = node.outputs[0].type, affine.data.shape
         graph.insert_before(node, [multiply, add])
         multiply.outputs[0].name = fresh_value_name(graph, f"{multiply.name}_output")
         add.outputs[0].name = fresh_value_name(graph, f"{add.name}_output")

@@ -73,6 +73,18 @@ def test_batch_normalization_behind_a_shared_weight_changes_only_its_own_conv():
     assert second.input[1:] == ["w", "b"]
 
 
+def test_every_one_of_several_batch_normalizations_becomes_multiply_and_add():
+    nodes = f"r = Relu(x) n = {NORMALIZE.format('r')} m = {NORMALIZE.format('n')} y = Conv(m, w, b)"
+    assert [n.op_type for n in prepared(image(nodes, **NORM)).graph.node] == [
+        "Relu",
+        "Mul",
+        "Add",
+        "Mul",
+        "Add",
+        "Conv",
+    ]
+
+
 def test_relu_before_batch_normalization_becomes_multiply_and_add():
     result = prepared(image(f"c = Conv(x, w, b) r = Relu(c) y = {NORMALIZE.format('r')}", **NORM))
     assert [n.op_type for n in result.graph.node] == ["Conv", "Relu", "Mul", "Add"]
