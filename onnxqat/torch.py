@@ -100,12 +100,18 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
             _check_place(name, tensor)
         self._project()
         wrt = frozenset(name for name, tensor in tensors.items() if tensor.requires_grad)
-        results: tuple[torch.Tensor, ...]
         if wrt and torch.is_grad_enabled():
-            results = _Run.apply(self._function, wrt, list(tensors), *tensors.values())
+            computed = _Run.apply(self._function, wrt, list(tensors), *tensors.values())
+            outputs = dict(zip(self._function.computed, computed, strict=True))
         else:
-            outputs = self._function.evaluate({name: _value(name, tensor) for name, tensor in tensors.items()})
-            results = tuple(_tensor(outputs[name]) for name in self._function.outputs)
+            found = self._function.evaluate({name: _value(name, tensor) for name, tensor in tensors.items()})
+            outputs = {name: _tensor(value) for name, value in found.items()}
+        known = {
+            **{name: torch.from_numpy(array) for name, array in self._function.fixed.items()},
+            **tensors,
+            **outputs,
+        }
+        results = tuple(known[name] for name in self._function.outputs)
         return results[0] if len(results) == 1 else results
 
     def groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -173,13 +179,13 @@ class _Run(torch.autograd.Function):  # type: ignore[misc]
         ctx.saved = [name for name in ctx.halves.backward.inputs if name in known]
         # PyTorch notices when one of them changes before the backward pass, and lets go of them after it.
         ctx.save_for_backward(*(known[name] for name in ctx.saved))
-        ctx.mark_non_differentiable(*(known[n] for n in function.outputs if n not in function.differentiable))
-        return tuple(known[name] for name in function.outputs)
+        ctx.mark_non_differentiable(*(known[n] for n in function.computed if n not in function.differentiable))
+        return tuple(known[name] for name in function.computed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        outputs = dict(zip(ctx.function.outputs, cotangents, strict=True))
+        outputs = dict(zip(ctx.function.computed, cotangents, strict=True))
         given = {cotangent(name): outputs[name] for name in ctx.function.differentiable}
         given |= dict(zip(ctx.saved, ctx.saved_tensors, strict=True))
         results = ctx.halves.backward({name: _value(name, tensor) for name, tensor in given.items()})

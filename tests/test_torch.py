@@ -14,6 +14,7 @@ from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.torch import as_module, to_model
 from onnxqat.train.trainer import Trainer
 from tests.models import model, outputs, random
+from tests.test_model_shapes import SHAPES, data
 from tests.train.test_trainer import BODY, WEIGHTS, batches, torch_gradients
 
 
@@ -335,6 +336,32 @@ def test_several_inputs_and_outputs_of_several_types():
     expected = torch.sigmoid(right)
     np.testing.assert_allclose(right.grad, (2 * expected**2 * (1 - expected)).detach(), rtol=1e-2, atol=1e-2)
     assert module.table.grad is not None
+
+
+@pytest.mark.parametrize("proto", SHAPES.values(), ids=SHAPES)
+def test_models_of_every_shape_answer_as_the_runtime_and_have_the_trainers_gradients(proto):
+    given = data(proto)
+    qdq = onnxqat.insert(proto, given)
+    fixed = {initializer.name for initializer in qdq.graph.initializer}
+    batch = {i.name: given[0][i.name] for i in qdq.graph.input if i.name not in fixed}
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    module = as_module(qdq, threads=1)
+    found = module(**tensors)
+    with torch.no_grad():
+        plain = module(**tensors)
+    as_tuple = [value if isinstance(value, tuple) else (value,) for value in (found, plain)]
+    for one, other, expected in zip(*as_tuple, outputs(qdq, batch), strict=True):
+        np.testing.assert_array_equal(one.detach().numpy(), expected)
+        np.testing.assert_array_equal(other.detach().numpy(), expected)
+    score = as_tuple[0][0]
+    if score.is_floating_point():  # the losses look at the first output
+        target = torch.tensor(random(*score.shape))
+        functional.mse_loss(score, target).backward()
+        _, gradients = Trainer(qdq, loss="mse", threads=1).gradients({**batch, "label": target.numpy()})
+        for name, parameter in module.named_parameters():
+            scale = np.abs(gradients[name]).max()
+            # 1/n is rounded once more in one of the two where n is no power of two
+            np.testing.assert_allclose(parameter.grad.numpy(), gradients[name], rtol=0, atol=1e-6 * scale)
 
 
 def test_it_is_a_part_among_others(module):

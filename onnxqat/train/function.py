@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxqat.graph.qdq import constant
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.engine import Floats, Program, Value
 from onnxqat.train.evaluate_gradients import COTANGENT, add_weighted_sum
@@ -48,16 +49,25 @@ class Function:
         layout: the parameters.
         initial: the flat array of them as the model has it.
         outputs: names of the model's outputs.
-        differentiable: names of those that are floats.
+        computed: names of those that a node computes; another is an input or an initializer itself.
+        differentiable: names of those that are computed, and floats.
+        fixed: arrays of outputs that are initializers and no parameters.
     """
 
     def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
         self._qdq = qdq
         self._forward, self.layout = forward_graph(qdq)
         self.initial = initial_values(self._forward.graph, self.layout)
-        self.outputs = tuple(str(value.name) for value in self._forward.graph.outputs)
-        floats = [value for value in self._forward.graph.outputs if value.dtype in FLOAT_TYPES]
-        self.differentiable = tuple(str(value.name) for value in floats)
+        graph = self._forward.graph
+        self.outputs = tuple(str(value.name) for value in graph.outputs)
+        self.fixed = {
+            name: array
+            for name in self.outputs
+            if name not in self._parameters and (array := constant(graph.initializers.get(name))) is not None
+        }
+        graph.outputs[:] = [value for value in graph.outputs if value.producer() is not None]
+        self.computed = tuple(str(value.name) for value in graph.outputs)
+        self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
         self._threads = threads
         self._plain: Program | None = None
         self._halves: dict[frozenset[str], Halves] = {}
@@ -70,10 +80,10 @@ class Function:
         return ir.to_proto(with_values(self._qdq, self.layout, flat))
 
     def evaluate(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """The outputs alone."""
+        """The computed outputs alone."""
         if self._plain is None:
             model = self._forward.clone()
-            schedule(model, self.outputs)
+            schedule(model, self.computed)
             make_inputs(model.graph, self._parameters)
             self._plain = Program(model, self._threads)
         return self._plain(values)
@@ -88,7 +98,7 @@ class Function:
             model = self._forward.clone()
             add_weighted_sum(model.graph, self.differentiable)
             training = differentiate(model, LOSS, sorted(wrt))
-            schedule(training, self.outputs)
+            schedule(training, self.computed)
             make_inputs(training.graph, self._parameters)
             self._halves[wrt] = self._split(training)
         return self._halves[wrt]
@@ -98,7 +108,7 @@ class Function:
         return [parameter.name for parameter in self.layout.parameters]
 
     def _split(self, training: ir.Model) -> Halves:
-        ahead = ancestors(training.graph, set(self.outputs))
+        ahead = ancestors(training.graph, set(self.computed))
         crossing = [
             str(value.name)
             for node in training.graph
@@ -106,8 +116,8 @@ class Function:
             for value in node.outputs
             if any(use.node not in ahead for use in value.uses())
         ]
-        kept = list(dict.fromkeys([*self.outputs, *crossing]))
-        gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.outputs]
+        kept = list(dict.fromkeys([*self.computed, *crossing]))
+        gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.computed]
         forward = Program(_cut(training, {}, kept), self._threads)
         types = {name: forward.outputs[name] for name in crossing}
         return Halves(forward, Program(_cut(training, types, gradients), self._threads))
