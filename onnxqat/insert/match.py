@@ -54,7 +54,17 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     groups, dropped = _inside_integer_regions([result for result in asked if isinstance(result, Group)], wholes, target)
     if not any(group.weight is not None for group in groups):
         raise UnsupportedModelError(_no_weights(skips, target))
-    return groups, skips + dropped
+    return [_without_accumulated(group, groups, target) for group in groups], skips + dropped
+
+
+def _without_accumulated(group: Group, groups: Sequence[Group], target: Target) -> Group:
+    """An Add without the reads that the kernels of weighted nodes hand it before they requantize."""
+    if group.node.op_type != "Add" or not target.accumulates:
+        return group
+    shapes = {str(value.shape) for value in inputs(group.node)}
+    weighted = {g.writes for g in groups if g.reads and g.quantizes_weight and g.node.op_type in target.accumulates}
+    handed = {v for v in group.reads if v in weighted and sole_user(v) is group.node} if len(shapes) == 1 else set()
+    return replace(group, reads=tuple(value for value in group.reads if value not in handed))
 
 
 def _asked_for(group: Group, target: Target, config: Config) -> Group | Skip:

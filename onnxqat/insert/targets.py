@@ -26,6 +26,8 @@ class Target:
         between: activations without an integer kernel that are worth running in float between two pairs.
         decomposed: functions of several nodes whose parts may be quantized one by one; others stay in float as wholes.
         quantized_outputs: operators whose integer kernel must write integers; others may write float.
+        accumulates: weighted operators that add a value of the output's shape to their accumulator, in float, before they
+            requantize: what only an Add reads of them needs no quantizer, and would lose its rounding in the runtime.
         joins: operators whose inputs share one scale, so that a quantizer passes through them to each input.
         symmetric_activations: whether activations have a fixed zero point.
         signed_activations: whether symmetric activations with negative values are int8; uint8 with the zero point in the middle
@@ -44,6 +46,7 @@ class Target:
     between: frozenset[str]
     decomposed: frozenset[str]
     quantized_outputs: frozenset[str]
+    accumulates: frozenset[str]
     joins: frozenset[str]
     symmetric_activations: bool
     signed_activations: bool
@@ -75,6 +78,7 @@ ORT_CPU = Target(
     ),
     decomposed=_operators("Swish"),
     quantized_outputs=_ORT_INTEGER | {"Conv"},
+    accumulates=frozenset(),
     joins=frozenset(),
     symmetric_activations=False,
     signed_activations=False,
@@ -97,6 +101,7 @@ OPENVINO = Target(
     between=_operators("HardSwish Gelu Swish"),
     decomposed=frozenset(),
     quantized_outputs=frozenset(),
+    accumulates=_operators("Conv"),
     joins=_operators("Concat"),
     symmetric_activations=True,
     signed_activations=True,

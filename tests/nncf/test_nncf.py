@@ -172,7 +172,7 @@ def test_file_may_hold_comments(tmp_path):
         ({"target_scopes": ["body"]}, lambda q: set(q) == {"r", "v"}),
         ({"quantize_inputs": False}, lambda q: "x" not in q),
         ({"quantize_outputs": True}, lambda q: "y_unquantized" in q),
-        ({"scope_overrides": {"activations": {"sum": {"mode": "asymmetric"}}}}, lambda q: q["t"].zero_points != 0),
+        ({"scope_overrides": {"activations": {"twin": {"mode": "asymmetric"}}}}, lambda q: q["k"].zero_points != 0),
         (
             {"scope_overrides": {"weights": {"{re}hea": {"mode": "asymmetric"}}}},
             lambda q: np.any(q["u"].zero_points != 0),
