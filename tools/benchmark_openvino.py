@@ -39,8 +39,8 @@ def write_ours(float_model: Path, layout: str, steps: int, folder: Path) -> dict
     """Our deployed models: without training, and after that many steps of it."""
     config = onnxqat.Config(target="openvino", activation_range="min_max")
     inserted = onnxqat.insert(float_model, data("calibration", layout), config)
-    trainer = onnxqat.Trainer(inserted, optimizer=onnxqat.AdamW(lr=1e-4), schedule=onnxqat.Cosine())
-    trainer.schedule.position.steps = steps
+    trainer = onnxqat.Trainer(inserted, optimizer=onnxqat.AdamW(lr=1e-5), schedule=onnxqat.Cosine())
+    trainer.schedule.plan(epochs=1, steps_per_epoch=steps)
     while trainer.schedule.position.step < steps:
         for batch in data("train", layout):
             if trainer.schedule.position.step < steps:
