@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import onnx
@@ -31,7 +31,12 @@ class Optimizer(Protocol):
     Attributes:
         lr: learning rate before the schedule's factor.
         moments: how many flat arrays of its own it keeps.
+        relative: whether steps are measured by the size of each parameter.
     """
+
+    @property
+    def relative(self) -> bool:
+        """See above."""
 
     @property
     def lr(self) -> float:
@@ -72,6 +77,7 @@ class SGD:
     lr: float
     momentum: float = 0.9
     weight_decay: float = 0.0
+    relative: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("SGD", "lr", self.lr, lambda x: x > 0, "above 0")
@@ -98,12 +104,19 @@ class SGD:
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), as torch.optim.AdamW."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), as torch.optim.AdamW.
+
+    With `relative`, the step of each weight and bias is multiplied by its tensor's root mean square when training began (as
+    Adafactor does, Shazeer and Stern 2018, section 8). Where normalizations were folded into convolutions, weights of one
+    model can differ a thousandfold in size, and so do the steps of their quantizers: no one absolute rate moves the codes of
+    all of them. Scales are updated relatively in any case.
+    """
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    relative: bool = False
 
     def __post_init__(self) -> None:
         _check("AdamW", "lr", self.lr, lambda x: x > 0, "above 0")
@@ -141,7 +154,8 @@ def update_graph(optimizer: Optimizer, *, logarithmic: bool) -> onnx.ModelProto:
     """The update of a stretch of the flat arrays.
 
     Inputs: `p`, `g`, `m0`…, all float32 [N]; the scalars of `Optimizer.rates`; `gradient_factor`, a scalar on the gradient;
-    `low` and `high` [N], bounds, for scales. Outputs: `p_new`, `m0_new`…, each of which may be written over its input.
+    `low` and `high` [N], bounds, for scales; `unit` [N], factors on the steps of others, where the optimizer is relative.
+    Outputs: `p_new`, `m0_new`…, each of which may be written over its input.
 
     Args:
         optimizer: what to do.
@@ -162,7 +176,11 @@ def update_graph(optimizer: Optimizer, *, logarithmic: bool) -> onnx.ModelProto:
         changed = op.Min(op.Max(op.Mul(p, op.Exp(op.Neg(step))), low), high)
     else:
         update = optimizer.direction(op, p, scaled, moments, rate)
-        changed = op.Sub(p if update.kept is None else op.Mul(p, update.kept), update.step)
+        step = update.step
+        if optimizer.relative:
+            inputs.append(_vector("unit"))
+            step = op.Mul(step, inputs[-1])
+        changed = op.Sub(p if update.kept is None else op.Mul(p, update.kept), step)
     outputs = [changed, *update.moments]
     for name, value in zip(["p_new", *(f"m{i}_new" for i in range(len(moments)))], outputs, strict=True):
         value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N"])

@@ -19,6 +19,8 @@ from onnxqat.train.parameters import Kind, Layout
 STRETCH = 1 << 16
 #: A scale may shrink to this share of what it was when training began, so that int32 biases stay in range.
 SCALE_FLOOR = 2.0**-14
+#: Of a parameter, for relative steps; biases may begin at 0 (Adafactor's ε₂).
+SMALLEST_SIZE = 1e-3
 
 
 class Updater:
@@ -35,6 +37,7 @@ class Updater:
         self._kept: list[object] = []  # bindings keep no references
         self._rates: dict[Kind, dict[str, Floats]] = {}
         low, high = scale_bounds(layout, parameters)
+        units = sizes(layout, parameters)
         for kind, (start, stop) in layout.bounds.items():
             if start == stop:
                 continue
@@ -52,6 +55,8 @@ class Updater:
                 if kind == "scale":
                     inner = slice(part.start - start, part.stop - start)
                     vectors |= {"low": low[inner], "high": high[inner]}
+                elif optimizer.relative:
+                    vectors["unit"] = units[part]
                 self._bind(kind, session, vectors, scalars)
 
     def __call__(self, lr: float, step: int, gradient_factor: float) -> None:
@@ -79,6 +84,15 @@ class Updater:
         value = ort.OrtValue.ortvalue_from_numpy(array)
         self._kept += [array, value]
         return value
+
+
+def sizes(layout: Layout, parameters: Floats) -> Floats:
+    """Root mean square of the parameter that each element of the flat array belongs to, at least `SMALLEST_SIZE`."""
+    units = np.ones_like(parameters)
+    for parameter in layout.parameters:
+        view = parameter.view(parameters)
+        parameter.view(units)[...] = max(float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))), SMALLEST_SIZE)
+    return units
 
 
 def scale_bounds(layout: Layout, parameters: Floats) -> tuple[Floats, Floats]:

@@ -5,7 +5,7 @@ import torch
 from onnxqat.errors import InputError
 from onnxqat.train.optimizers import LARGEST_LOG_STEP, SGD, AdamW
 from onnxqat.train.parameters import Layout, Parameter
-from onnxqat.train.update import STRETCH, Updater
+from onnxqat.train.update import SMALLEST_SIZE, STRETCH, Updater, sizes
 
 SIZE = 1000
 
@@ -122,3 +122,36 @@ def test_an_array_longer_than_a_stretch_is_updated_throughout():
 def test_an_invalid_optimizer_cannot_be_built(make):
     with pytest.raises(InputError):
         make()
+
+
+@pytest.mark.parametrize("size", [100.0, 1.0, 1e-2])
+def test_relative_steps_are_those_of_torch_at_a_rate_times_the_weights_size(size):
+    start, gradients = arrays(2)
+    start *= np.float32(size)
+    rms = float(np.sqrt(np.mean(start.astype(np.float64) ** 2)))
+    ours = run_ours(AdamW(0.01, relative=True), "weight", start, gradients, 0.01)
+    theirs = run_torch(lambda p: torch.optim.AdamW(p, 0.01 * rms, weight_decay=0), start, gradients)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * size)
+
+
+def test_relative_steps_move_a_bias_that_begins_at_zero():
+    start, gradients = np.zeros(SIZE, np.float32), arrays(2)[1]
+    moved = run_ours(AdamW(0.01, relative=True), "other", start, gradients[:1], 0.01)
+    np.testing.assert_allclose(np.abs(moved), 0.01 * SMALLEST_SIZE, rtol=1e-3)
+
+
+def test_each_parameter_has_a_size_of_its_own():
+    parameters = (Parameter("a", "weight", 0, (2, 2)), Parameter("b", "weight", 16, (3,)))
+    flat = np.ones(32, np.float32)
+    flat[:4], flat[16:19] = [3, -3, 3, 3], [0.5, -0.5, 0.5]
+    units = sizes(Layout(parameters, {"weight": (0, 32), "other": (0, 0), "scale": (0, 0)}, 32), flat)
+    assert units[:4].tolist() == [3.0] * 4
+    assert units[16:19].tolist() == [0.5] * 3
+
+
+def test_relative_makes_no_difference_to_scales():
+    start, gradients = arrays(3)
+    plain, relative = (
+        run_ours(AdamW(0.01, relative=r), "scale", np.abs(start), gradients, 0.01) for r in (False, True)
+    )
+    np.testing.assert_array_equal(plain, relative)

@@ -1,0 +1,78 @@
+"""Six pretrained models through insert, train, fold and verify: `python -m tools.benchmark_real_models [NAME ...] [--readme]`.
+
+Prints a table, and with `--readme` writes it into its section of the README. Results of earlier runs are kept in
+.cache/real_models.json, so that single models can be run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from tools.fetch_models import FOLDER
+from tools.readme import replace_section
+from tools.real_models.recipes import MODELS, RealModel
+from tools.real_models.run import Result, run
+
+KEPT = FOLDER.parent / "real_models.json"
+
+Results = dict[str, list[Result]]
+
+
+def main() -> None:
+    """Runs the named models, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(model.name for model in MODELS))
+    parser.add_argument("--only", choices=["eight", "low"], help="run one of the two widths; the other is as it was")
+    parser.add_argument("--interpreter", type=Path, help="Python of an environment whose onnxruntime verifies")
+    parser.add_argument("--readme", action="store_true")
+    arguments = parser.parse_args()
+    results = _kept()
+    for model in [m for m in MODELS if m.name in (arguments.names or [m.name for m in MODELS])]:
+        data = model.data()
+        for width in [arguments.only] if arguments.only else ["eight", "low"]:
+            result = run(model, getattr(model, width), data, interpreter=arguments.interpreter)
+            before = results.get(model.name, [])
+            results[model.name] = [result, *before[1:]] if width == "eight" else [*before[:1], result]
+            KEPT.write_text(json.dumps({name: [asdict(r) for r in rs] for name, rs in results.items()}, indent=1))
+            print(model.name, result, flush=True)
+    text = table(results)
+    print(text)
+    if arguments.readme:
+        replace_section("real-models", text)
+
+
+def _kept() -> Results:
+    if not KEPT.exists():
+        return {}
+    return {name: [Result(**r) for r in rs] for name, rs in json.loads(KEPT.read_text()).items()}
+
+
+def table(results: Results) -> str:
+    """Markdown: a line per model and width."""
+    lines = [
+        "| model | float | width | inserted | trained | deployed | recovered | same top-1 | size | latency | integer layers |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for model in MODELS:
+        lines += [_line(model, result) for result in results.get(model.name, [])]
+    return "\n".join(lines)
+
+
+def _line(model: RealModel, result: Result) -> str:
+    digits = 2 if model.unit == "dB" else 1
+    scores = [result.float_model, result.inserted, result.trained, result.deployed]
+    whole, inserted, trained, deployed = (f"{score:.{digits}f} {model.unit}" for score in scores)
+    lost = result.float_model - result.inserted
+    recovered = f"{result.recovered:.0%}" if lost > (0.3 if model.unit == "dB" else 0.5) else ""
+    # the largest number of an embedding or a picture says nothing
+    agreement = "" if model.unit == "dB" or model.name == "sentences" else f"{result.agreement or 0:.1%}"
+    cells = [model.title, whole, result.name, inserted, trained, deployed, recovered, agreement]
+    cells += [f"{result.size_ratio:.2f}", f"{result.latency_ratio:.2f}", f"{result.integer} of {result.layers}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

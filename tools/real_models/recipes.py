@@ -1,0 +1,91 @@
+"""The six models: their data, and how each is quantized and trained, at 8 bits and at a width that breaks it at first."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxqat.config import Config
+from tools.fetch_models import FOLDER
+from tools.real_models.model import Data
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to quantize and train a model; the loss is always `distill` against the float model, without labels.
+
+    Attributes:
+        name: what is said of it in tables.
+        config: for `insert`.
+        lr: largest learning rate of AdamW with relative steps.
+        steps: optimizer steps of one batch each.
+    """
+
+    name: str
+    config: Config
+    lr: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """One of the six models.
+
+    Attributes:
+        title: for tables.
+        name: of its file.
+        module: of tools.real_models that makes its data.
+        unit: of its score.
+        train: examples to draw batches for training from.
+        test: examples to judge by.
+        eight: 8 bits.
+        low: few bits.
+    """
+
+    title: str
+    name: str
+    module: str
+    unit: str
+    train: int
+    test: int
+    eight: Recipe
+    low: Recipe
+
+    @property
+    def path(self) -> Path:
+        """Where `tools.fetch_models` puts it."""
+        return FOLDER / f"{self.name}.onnx"
+
+    def data(self, train: int | None = None, test: int | None = None) -> Data:
+        """Its data; fewer examples where that is asked for."""
+        make: Callable[[int, int], Data] = importlib.import_module(f"tools.real_models.{self.module}").data
+        return make(train or self.train, test or self.test)
+
+
+def _eight(lr: float = 1e-4, steps: int = 50) -> Recipe:
+    return Recipe("8 bits", Config(), lr, steps)
+
+
+def _weights(bits: int, lr: float, steps: int, **settings: object) -> Recipe:
+    """One scale for the whole weight: far harder than one per channel."""
+    config = Config(weight_bits=bits, weight_granularity="per_tensor", **settings)  # type: ignore[arg-type]
+    ends = "" if config.first_last_bits is None else ", 8 in first and last layer"
+    ranges = ", min-max ranges" if config.weight_range == "min_max" else ""
+    return Recipe(f"{bits} bits per tensor{ends}{ranges}", config, lr, steps)
+
+
+MODELS = (
+    RealModel("text recognition", "ocr", "words", "%", 400, 200, _eight(), _weights(6, 5e-3, 60, first_last_bits=None)),
+    RealModel("page orientation", "orientation", "pages", "%", 400, 200, _eight(), _weights(4, 1e-2, 100)),
+    RealModel("file type", "file_type", "files", "%", 800, 600, _eight(), _weights(2, 5e-3, 60, first_last_bits=None)),
+    RealModel(
+        "pitch", "pitch", "tones", "%", 1600, 1000, _eight(),
+        _weights(4, 5e-3, 60, first_last_bits=None, weight_range="min_max"),
+    ),
+    RealModel(
+        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 5e-3, 150, first_last_bits=None)
+    ),
+    RealModel("sentence embedding", "sentences", "texts", "%", 400, 600, _eight(), _weights(4, 5e-3, 60, first_last_bits=None)),
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""One model through all stages by one recipe, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+import onnxqat
+from onnxqat.runtime import Inference
+from onnxqat.train.schedules import Cosine
+from tools.real_models.model import Batch, Data
+from tools.real_models.recipes import RealModel, Recipe
+
+CALIBRATION_BATCHES, WARMUP_STEPS = 8, 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one model by one recipe, and the deployed model beside the float one.
+
+    Attributes:
+        name: of the recipe.
+        float_model: score of the float model.
+        inserted: score after `insert`.
+        trained: score after training.
+        deployed: score of what it was folded into, as onnxruntime executes it.
+        agreement: share of outputs' largest scores that trained and deployed model have at the same place.
+        size_ratio: deployed over float, of the files.
+        latency_ratio: deployed over float, of the median time of a batch.
+        integer: weighted layers on integer kernels.
+        layers: weighted layers.
+    """
+
+    name: str
+    float_model: float
+    inserted: float
+    trained: float
+    deployed: float
+    agreement: float | None
+    size_ratio: float
+    latency_ratio: float
+    integer: int
+    layers: int
+
+    @property
+    def recovered(self) -> float:
+        """Share of what insertion lost that the deployed model has again."""
+        lost = self.float_model - self.inserted
+        return (self.deployed - self.inserted) / lost if lost > 0 else 1.0
+
+
+def run(
+    model: RealModel, recipe: Recipe, data: Data, steps: int | None = None, interpreter: Path | None = None
+) -> Result:
+    """Insert, train, fold, verify; `interpreter` runs another onnxruntime for verification."""
+    proto = onnx.load(model.path)
+    inserted = onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], recipe.config)
+    trained = train(inserted, data.inputs(), recipe.lr, steps or recipe.steps)
+    deployed = onnxqat.fold(trained)
+    report = onnxqat.verify(
+        trained,
+        deployed,
+        [examples.inputs for examples in data.test[:4]],
+        interpreter=interpreter,
+        float_model=model.path,
+    )
+    scores = [judged(m, data) for m in (proto, inserted, trained, deployed)]
+    return Result(
+        recipe.name, *scores, report.agreement, report.size.ratio, report.latency.ratio, *report.integer_count()
+    )
+
+
+def train(qdq: onnx.ModelProto, batches: list[Batch], lr: float, steps: int) -> onnx.ModelProto:
+    """Trains against the float model for so many steps, batches in random order."""
+    optimizer = onnxqat.AdamW(lr=lr, relative=True)
+    trainer = onnxqat.Trainer(qdq, loss="distill", optimizer=optimizer, schedule=Cosine(warmup_steps=WARMUP_STEPS))
+    trainer.schedule.plan(1, steps)
+    random = np.random.default_rng(0)
+    order = np.concatenate([random.permutation(len(batches)) for _ in range(-(-steps // len(batches)))])
+    for index in order[:steps]:
+        trainer.step(batches[index])
+    return trainer.model()
+
+
+def judged(model: onnx.ModelProto, data: Data) -> float:
+    """Score of a model as onnxruntime executes it."""
+    session = Inference(model)
+
+    def first(batch: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        return next(iter(session(batch).values()))
+
+    return data.judge(first)
