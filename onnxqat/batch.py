@@ -112,8 +112,10 @@ def _fitting(
         fits = array.ndim == len(shape) and all(s is None or s == d for s, d in zip(shape, array.shape, strict=True))
         if not fits:
             wanted = ", ".join("any" if s is None else str(s) for s in shape)
+            lone = array.ndim == len(shape) - 1
+            remedy = "if these are single samples, let the loader batch them" if lone else "reshape it"
             raise InputError(
-                f"batch {number}: {name!r} has shape {list(array.shape)}, the model takes [{wanted}]; reshape it"
+                f"batch {number}: {name!r} has shape {list(array.shape)}, the model takes [{wanted}]; {remedy}"
             )
     return array
 

@@ -244,12 +244,25 @@ def batches(
         return data if transform is None else replace(data, transform=transform)
     signature = Signature.of(model, labels, needs_labels=needs_labels)
     source = read(data, batch_size)
-    if isinstance(source, Mapping):
+    if _is_one_batch(source, signature):
         raise InputError(
             "data: is a single batch, not an iterable of batches; wrap it in a list, "
             "or cut whole arrays into batches with onnxqat.data.Rows(arrays, batch_size)"
         )
     return Batches(source, signature, transform)
+
+
+def _is_one_batch(source: Source, signature: Signature) -> bool:
+    """Whether a source is a dict of arrays, an array of an input's rank, or such an array and its labels in a tuple."""
+    if isinstance(source, Mapping):
+        return True
+    shape = next(iter(signature.inputs.values()))[1] if signature.inputs else None
+    if shape is None:
+        return False
+    if isinstance(source, tuple):
+        ranks = [getattr(part, "ndim", None) for part in source]
+        return len(ranks) == 2 and ranks[0] == len(shape) and ranks[1] not in (None, len(shape))
+    return getattr(source, "ndim", None) == len(shape)
 
 
 def resolve(name: str) -> Any:

@@ -10,6 +10,7 @@ import onnxqat
 from onnxqat.data import Rows
 from onnxqat.errors import InputError
 from onnxqat.train.trainer import Trainer
+from onnxqat.verify import run
 from tests.models import model, random
 
 ROWS, BATCH = 40, 8
@@ -67,6 +68,11 @@ AS_BATCHES = [{"x": X[cut], "label": LABELS[cut]} for cut in CUTS]
 @pytest.fixture(scope="module")
 def qdq():
     return onnxqat.insert(FLOAT, AS_BATCHES)
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch):
+    monkeypatch.setattr(run, "TIMING_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +222,31 @@ GOOD = {"x": X[:4], "label": LABELS[:4]}
 def test_a_loader_that_changes_midway_is_refused_with_the_batch_number(item, message):
     with pytest.raises(InputError, match=message):
         onnxqat.insert(FLOAT, [GOOD, item])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [(X, LABELS), X, torch.tensor(X), {"x": X, "label": LABELS}],
+    ids=["inputs and labels", "array", "tensor", "dict"],
+)
+def test_whole_arrays_are_told_from_batches(given, qdq):
+    with pytest.raises(
+        InputError, match=r"is a single batch, .* or cut whole arrays into batches with onnxqat.data.Rows"
+    ):
+        Trainer(qdq).fit(given)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        tf.data.Dataset.from_tensor_slices((X, LABELS)),
+        DataLoader(TensorDataset(torch.tensor(X), torch.tensor(LABELS)), batch_size=None),
+    ],
+    ids=["tf.data.Dataset", "torch DataLoader"],
+)
+def test_a_loader_of_single_samples_is_refused(loader, qdq):
+    with pytest.raises(InputError, match=r"has shape \[6\].*; if these are single samples, let the loader batch them"):
+        Trainer(qdq).fit(loader)
 
 
 @pytest.mark.parametrize("kind", ["data", "validation"])

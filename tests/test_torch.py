@@ -13,6 +13,7 @@ import onnxqat
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.torch import as_module, to_model
 from onnxqat.train.trainer import Trainer
+from onnxqat.verify import run
 from tests.models import model, outputs, random
 from tests.test_model_shapes import SHAPES, data
 from tests.train.test_trainer import BODY, WEIGHTS, batches, torch_gradients
@@ -139,7 +140,8 @@ def test_the_model_comes_back_as_it_was(qdq, module):
     assert to_model(module) == Trainer(qdq).model()
 
 
-def test_the_trained_model_is_folded_and_verified(module):
+def test_the_trained_model_is_folded_and_verified(module, monkeypatch):
+    monkeypatch.setattr(run, "TIMING_SECONDS", 0.2)
     torch.optim.SGD(module.parameters(), lr=1e-3).step(lambda: functional.mse_loss(module(X), TARGET).backward())
     trained = to_model(module)
     report = onnxqat.verify(trained, onnxqat.fold(trained), batches(2))

@@ -21,6 +21,7 @@ import onnxqat
 from models import fashion_mnist
 from onnxqat import cli
 from onnxqat.train.trainer import Trainer
+from onnxqat.verify import run
 from tests.models import operators
 
 # Keras 3.15 calls NumPy 2 in ways it has deprecated, when it saves and when it exports.
@@ -183,6 +184,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("make", WAYS.values(), ids=WAYS)
 def test_a_trained_model_goes_all_the_way_and_answers_as_its_framework(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "TIMING_SECONDS", 0.2)
     original = make(tmp_path)
     held_out = list(islice(getattr(fashion_mnist, f"test{original.suffix}")(), 16))
     images, labels = (np.concatenate([b[name] for b in held_out]) for name in ("image", "label"))
