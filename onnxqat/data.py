@@ -6,18 +6,16 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
-from zlib import error as ZlibError  # noqa: N812
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxqat.batch import Batch, Signature, check_alike, check_batch
 from onnxqat.errors import InputError, OnnxqatError
+from onnxqat.rows import Arrays, Rows
 
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
 #: From an item of a loader to a batch.
@@ -105,96 +103,6 @@ class Batches:
             raise InputError(
                 f"transform: fails on item {number} of the loader ({type(error).__name__}: {error}); mend the function"
             ) from error
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Whole arrays in memory, cut into batches; `Trainer.fit` shuffles them anew in every epoch.
-
-    Attributes:
-        arrays: arrays by name of input or label; their first axis counts the same rows.
-        batch_size: rows per batch; the last one may be smaller.
-    """
-
-    arrays: Mapping[str, NDArray[Any]]
-    batch_size: int = 64
-    where: str = field(default="data", repr=False)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch size is {self.batch_size}; it must be at least 1")
-        if not self.arrays or any(np.ndim(array) == 0 for array in self.arrays.values()):
-            raise InputError(f"{self.where}: holds no arrays of rows; write arrays whose first axis counts the samples")
-        lengths = {name: len(array) for name, array in self.arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise InputError(
-                f"{self.where}: its arrays have different lengths ({lengths}); the first axis must count the same rows"
-            )
-
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-        return len(next(iter(self.arrays.values())))
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._cut(np.arange(self.count))
-
-    def shuffled(self, random: np.random.Generator) -> Iterator[Batch]:
-        """Batches of the rows in random order."""
-        return self._cut(random.permutation(self.count))
-
-    def _cut(self, order: NDArray[np.int64]) -> Iterator[Batch]:
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            yield {name: array[rows] for name, array in self.arrays.items()}
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Rows of `.npz` files, cut into batches; files are read one at a time.
-
-    Attributes:
-        files: the files, in order.
-        batch_size: rows per batch; the last one of each file may be smaller.
-    """
-
-    files: tuple[Path, ...]
-    batch_size: int
-    _cache: dict[Path, Rows] = field(default_factory=dict, repr=False, compare=False)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for file in self.files:
-            yield from self._read(file)
-
-    def shuffled(self, random: np.random.Generator) -> Iterator[Batch]:
-        """Batches in random order: files, and rows within each."""
-        for index in random.permutation(len(self.files)):
-            yield from self._read(self.files[index]).shuffled(random)
-
-    def __len__(self) -> int:
-        return sum(len(self._read(file)) for file in self.files)
-
-    def _read(self, file: Path) -> Rows:
-        """Reads one file; a lone file stays in memory, since every epoch needs it again."""
-        if file in self._cache:
-            return self._cache[file]
-        try:
-            if not is_zipfile(file):
-                raise InputError(f"{file}: not an .npz file, or cut off; write it with numpy.savez")
-            with np.load(file, allow_pickle=False) as archive:
-                rows = Rows({name: archive[name] for name in archive.files}, self.batch_size, str(file))
-        except (OSError, ValueError, BadZipFile, EOFError, ZlibError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{file}: not an .npz file of plain arrays ({error}); write it with numpy.savez"
-            ) from error
-        if len(self.files) == 1:
-            self._cache[file] = rows
-        return rows
 
 
 def read(data: str | Path | Source, batch_size: int = 64) -> Source:
