@@ -13,7 +13,7 @@ from onnxqat.train.flow import Step, may_be_float, trace
 from onnxqat.train.gradient_graph import with_gradients
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered
 from onnxqat.train.prepare_gradients import prepare
-from onnxqat.train.rewrite import attach, expand, wrap
+from onnxqat.train.rewrite import attach, complete_outputs, expand, wrap
 
 REMEDIES = (
     "freeze what is before it (name the parameters in `freeze`), exclude it (let the model that is trained end before it), "
@@ -63,6 +63,8 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
     steps = _expand_all(result, _parameters(graph, wrt), target)
     reached = {value.name for step in steps if step.outputs for i in step.inputs if (value := step.node.inputs[i])}
     for step in steps:
+        if step.outputs:
+            complete_outputs(step, graph.opset_imports[""])
         if step.outputs and isinstance(step.rule, Custom):
             wrap(result, step, step.rule, graph.opset_imports[""])
         elif step.outputs and isinstance(step.rule, Registered):

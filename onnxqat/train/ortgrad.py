@@ -67,14 +67,19 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[np.generic]]) ->
     """
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT  # what goes wrong is in the exception
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
     names = [output.name for output in session.get_outputs()]
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    for name, array in arrays.items():
+        if array.dtype.name == "bfloat16":
+            raise UnsupportedModelError(f"input {name!r}: ONNX Runtime takes no bfloat16 arrays; use float32")
     try:
-        results = session.run(names, {name: np.asarray(value) for name, value in feeds.items()})
+        results = session.run(names, arrays)
     except Exception as error:
         raise InputError(f"model: ONNX Runtime cannot run it on these inputs: {short_reason(error)}") from error
     return dict(zip(names, results, strict=True))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxqat.train import ortgrad
 from onnxqat.train.flow import Step
-from onnxqat.train.gradients.rule import Call, Custom, Expanded, GradientFormula, Ops, Registered
+from onnxqat.train.gradients.rule import Call, Custom, Expanded, GradientFormula, Ops, Registered, set_types
 
 DOMAIN = "onnxqat.gradient"
 
@@ -26,6 +26,16 @@ def expand(graph: ir.Graph, step: Step, rule: Expanded, opset: int) -> None:
     for number, new in enumerate(op.nodes):
         new.name = f"{node.name}/{new.op_type}_{number}"
     ir.convenience.replace_nodes_and_values(graph, node, [node], op.nodes, node.outputs[: len(values)], values)
+
+
+def complete_outputs(step: Step, opset: int) -> None:
+    """Gives the node the optional outputs that its gradient needs."""
+    node, count = step.node, getattr(step.rule, "outputs", 0)
+    if count > len(node.outputs):
+        node.resize_outputs(count)
+    for index, value in enumerate(node.outputs[:count]):
+        value.name = value.name or f"{node.name}/output_{index}"
+    set_types(node, opset)
 
 
 def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> None:

@@ -22,7 +22,7 @@ def _x(call: Call) -> ir.Value:
 
 
 def _zero_outside(op: Ops, dy: ir.Value, inside: ir.Value) -> ir.Value:
-    return op.Where(inside, dy, op.like(0.0, dy))
+    return op.masked(dy, inside)
 
 
 def hard_swish_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -94,10 +94,10 @@ def prelu_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | Non
     x, slope = _x(call), call.inputs[1]
     assert slope is not None
     negative = op.Less(x, 0.0)
-    dx = op.Where(negative, op.Mul(dy, slope), dy)
+    dx = op.Where(negative, op.Mul(dy, slope), dy) if 0 in call.wanted else None
     if 1 not in call.wanted:
         return dx, None
-    return dx, op.sum_to(_zero_outside(op, op.Mul(dy, x), negative), slope)
+    return dx, op.sum_to(_zero_outside(op, op.Mul(dy, x), negative), slope, call.outputs[0])
 
 
 def swish(op: Ops, call: Call) -> ir.Value:

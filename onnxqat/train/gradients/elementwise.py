@@ -10,7 +10,7 @@ from functools import reduce
 
 import onnx_ir as ir
 
-from onnxqat.train.gradients.rule import Call, Ops
+from onnxqat.train.gradients.rule import Call, Custom, Ops, Refused, Rule
 
 
 def _present(call: Call) -> list[ir.Value]:
@@ -80,11 +80,19 @@ def mean_as_adds(op: Ops, call: Call) -> ir.Value:
     return op.Div(sum_as_adds(op, call), float(len(_present(call))))
 
 
+def mod_rule(node: ir.Node) -> Rule:
+    """ONNX Runtime's kernel computes the remainder of floats in C's sense alone."""
+    if not node.attributes.get_int("fmod", 0):
+        return Refused("ONNX Runtime takes the remainder of floats with fmod=1 alone")
+    return Custom(mod_gradient, frozenset({0, 1}))
+
+
 def mod_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
     """Y = a − b·q with an integer quotient q: da = dy, db = −Σ dy·q where q = (a − y)/b is locally constant."""
     a, b = _present(call)
-    da = op.sum_to(dy, a) if 0 in call.wanted else None
+    y = call.outputs[0]
+    da = op.sum_to(dy, a, y) if 0 in call.wanted else None
     if 1 not in call.wanted:
         return da, None
-    quotient = op.Round(op.Div(op.Sub(a, call.outputs[0]), b))
-    return da, op.sum_to(op.Neg(op.Mul(dy, quotient)), b)
+    quotient = op.Round(op.Div(op.Sub(a, y), b))
+    return da, op.sum_to(op.Neg(op.Mul(dy, quotient)), b, y)

@@ -47,16 +47,21 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
         version = None if _domain else self.opset
         made = self.call_op(op_type, inputs, attributes, domain=_domain, version=version, outputs=_outputs)
         outputs = [made] if isinstance(made, ir.Value) else list(made)
-        _set_types(self.nodes[-1], self.opset)
+        set_types(self.nodes[-1], self.opset)
         return outputs
 
-    def reduce(self, kind: str, x: ir.Value, axes: Sequence[int] | ir.Value | None, *, keepdims: bool) -> ir.Value:
-        """Writes `Reduce<kind>` over `axes` (None: all); they are an input from opset 18 on, 13 for ReduceSum."""
+    def reduce(
+        self, kind: str, x: ir.Value, axes: Sequence[int] | ir.Value | None, *, keepdims: bool, noop: bool = False
+    ) -> ir.Value:
+        """Writes `Reduce<kind>` over `axes`, an input from opset 18 on (13 for ReduceSum).
+
+        None, and an empty vector unless `noop`, mean all axes.
+        """
         keep = int(keepdims)
         if axes is None:
             return self.one(f"Reduce{kind}", x, keepdims=keep)
         if self.opset >= (13 if kind == "Sum" else 18):
-            return self.one(f"Reduce{kind}", x, self.ints(axes), keepdims=keep)
+            return self.one(f"Reduce{kind}", x, self.ints(axes), keepdims=keep, noop_with_empty_axes=int(noop))
         return self.one(f"Reduce{kind}", x, axes=axes, keepdims=keep)
 
     def ints(self, numbers: Sequence[int] | ir.Value) -> ir.Value:
@@ -71,8 +76,19 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
             return self.one("Constant", value=ir.tensor(number, dtype=x.dtype))
         return self.one("CastLike", self.one("Constant", value=ir.tensor(float(number), dtype=ir.DataType.FLOAT)), x)
 
-    def sum_to(self, gradient: ir.Value, x: ir.Value) -> ir.Value:
-        """Sums a broadcast result's gradient back to the shape of the operand `x`."""
+    def masked(self, x: ir.Value, mask: ir.Value) -> ir.Value:
+        """Returns `x` where the mask, of the same shape, holds, else 0.
+
+        The backward kernel of ONNX Runtime's FakeQuant is this, and ten times as fast as Where; it takes float32 alone.
+        """
+        if x.dtype == ir.DataType.FLOAT:
+            return self.one("FakeQuantGrad", x, mask, _domain="com.microsoft")
+        return self.one("Where", mask, x, self.like(0.0, x))
+
+    def sum_to(self, gradient: ir.Value, x: ir.Value, y: ir.Value | None = None) -> ir.Value:
+        """Sums the gradient of a broadcast result `y` back to the shape of the operand `x`."""
+        if y is not None and same_shape(x, y):
+            return gradient
         shape = self.one("Shape", x)
         sizes = self.one("Shape", gradient)
         axes = self.many("BroadcastGradientArgs", shape, sizes, _domain="com.microsoft", _outputs=2)[0]
@@ -80,7 +96,14 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
         return self.one("Reshape", summed, shape)
 
 
-def _set_types(node: ir.Node, opset: int) -> None:
+def same_shape(x: ir.Value, y: ir.Value) -> bool:
+    """Whether the shapes are known to be equal: of equal sizes or names of sizes."""
+    if x.shape is None or y.shape is None or len(x.shape) != len(y.shape):
+        return False
+    return all(a == b and (isinstance(a, int) or a.value is not None) for a, b in zip(x.shape, y.shape, strict=True))
+
+
+def set_types(node: ir.Node, opset: int) -> None:
     """Gives outputs their element type where the operator's schema ties it to an input or an attribute."""
     if node.op_type in ("Cast", "Constant"):
         node.outputs[0].type = ir.TensorType(_stated_type(node))
@@ -173,10 +196,12 @@ class Trusted:
     Attributes:
         inputs: indices of the inputs that it covers; None: all.
         steering: indices of float inputs that only steer: no gradient flows to them and none is missed.
+        outputs: how many outputs the node must have: optional ones that it lacks are added.
     """
 
     inputs: frozenset[int] | None = None
     steering: frozenset[int] = frozenset()
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,12 +218,13 @@ class Custom:
     """The node keeps its kernel; `gradient(op, call, *output gradients)` writes the gradient function.
 
     An output gradient is None where the loss does not depend on the output. The function returns one value per
-    input, None where there is none, or a single value for the first input alone.
+    input, None where there is none, or a single value for the first input alone. `outputs` is as in `Trusted`.
     """
 
     gradient: GradientFormula
     inputs: frozenset[int] | None = None
     steering: frozenset[int] = frozenset()
+    outputs: int = 0
 
 
 @dataclass(frozen=True)

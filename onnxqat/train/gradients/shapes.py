@@ -34,3 +34,11 @@ def zeros(op: Ops, shape: ir.Value, dtype: ir.DataType) -> ir.Value:
 def arange(op: Ops, stop: ir.Value) -> ir.Value:
     """Returns 0, 1, …, stop − 1 as an int64 vector."""
     return op.Range(op.Constant(value_int=0), stop, op.Constant(value_int=1))
+
+
+def added_up(op: Ops, dy: ir.Value, numbers: ir.Value, x: ir.Value) -> ir.Value:
+    """Adds up the gradient of each element of `x`, whose number stands in `numbers` wherever it was copied."""
+    row = op.Concat(op.ints([1]), op.Reshape(op.Size(x), op.ints([1])), axis=0)
+    numbers, dy = (op.Flatten(value, axis=0) for value in (numbers, dy))  # unlike Reshape it takes empty tensors
+    total = op.one("GatherElementsGrad", dy, row, numbers, _domain="com.microsoft", axis=1)
+    return op.Reshape(total, op.Shape(x))

@@ -8,12 +8,19 @@ import onnx_ir as ir
 
 from onnxqat.train.gradients import (
     activations,
+    arithmetic,
+    convolution,
     determinant,
     einsum,
     elementwise,
     grid,
+    indexing,
     layout,
+    losses,
+    normalizations,
+    pooling,
     recurrent,
+    reductions,
     refusals,
     resize,
     spectral,
@@ -23,25 +30,16 @@ from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, 
 _FIRST = frozenset({0})
 
 
-def _trusted(*inputs: int, steering: tuple[int, ...] = ()) -> Trusted:
-    return Trusted(frozenset(inputs) if inputs else None, frozenset(steering))
-
-
 def _custom(gradient: object, *inputs: int) -> Custom:
     return Custom(gradient, frozenset(inputs) if inputs else None)  # type: ignore[arg-type]
 
 
 _NAMES_TRUSTED = """
-    Abs Add AveragePool Cast Concat Conv Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND Gemm
-    GlobalAveragePool Identity LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min Mul Neg Pad Pow
-    Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Sigmoid Sin Slice
-    Softmax SoftmaxCrossEntropyLoss Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Where
+    Abs Add Cast Concat Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND Gemm GlobalAveragePool Identity
+    LeakyRelu Log LogSoftmax Max Min Mul Neg Reciprocal ReduceLogSumExp ReduceMean ReduceSum Relu Reshape Sigmoid Sin
+    Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze
 """
-_ORT: Mapping[str, RuleOrChoice] = {
-    **dict.fromkeys(_NAMES_TRUSTED.split(), _trusted()),
-    "Clip": _trusted(0),
-    "Dropout": _trusted(0, steering=(1,)),
-}
+_ORT: Mapping[str, RuleOrChoice] = dict.fromkeys(_NAMES_TRUSTED.split(), Trusted())
 _OURS: Mapping[str, RuleOrChoice] = {
     "HardSwish": _custom(activations.hard_swish_gradient),
     "HardSigmoid": _custom(activations.hard_sigmoid_gradient),
@@ -67,7 +65,7 @@ _OURS: Mapping[str, RuleOrChoice] = {
     "Tan": _custom(elementwise.tan_gradient),
     "Sum": Expanded(elementwise.sum_as_adds),
     "Mean": Expanded(elementwise.mean_as_adds),
-    "Mod": _custom(elementwise.mod_gradient, 0, 1),
+    "Mod": elementwise.mod_rule,
 }
 
 _LAYOUT: Mapping[str, RuleOrChoice] = {
@@ -84,6 +82,56 @@ _LAYOUT: Mapping[str, RuleOrChoice] = {
     "CastLike": Custom(layout.cast_like_gradient, _FIRST, steering=frozenset({1})),
     "MaxUnpool": layout.max_unpool_rule,
     "Einsum": einsum.einsum_rule,
+}
+
+_ARITHMETIC: Mapping[str, RuleOrChoice] = {
+    "Pow": _custom(arithmetic.pow_gradient),
+    "Where": Custom(arithmetic.where_gradient, frozenset({1, 2})),
+    "Clip": _custom(arithmetic.clip_gradient),
+    "MatMul": arithmetic.matmul_rule,
+    "Dropout": arithmetic.dropout_rule,
+}
+
+_INDEXING: Mapping[str, RuleOrChoice] = {
+    "Pad": _custom(indexing.pad_gradient, 0, 2),
+    "Slice": indexing.slice_rule,
+    "ScatterElements": indexing.scatter_rule,
+    "ScatterND": indexing.scatter_rule,
+}
+
+_REDUCTIONS: Mapping[str, RuleOrChoice] = {
+    "ReduceL1": _custom(reductions.reduce_l1_gradient),
+    "ReduceL2": _custom(reductions.reduce_l2_gradient),
+    "ReduceLogSum": _custom(reductions.reduce_log_sum_gradient),
+    "ReduceSumSquare": _custom(reductions.reduce_sum_square_gradient),
+    "ReduceProd": _custom(reductions.reduce_prod_gradient),
+    "ReduceMax": _custom(reductions.reduce_extremum_gradient),
+    "ReduceMin": _custom(reductions.reduce_extremum_gradient),
+}
+
+_NORMALIZATIONS: Mapping[str, RuleOrChoice] = {
+    "BatchNormalization": normalizations.batch_normalization_rule,
+    "InstanceNormalization": _custom(normalizations.instance_normalization_gradient),
+    "GroupNormalization": Expanded(normalizations.group_normalization),
+    "MeanVarianceNormalization": Expanded(normalizations.mean_variance_normalization),
+    "LayerNormalization": Custom(normalizations.layer_normalization_gradient, outputs=3),
+    "LpNormalization": _custom(normalizations.lp_normalization_gradient),
+    "LRN": _custom(normalizations.lrn_gradient),
+}
+
+_CONVOLUTION_AND_POOLING: Mapping[str, RuleOrChoice] = {
+    "Conv": convolution.conv_rule,
+    "ConvTranspose": convolution.conv_transpose_rule,
+    "AveragePool": pooling.average_pool_rule,
+    "MaxPool": pooling.max_pool_rule,
+    "LpPool": _custom(pooling.lp_pool_gradient),
+    "GlobalLpPool": _custom(pooling.global_lp_pool_gradient),
+    "GlobalMaxPool": _custom(pooling.global_max_pool_gradient),
+}
+
+_LOSSES: Mapping[str, RuleOrChoice] = {
+    "NegativeLogLikelihoodLoss": _custom(losses.negative_log_likelihood_gradient, 0, 2),
+    "SoftmaxCrossEntropyLoss": losses.softmax_cross_entropy_rule,
 }
 
 _RESAMPLING: Mapping[str, RuleOrChoice] = {
@@ -105,6 +153,12 @@ _FAMILIES: tuple[Mapping[str, RuleOrChoice], ...] = (
     refusals.STOPPED,
     refusals.REFUSED,
     _OURS,
+    _ARITHMETIC,
+    _INDEXING,
+    _REDUCTIONS,
+    _NORMALIZATIONS,
+    _CONVOLUTION_AND_POOLING,
+    _LOSSES,
     _LAYOUT,
     _RESAMPLING,
     _RECURRENT,
