@@ -154,13 +154,25 @@ def rows_of(batch: Batch, inputs: Sequence[str]) -> int:
 
 
 def with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
-    """The same model with the values as its outputs: a shallow view, the graph itself is left as it is."""
+    """The part of the model that computes the values, as its outputs: a shallow view, the graph itself is left as it is.
+
+    No more than that part: ONNX Runtime 1.19 may fuse a value away that is an output and that nodes behind it read.
+    """
     graph = model.graph
+    nodes, needed = [], set(values)
+    for node in reversed(graph):
+        if needed.isdisjoint(node.outputs):
+            continue
+        nodes.append(node)
+        inner = [
+            n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH for n in a.as_graph().all_nodes()
+        ]
+        needed.update(value for one in (node, *inner) for value in one.inputs if value is not None)
     view = ir.GraphView(
         graph.inputs,
         values,
-        nodes=list(graph),
-        initializers=list(graph.initializers.values()),
+        nodes=nodes[::-1],
+        initializers=[value for value in graph.initializers.values() if value in needed],
         opset_imports=graph.opset_imports,
         name=graph.name,
     )

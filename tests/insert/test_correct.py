@@ -85,3 +85,17 @@ def test_correction_lowers_the_error_of_a_real_model_at_few_bits(name, data, bit
 def logits(net: ir.Model, batch: dict[str, np.ndarray]) -> np.ndarray:
     (found,) = Inference(net)(batch).values()
     return found
+
+
+def test_convolutions_that_onnxruntime_would_fuse_with_their_sum_are_corrected():
+    weights = {name: random(16, 16, 3, 3, seed=seed) for seed, name in enumerate("wvu")}
+    proto = model(
+        "(float[N,16,8,8] x) => (float[N,16,8,8] y) { a = Conv<pads=[1,1,1,1]>(x, w, b) c = Conv<pads=[1,1,1,1]>(x, v, b) "
+        "s = Add(a, c) t = Relu(s) y = Conv<pads=[1,1,1,1]>(t, u) }",
+        **weights,
+        b=random(16),
+    )
+    plain, corrected = (
+        insert(proto, batches(proto), Config(target="openvino", **LOW, bias_correction=count)) for count in (0, 12)
+    )
+    assert np.abs(bias_of_output(proto, corrected)).max() < 0.2 * np.abs(bias_of_output(proto, plain)).max()
