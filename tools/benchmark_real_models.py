@@ -29,16 +29,16 @@ def main() -> None:
     parser.add_argument("--interpreter", type=Path, help="Python of an environment whose onnxruntime verifies")
     parser.add_argument("--readme", action="store_true")
     arguments = parser.parse_args()
-    results = _kept()
     for model in [m for m in MODELS if m.name in (arguments.names or [m.name for m in MODELS])]:
         data = model.data()
         for width in [arguments.only] if arguments.only else ["eight", "low"]:
             result = run(model, getattr(model, width), data, interpreter=arguments.interpreter)
+            results = _kept()
             before = results.get(model.name, [])
             results[model.name] = [result, *before[1:]] if width == "eight" else [*before[:1], result]
             KEPT.write_text(json.dumps({name: [asdict(r) for r in rs] for name, rs in results.items()}, indent=1))
             print(model.name, result, flush=True)
-    text = table(results)
+    text = table(_kept())
     print(text)
     if arguments.readme:
         replace_section("real-models", text)
