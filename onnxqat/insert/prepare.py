@@ -5,6 +5,7 @@ Node names survive every step, since the user's configuration selects by them.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
@@ -14,7 +15,7 @@ from onnxqat.graph import io
 from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
-from onnxqat.graph.qdq import is_quantized
+from onnxqat.graph.qdq import constant, is_quantized
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
 from onnxqat.insert.half import float16_to_float32
 from onnxqat.insert.rewrite import (
@@ -28,6 +29,7 @@ from onnxqat.insert.rewrite import (
 from onnxqat.insert.types import infer
 
 OLDEST_CONVERTIBLE = 7
+LARGEST_FILL = 64
 
 
 def prepare(model: io.ModelLike) -> ir.Model:
@@ -51,7 +53,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
     infer(loaded)
     float16_to_float32(loaded)
     # Exporters transpose and cast weights at run time; whatever their size, they are constants.
-    optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31)
+    optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31, should_fold=_is_small_fill)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     passes.IdentityEliminationPass()(loaded)
     infer(loaded)
@@ -71,6 +73,12 @@ def prepare(model: io.ModelLike) -> ir.Model:
     infer(loaded)
     name_nodes(loaded.graph)
     return loaded
+
+
+def _is_small_fill(node: ir.Node) -> bool | None:
+    """Also folds ConstantOfShape, which the optimizer otherwise keeps, where it makes a shape or pads; PyTorch writes them so."""
+    shape = constant(node.inputs[0]) if node.op_type == "ConstantOfShape" else None
+    return True if shape is not None and np.prod(shape) <= LARGEST_FILL else None
 
 
 def name_nodes(graph: ir.Graph) -> None:

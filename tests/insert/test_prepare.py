@@ -261,6 +261,18 @@ def test_padding_with_zeros_goes_into_the_convolution(nodes, merged):
     assert ("Pad" not in operators(prepared(proto))) is merged
 
 
+def test_padding_whose_amounts_pytorch_fills_up_with_zeros_goes_there_too():
+    proto = image(
+        """z = ConstantOfShape<value: tensor = int64[1] {0}>(four) a = Concat<axis=0>(z, ends) m = Reshape(a, halves)
+        p = Cast<to=7>(m) q = Reshape(p, flat) k = Pad(x, q) y = Conv(k, w, b)""",
+        four=np.array([4]), ends=np.array([0, 0, 2, 1]), halves=np.array([2, 4]), flat=np.array([-1]),
+    )  # fmt: skip
+    result = prepared(proto)
+    assert operators(result) == {"Conv": 1}
+    (pads,) = [list(a.ints) for a in result.graph.node[0].attribute if a.name == "pads"]
+    assert pads == [0, 0, 2, 1]
+
+
 def test_padding_that_pooling_reads_too_stays():
     assert "Pad" in operators(
         prepared(
