@@ -57,9 +57,8 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
 
     It returns a tensor, or a tuple in the model's order where there are several outputs. Gradients are those of
     `onnxqat.Trainer.gradients`, for inputs that require one too; a parameter whose `requires_grad` is False is left out of the
-    backward graph. Training and evaluation mode are the same, all quantizers at work from the first step (start epochs of
-    `Config` are for `Trainer`); where no gradient is asked for (`torch.no_grad`), the forward
-    graph runs alone.
+    backward graph. Where no gradient is asked for (`torch.no_grad`), the forward graph runs alone. Training and evaluation
+    mode are the same: all quantizers are at work from the first step (start epochs of `Config` are for `Trainer`).
 
     Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
     bounds that `onnxqat.Trainer` keeps, at least 2**-14 of what it was at first, is put back on the bound, in place, when
@@ -91,20 +90,24 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         """Runs the graph.
 
         Raises:
-            InputError: a tensor does not fit the model, or is not on the CPU.
+            InputError: a tensor does not fit the model, or is not on the CPU; a parameter is not float32.
             UnsupportedModelError: a gradient is asked for that a node does not let pass; the message names all of them.
         """
         parameters = {self._names[name]: parameter for name, parameter in self.named_parameters()}
         tensors = {**self._given(inputs, named), **parameters}
         for name, tensor in tensors.items():
-            _check_place(name, tensor)
+            if tensor.device.type != "cpu" or (name in parameters and tensor.dtype != torch.float32):
+                raise InputError(
+                    f"tensor {name!r}: is {tensor.dtype} on {tensor.device}, the graph takes float32 on the CPU; "
+                    "call .cpu().float() on the module and its inputs"
+                )
         self._project()
         wrt = frozenset(name for name, tensor in tensors.items() if tensor.requires_grad)
         if wrt and torch.is_grad_enabled():
             computed = _Run.apply(self._function, wrt, list(tensors), *tensors.values())
             outputs = dict(zip(self._function.computed, computed, strict=True))
         else:
-            found = self._function.evaluate({name: _value(name, tensor) for name, tensor in tensors.items()})
+            found = self._function.evaluate({name: _value(tensor) for name, tensor in tensors.items()})
             outputs = {name: _tensor(value) for name, value in found.items()}
         known = {
             **{name: torch.from_numpy(array) for name, array in self._function.fixed.items()},
@@ -174,7 +177,7 @@ class _Run(torch.autograd.Function):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, ...]:
         given = dict(zip(names, tensors, strict=True))
         ctx.function, ctx.wrt, ctx.names, ctx.halves = function, wrt, names, function.halves(wrt)
-        results = ctx.halves.forward({name: _value(name, tensor) for name, tensor in given.items()})
+        results = ctx.halves.forward({name: _value(tensor) for name, tensor in given.items()})
         known = {**given, **{name: _tensor(value) for name, value in results.items()}}
         ctx.saved = [name for name in ctx.halves.backward.inputs if name in known]
         # PyTorch notices when one of them changes before the backward pass, and lets go of them after it.
@@ -188,23 +191,14 @@ class _Run(torch.autograd.Function):  # type: ignore[misc]
         outputs = dict(zip(ctx.function.computed, cotangents, strict=True))
         given = {cotangent(name): outputs[name] for name in ctx.function.differentiable}
         given |= dict(zip(ctx.saved, ctx.saved_tensors, strict=True))
-        results = ctx.halves.backward({name: _value(name, tensor) for name, tensor in given.items()})
+        results = ctx.halves.backward({name: _value(tensor) for name, tensor in given.items()})
         gradients = [_tensor(results[gradient(name)]) if name in ctx.wrt else None for name in ctx.names]
         return None, None, None, *gradients
 
 
-def _value(name: str, tensor: torch.Tensor) -> Value:
+def _value(tensor: torch.Tensor) -> Value:
     """The tensor as ONNX Runtime's value, in the same memory where that is contiguous."""
-    _check_place(name, tensor)
     return as_value(tensor.detach().numpy())
-
-
-def _check_place(name: str, tensor: torch.Tensor) -> None:
-    if tensor.device.type != "cpu" or tensor.dtype in (torch.float64, torch.float16, torch.bfloat16):
-        raise InputError(
-            f"tensor {name!r}: is {tensor.dtype} on {tensor.device}, the graph takes float32 on the CPU; "
-            "call .cpu().float() on the module and its inputs"
-        )
 
 
 def _tensor(value: Value) -> torch.Tensor:

@@ -366,6 +366,18 @@ def test_models_of_every_shape_answer_as_the_runtime_and_have_the_trainers_gradi
             np.testing.assert_allclose(parameter.grad.numpy(), gradients[name], rtol=0, atol=1e-6 * scale)
 
 
+def test_an_output_in_double_precision_has_a_gradient():
+    proto = model(
+        "(float[N,4] x) => (double[N,3] y) { a = MatMul(x, w)\n r = Relu(a)\n z = MatMul(r, v)\n y = Cast<to=11>(z) }",
+        w=random(4, 6), v=random(6, 3),
+    )  # fmt: skip
+    module = as_module(onnxqat.insert(proto, [random(8, 4, scale=1.0)]))
+    found = module(torch.randn(2, 4))
+    assert found.dtype == torch.float64
+    found.sum().backward()
+    assert module.v.grad.abs().max() > 0
+
+
 def test_it_is_a_part_among_others(module):
     before, after = torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.Linear(5, 2)
     whole = torch.nn.Sequential(before, module, after)
