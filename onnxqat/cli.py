@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from onnxqat import nncf
 from onnxqat.config import Config, TargetName
 from onnxqat.errors import InputError, OnnxqatError
 from onnxqat.graph import io
@@ -40,7 +41,9 @@ Runtime = Annotated[Literal["ort", "openvino"], typer.Option(help="Runtime that 
 Interpreter = Annotated[
     Path | None, typer.Option(help="Python of another environment that has the runtime.", show_default=False)
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of onnxqat.Config.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="JSON file of onnxqat.Config, or one of NNCF.", show_default=False)
+]
 Target = Annotated[
     TargetName | None, typer.Option(help="Runtime to place quantizers for. [default: ort-cpu]", show_default=False)
 ]
@@ -329,5 +332,7 @@ def _config(
 ) -> Config:
     """The configuration file's settings, those of the command line over them."""
     given = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
-    base = Config() if path is None else Config.from_json(path)
+    base = Config()
+    if path is not None:
+        base = Config.from_nncf(path) if nncf.describes(path) else Config.from_json(path)
     return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})

@@ -229,7 +229,7 @@ class Config(_Frozen):
         Raises:
             InputError: the file cannot be read, or a key is unknown, wrong, or not honoured; the message names it.
         """
-        from onnxqat import nncf
+        from onnxqat import nncf  # it builds on this module
 
         return nncf.read(source)
 

@@ -128,6 +128,18 @@ def test_settings_of_the_call_go_over_those_of_the_file(call, data, tmp_path):
     assert {(bits.strip(), codes.strip()) for bits, codes in weights} == {("3", "-3 … 3")}
 
 
+def test_configuration_may_be_one_of_nncf(call, data, tmp_path):
+    config, qdq = tmp_path / "nncf.json", tmp_path / "q.onnx"
+    algorithm = '"algorithm": "quantization", "initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}'
+    config.write_text(f'{{ // of the classifier\n "compression": {{{algorithm}}} }}')
+    assert call("insert", SEPARABLE, "--calibration", data / "train.npz", "--config", config, "-o", qdq)[0] == 0
+    assert "-64 … 63" in call("inspect", qdq)[1]
+    config.write_text('{"compression": {"algorithm": "quantization"}, "batch_size": 8}')
+    status, _, error = call("insert", SEPARABLE, "--calibration", data / "train.npz", "--config", config, "-o", qdq)
+    assert status == 2
+    assert error == f"error: {config}: NNCF configuration: batch_size: no such key; check its spelling, or remove it\n"
+
+
 def test_inspect_says_what_stays_in_float_and_what_can_be_trained(call, data, tmp_path):
     qdq = tmp_path / "q.onnx"
     call("insert", SEPARABLE, "--calibration", data / "train.npz", "-o", qdq)

@@ -35,6 +35,15 @@ def read(source: str | Path | dict[str, Any]) -> Config:
     raise InputError(f"{where}NNCF configuration: {message}")
 
 
+def describes(path: Path) -> bool:
+    """Whether the file is a configuration of NNCF rather than one of ours."""
+    try:
+        values = _load(path)
+    except InputError:
+        return False
+    return isinstance(values, dict) and "compression" in values
+
+
 def _load(path: Path) -> Any:
     try:
         return json5.loads(path.read_text(encoding="utf-8"))
