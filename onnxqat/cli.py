@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from onnxqat import nncf
 from onnxqat.config import Config, TargetName
+from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
 from onnxqat.errors import InputError, OnnxqatError
 from onnxqat.graph import io
 
@@ -72,7 +73,8 @@ def settings(
 ) -> None:
     """Sets up logging; `main` takes --debug from anywhere in the call."""
     logger = logging.getLogger("onnxqat")
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    level = logging.INFO if rank() == 0 else logging.ERROR  # of several processes, the first alone talks
+    logger.setLevel(logging.DEBUG if debug else level)
     # libraries may have set up the root logger, at their own level, when they were imported
     logger.propagate = False
     handler = logging.StreamHandler(sys.stderr)
@@ -132,8 +134,9 @@ def insert(
     """Insert quantizers into a float model: post-training quantization, ready to train."""
     from onnxqat.insert import insert as stage
 
-    io.check_writable(output)
-    _write(stage(model, calibration, _config(config, target, weight_bits, activation_bits)), output)
+    _check_outputs(output)
+    settings = _config(config, target, weight_bits, activation_bits)
+    _write(stage(model, calibration, settings, distributed=launched()), output)
 
 
 @app.command()
@@ -166,12 +169,13 @@ def train(
     from onnxqat.callbacks import from_options
     from onnxqat.pipeline import Training, trainer
 
-    io.check_writable(output)
+    _check_outputs(output)
     if resume and checkpoint is None:
         raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
     callbacks = from_options(log, tensorboard, patience, checkpoint, checkpoint_every)
     taught = None if teacher is None else str(teacher)
-    run = trainer(model, Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), taught, threads))
+    settings = Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), taught, threads, launched())
+    run = trainer(model, settings)
     if resume and checkpoint is not None:
         run.resume(checkpoint)
     judged = None if validation is None else datasets.read(validation, batch_size)
@@ -263,10 +267,12 @@ def run(
         model,
         pipeline.Data(data, calibration, validation, test, batch_size),
         _config(config, target, weight_bits, activation_bits),
-        pipeline.Training(tuple(loss), epochs, lr, seed),
+        pipeline.Training(tuple(loss), epochs, lr, seed, distributed=launched()),
         pipeline.Judge(runtime, interpreter, metric),
         keep=lambda deployed: _write(deployed, output),
     )
+    if outcome is None:
+        return
     if json is not None:
         io.write_text(outcome.to_json(), json)
     console.print(outcome.report)
@@ -305,6 +311,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if rank() > 0 and not isinstance(error, LostProcessError):
+            give_way()
         if isinstance(error, OnnxqatError):
             _end(str(error), 2 if isinstance(error, InputError) else 1)
         _end(f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1)
@@ -312,18 +320,19 @@ def main() -> None:
 
 def _check_outputs(*paths: Path | None) -> None:
     for path in paths:
-        if path is not None:
+        if path is not None and rank() == 0:
             io.check_writable(path)
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
-    io.save(model, path)
-    console.print(f"wrote {path}")
+    if rank() == 0:
+        io.save(model, path)
+        console.print(f"wrote {path}")
 
 
 def _end(message: str, status: int) -> NoReturn:
     if message:
-        print("error:", " ".join(message.split()), file=sys.stderr)
+        print(in_words(" ".join(message.split())), file=sys.stderr)
     sys.exit(status)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from onnxqat import data as datasets
 from onnxqat.config import Config, Range
+from onnxqat.distributed import rank
 from onnxqat.fold import fold
 from onnxqat.graph import io
 from onnxqat.insert import insert
@@ -65,6 +66,7 @@ class Training:
         freeze: initializers or nodes that are left as they are.
         teacher: model for the loss `distill`.
         threads: threads inside an operator; 0: one for each core.
+        distributed: whether this is one of several processes (see `onnxqat.distributed`).
     """
 
     loss: Loss = "cross_entropy"
@@ -74,6 +76,7 @@ class Training:
     freeze: tuple[str, ...] = ()
     teacher: str | None = None
     threads: int = 0
+    distributed: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ def run(
     training: Training,
     judge: Judge,
     keep: Callable[[onnx.ModelProto], None],
-) -> Outcome:
-    """All stages in order.
+) -> Outcome | None:
+    """All stages in order. Of several processes, the first alone keeps and verifies the model; the others return None.
 
     Args:
         model: the float model.
@@ -131,15 +134,18 @@ def run(
         judge: where to verify.
         keep: called with the deployed model as soon as there is one, also when Ctrl-C or an error ends training early.
     """
-    inserted = insert(model, data.read(data.calibration), config if data.calibration is not None else _briefly(config))
+    calibrated = config if data.calibration is not None else _briefly(config)
+    inserted = insert(model, data.read(data.calibration), calibrated, distributed=training.distributed)
     run = trainer(inserted, training)
     validation = None if data.validation is None else data.read(data.validation)
     try:
         run.fit(data.read(data.train), training.epochs, validation)
     finally:
-        if run.schedule.position.step:
+        if run.schedule.position.step and rank() == 0:
             deployed = fold(run.model())
             keep(deployed)
+    if rank() > 0:
+        return None
     judged = data.read(data.test or data.validation)
     report = verify(
         run.model(),
@@ -182,6 +188,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         freeze=training.freeze,
         teacher=training.teacher,
         threads=training.threads,
+        distributed=training.distributed,
     )
 
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track as rich_track
 
+from onnxqat.distributed import rank
+
 T = TypeVar("T")
 
 console = Console(stderr=True)
@@ -16,7 +18,7 @@ console = Console(stderr=True)
 
 def track(items: Iterable[T], what: str) -> Iterator[T]:
     """Iterates with a progress bar where standard error is a terminal, silently elsewhere (the stages log one line each)."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or rank() > 0:
         yield from items
         return
     total = len(items) if isinstance(items, Sized) else None

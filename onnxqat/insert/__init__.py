@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxqat import data
 from onnxqat.config import Config
 from onnxqat.data import Batches, Source, Transform
+from onnxqat.distributed import Workers
 from onnxqat.graph import io
 from onnxqat.graph.qdq import Spec, constant
 from onnxqat.insert.calibrate import Observed, Observer, calibrate
@@ -40,6 +41,7 @@ def insert(
     config: Config | None = None,
     *,
     transform: Transform | None = None,
+    distributed: bool = False,
 ) -> onnx.ModelProto:
     """Inserts quantizers into a float model, with ranges from calibration data: post-training quantization, ready to train.
 
@@ -48,6 +50,8 @@ def insert(
         calibration: batches (see `onnxqat.data`); a few hundred samples usually do, any number is read in bounded memory.
         config: what to quantize and how; `Config()` where none is given.
         transform: turns an item of the loader into a batch.
+        distributed: whether this is one of several processes that torchrun started: each observes its part of the batches,
+            and all return the same model.
 
     Returns:
         The Q/DQ model: weights and biases as they were (BatchNormalization folded), and a QuantizeLinear/DequantizeLinear
@@ -58,6 +62,7 @@ def insert(
         UnsupportedModelError: the model has nothing to quantize, or custom operators.
     """
     config = config or Config()
+    workers = Workers.join() if distributed else Workers()
     table = target(config.target)
     prepared = prepare(model)
     groups, skips = find_groups(prepared, table, config)
@@ -66,7 +71,7 @@ def insert(
     batches = data.batches(calibration, prepared, transform=transform)
     batches.check_epochs(2 if config.bias_correction else 1, "calibration data for the correction of biases")
     check_inputs(prepared, config.inputs)
-    observers = calibrate(prepared, [site.observed for site in activations], batches, progress=track)
+    observers = calibrate(prepared, [site.observed for site in activations], batches, workers, progress=track)
     original = prepared.clone() if config.bias_correction else None
     placements = [_weight_placement(graph, site) for site in weights]
     placements += _activation_placements(graph, activations, observers, table)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch
+from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.insert.ranges import Histogram, histogram_range, without_zeros
 from onnxqat.insert.settings import Estimate
@@ -84,6 +86,20 @@ class Observer:
         counted = without_zeros(rows) if self.estimate.type == "threesigma" else rows
         self.histogram = Histogram.of(counted) if self.histogram is None else self.histogram.add(counted)
 
+    def merge(self, other: Observer) -> None:
+        """Takes in what another observer of the same value has seen."""
+        if other.samples == 0:
+            return
+        if self.samples == 0:
+            self.low, self.high = other.low, other.high
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.sums = self.sums + other.sums
+        self.samples += other.samples
+        if self.histogram is None or other.histogram is None:
+            self.histogram = self.histogram or other.histogram
+        else:
+            self.histogram = self.histogram.merge(other.histogram)
+
     def _channels(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """[samples, C, elements]."""
         if self.axis is None:
@@ -115,10 +131,13 @@ def calibrate(
     model: ir.Model,
     wanted: Iterable[Observed],
     batches: Iterable[Batch],
+    workers: Workers | None = None,
     *,
     progress: Callable[[Iterable[Batch], str], Iterable[Batch]],
 ) -> dict[Observed, Observer]:
     """Runs the float model over the batches, until all that is wanted has its samples, and observes the values.
+
+    Of several processes each runs its part of the batches, and all return what all have observed.
 
     Raises:
         InputError: no batch came, or a value was not finite.
@@ -129,23 +148,80 @@ def calibrate(
     values = list(dict.fromkeys(one.value for one in observers))
     run = Inference(with_outputs(model, values), [str(value.name) for value in values])
     count = samples = 0
+    workers = workers or Workers()
     for batch in progress(batches, "calibrate"):
-        arrays = dict(zip(values, run(batch).values(), strict=True))
+        arrays = dict(zip(values, run(batch).values(), strict=True)) if workers.takes(count) else {}
         for value, array in arrays.items():
             if not np.isfinite(array).all():
                 raise InputError(
                     f"calibration: value {value.name!r} is not finite on batch {count}; check the model and the data"
                 )
         unsated = [one for one in observers if one.estimate.samples is None or samples < one.estimate.samples]
-        for one in unsated:
+        for one in unsated if arrays else ():
             observers[one].observe(arrays[one.value])
+        if count == 0:
+            _begin_alike(observers, workers)
         count, samples = count + 1, samples + rows_of(batch, run.inputs)
         if all(one.estimate.samples is not None and samples >= one.estimate.samples for one in observers):
             break
     if count == 0:
         raise InputError("calibration: no batches came; give at least one")
     log.info("calibrated %d values on %d batches", len(values), count)
-    return observers
+    return merged(observers, workers)
+
+
+def _begin_alike(observers: dict[Observed, Observer], workers: Workers) -> None:
+    """Gives all processes the bins that the first one chose on the first batch, so that their histograms merge exactly."""
+    for one, first in _gathered(observers, workers)[0].items() if workers.size > 1 else ():
+        if first.histogram is not None and not workers.is_first:
+            observers[one].histogram = first.histogram.empty()
+
+
+def merged(observers: dict[Observed, Observer], workers: Workers) -> dict[Observed, Observer]:
+    """What all processes have observed."""
+    if workers.size == 1:
+        return observers
+    found = {one: Observer(one.axis, one.estimate) for one in observers}
+    for theirs in _gathered(observers, workers):
+        for one, observer in theirs.items():
+            found[one].merge(observer)
+    return found
+
+
+def _gathered(observers: dict[Observed, Observer], workers: Workers) -> list[dict[Observed, Observer]]:
+    """The observers of all processes, by rank."""
+    mine = {
+        f"{number}/{name}": array for number, o in enumerate(observers.values()) for name, array in _arrays(o).items()
+    }
+    return [
+        {
+            one: _observer(one, {name: theirs[key] for name in _ARRAYS if (key := f"{number}/{name}") in theirs})
+            for number, one in enumerate(observers)
+        }
+        for theirs in workers.gather(mine)
+    ]
+
+
+_ARRAYS = ("low", "high", "sums", "samples", "start", "width", "counts")
+
+
+def _arrays(observer: Observer) -> dict[str, NDArray[Any]]:
+    arrays = {
+        "low": observer.low,
+        "high": observer.high,
+        "sums": observer.sums,
+        "samples": np.array([observer.samples]),
+    }
+    if observer.histogram is not None:
+        arrays |= {name: getattr(observer.histogram, name) for name in ("start", "width", "counts")}
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}
+
+
+def _observer(one: Observed, arrays: Mapping[str, NDArray[Any]]) -> Observer:
+    """The inverse of `_arrays`."""
+    histogram = Histogram(arrays["start"], arrays["width"], arrays["counts"]) if "counts" in arrays else None
+    seen = arrays["low"], arrays["high"], arrays["sums"], int(arrays["samples"][0])
+    return Observer(one.axis, one.estimate, *seen, histogram)
 
 
 def rows_of(batch: Batch, inputs: Sequence[str]) -> int:

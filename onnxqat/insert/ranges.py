@@ -53,15 +53,37 @@ class Histogram:
             counts[channel] += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
         return Histogram(grown.start, grown.width, counts)
 
+    def empty(self) -> Histogram:
+        """The same bins without counts; what is counted in several such merges exactly."""
+        return Histogram(self.start, self.width, np.zeros_like(self.counts))
+
+    def merge(self, other: Histogram) -> Histogram:
+        """The histogram with another one's counts, each bin's at its centre: exact where both grew from the same bins."""
+        occupied = np.where(other.counts > 0, other.centres, np.nan)
+        none = ~(other.counts > 0).any(axis=1)
+        occupied[none] = self.start[none, None]
+        grown = self._grown_to(np.nanmin(occupied, axis=1), np.nanmax(occupied, axis=1), np.where(none, 0, other.width))
+        index = ((other.centres - grown.start[:, None]) / grown.width[:, None]).astype(np.int64)
+        counts = grown.counts.copy()
+        for channel, places in enumerate(np.clip(index, 0, BINS - 1)):
+            np.add.at(counts[channel], places, other.counts[channel])
+        return Histogram(grown.start, grown.width, counts)
+
     @property
     def centres(self) -> Floats:
         """Middle of each bin, [C, BINS]."""
         return self.start[:, None] + self.width[:, None] * (np.arange(BINS) + 0.5)
 
-    def _grown_to(self, low: Floats, high: Floats) -> Histogram:
+    def _grown_to(self, low: Floats, high: Floats, least: Floats | float = 0.0) -> Histogram:
+        """The histogram with bins doubled until they reach from `low` to `high` [C] and are at least `least` [C] wide."""
         start, width, counts = self.start.copy(), self.width.copy(), self.counts.copy()
+        narrow = np.broadcast_to(np.asarray(least) * (1 - 1e-9), start.shape)
         for channel in range(len(start)):
-            while low[channel] < start[channel] or high[channel] > start[channel] + width[channel] * BINS:
+            while (
+                low[channel] < start[channel]
+                or high[channel] > start[channel] + width[channel] * BINS
+                or width[channel] < narrow[channel]
+            ):
                 merged = counts[channel].reshape(-1, 2).sum(axis=1)
                 downwards = low[channel] < start[channel]
                 counts[channel] = np.concatenate(

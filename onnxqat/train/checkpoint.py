@@ -58,12 +58,14 @@ class Origin:
     Attributes:
         graph: the model and its initial values.
         arguments: those of `Trainer` that decide on the result, by name.
-        threads: threads asked for; 0: one for each core.
+        threads: threads inside an operator; 0: one for each core.
+        processes: how many processes share the work.
     """
 
     graph: TrainingGraph
     arguments: Mapping[str, Any]
     threads: int
+    processes: int = 1
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -89,12 +91,13 @@ class Origin:
             "layout": [[p.name, p.offset, list(p.shape)] for p in self.graph.layout.parameters],
             "arguments": json.loads(json.dumps(arguments)),
             "threads": self.threads,
+            "processes": self.processes,
             "cores": os.cpu_count() or 1,
         }
 
-    def check(self, path: Path, facts: Facts) -> None:
-        """Raises InputError where a checkpoint is of another run; warns where it was made with other threads."""
-        theirs, ours = facts["arguments"], self.facts["arguments"]
+    def check(self, facts: Facts) -> None:
+        """Raises InputError where a checkpoint is of another run; warns where it was made with other threads or processes."""
+        path, theirs, ours = facts["path"], facts["arguments"], self.facts["arguments"]
         for name in sorted({*theirs, *ours}):
             if theirs.get(name) != ours.get(name):
                 raise InputError(
@@ -107,16 +110,22 @@ class Origin:
             raise InputError(
                 f"{path}: is of a model with other weights or scales to begin with; give the one that it was made from"
             )
-        before, now = facts["threads"] or facts["cores"], self.facts["threads"] or self.facts["cores"]
-        if before != now:
+        if self._division(facts) != self._division(self.facts):
             log.warning(
-                "%s: was made with %d threads, this run has %d; it goes on, but not bit for bit as it would have",
-                path, before, now,
-            )  # fmt: skip
+                "%s: was made by %s, this run is of %s; it goes on, but not bit for bit as it would have",
+                path,
+                self._division(facts),
+                self._division(self.facts),
+            )
+
+    @staticmethod
+    def _division(facts: Facts) -> str:
+        threads = f"{facts['threads'] or facts['cores']} threads"
+        return threads if facts["processes"] == 1 else f"{facts['processes']} processes of {threads}"
 
 
-def load(path: str | os.PathLike[str]) -> tuple[Path, Tensors, Facts]:
-    """A checkpoint, or the newest whole one of a folder.
+def load(path: str | os.PathLike[str]) -> tuple[Tensors, Facts]:
+    """A checkpoint, or the newest whole one of a folder; the facts say under `path` which.
 
     Raises:
         InputError: none is there, it is damaged, or another version wrote it.
@@ -128,7 +137,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Path, Tensors, Facts]:
             f"{found}: is of format {facts.get('format')}, this version of onnxqat reads format {FORMAT}; "
             "use the version that wrote it, or begin anew"
         )
-    return found, tensors, facts
+    return tensors, {**facts, "path": str(found)}
 
 
 @dataclasses.dataclass
@@ -194,7 +203,7 @@ def put_back(state: State, tensors: Tensors, facts: Facts) -> Remembered:
     return Remembered(facts["last_batch"], [(name, held) for name, held in facts["callbacks"]])
 
 
-def arguments(path: Path, tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for the `Trainer` that a checkpoint is of; those that a file cannot hold must be `given`.
 
     Raises:
@@ -205,7 +214,9 @@ def arguments(path: Path, tensors: Tensors, facts: Facts, given: Mapping[str, An
         if name not in given:
             found[name] = _rebuilt(value, tensors)
         if found.get(name) is _MISSING:
-            raise InputError(f"{path}: cannot hold {name} {_readable(value)}; pass it: Trainer.restore(path, {name}=…)")
+            raise InputError(
+                f"{facts['path']}: cannot hold {name} {_readable(value)}; pass it: Trainer.restore(path, {name}=…)"
+            )
     return {**found, **given}
 
 

@@ -116,6 +116,7 @@ class Engine:
     Attributes:
         parameters: the flat array; changing it changes the next run.
         gradients: the flat array of gradients that the last `step` wrote.
+        results: the gradients and, after them, the loss: what several processes average, in one piece.
     """
 
     def __init__(
@@ -124,8 +125,9 @@ class Engine:
         self.layout = layout
         self.parameters = aligned(layout.size)
         self.parameters[:] = initial
-        self.gradients = aligned(layout.size)
-        self._loss = np.zeros((), np.float32)
+        self.results = aligned(layout.size + 1)
+        self.gradients = self.results[:-1]
+        self._loss = self.results[-1:].reshape(())
         self._evaluation_model: ir.Model | None = evaluation
         self._evaluation: Session | None = None
         self._threads = threads
@@ -142,6 +144,11 @@ class Engine:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
         self._training.bind(batch)
         self._training.run()
+        return self.loss
+
+    @property
+    def loss(self) -> float:
+        """The loss in `results`."""
         return float(self._loss)
 
     def evaluate(self, batch: Mapping[str, Array], fetch: Sequence[str]) -> list[Array]:

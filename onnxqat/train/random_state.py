@@ -15,10 +15,12 @@ def capture() -> RandomState:
     """Their states, in a form that JSON can hold."""
     version, internal, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=False)
-    key = [int(word) for word in numpy_state["state"]["key"]]
     state: RandomState = {
         "python": [version, list(internal), gauss],
-        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": key}},
+        "numpy": {
+            **numpy_state,
+            "state": {name: np.asarray(part).tolist() for name, part in numpy_state["state"].items()},
+        },
     }
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -30,9 +32,9 @@ def restore(state: RandomState) -> None:
     """Puts captured states back; PyTorch's only where it is imported, since nothing draws from it otherwise."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    numpy_state = state["numpy"]
-    key = np.array(numpy_state["state"]["key"], np.uint32)
-    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
+    inner = state["numpy"]["state"]
+    key = {"key": np.array(inner["key"], np.uint32)} if "key" in inner else {}  # the default generator has one
+    np.random.set_state({**state["numpy"], "state": {**inner, **key}})
     torch = sys.modules.get("torch")
     if torch is not None and "torch" in state:
         torch.set_rng_state(torch.from_numpy(np.frombuffer(bytes.fromhex(state["torch"]), np.uint8).copy()))

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from onnxqat import data
 from onnxqat.batch import Batch, Signature, check_batch
+from onnxqat.distributed import Workers
 from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
 from onnxqat.runtime import check_packages
 from onnxqat.train import checkpoint, checkpoint_files, random_state
 from onnxqat.train.callbacks import BestModel, Callback, Checkpoints, Progress
+from onnxqat.train.checkpoint import fingerprint
 from onnxqat.train.engine import Engine, Floats
 from onnxqat.train.feeds import feeds_for
 from onnxqat.train.graph import load_qdq, training_graph, with_values
@@ -33,6 +35,10 @@ from onnxqat.train.statistics import Statistics, statistics
 from onnxqat.train.update import Updater
 
 log = logging.getLogger(__name__)
+
+_OTHER_BATCHES = (
+    "data: the processes read different batches; give all the same data in the same order, and no sampler of their own"
+)
 
 Data: TypeAlias = "data.Batches | data.Source | str | Any"
 
@@ -54,6 +60,8 @@ class Trainer:
         accumulate: batches whose gradients are averaged into one optimizer step.
         seed: what the order of data is drawn from.
         threads: threads inside an operator; 0: one for each core.
+        distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
+            its rows of them (see `onnxqat.distributed`).
 
     Raises:
         InputError: the model has no quantizers, or an argument does not fit it.
@@ -73,14 +81,21 @@ class Trainer:
         accumulate: int = 1,
         seed: int = 0,
         threads: int = 0,
+        distributed: bool = False,
     ) -> None:
         check_packages()
+        self._workers = Workers.join() if distributed else Workers()
+        threads = self._workers.threads(threads)
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm is {clip_norm}; it must be above 0")
         if accumulate < 1:
             raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
         model = load_qdq(qdq)
         self._graph = training_graph(model, loss, freeze)
+        self._workers.check_same(
+            self._graph.layout.size, "model: the processes were given different ones; give all the same"
+        )
+        self._workers.broadcast(self._graph.initial)
         self._stages = Stages(self._graph, loss)
         self._feeds = feeds_for(self._graph, teacher)
         layout = self._graph.layout
@@ -104,6 +119,7 @@ class Trainer:
             "seed": seed,
         }
         self._threads = threads
+        self._made_from: checkpoint.Origin | None = None
         self._callbacks: Sequence[Callback] = ()
         self._remembered: checkpoint.Remembered | None = None
 
@@ -187,21 +203,22 @@ class Trainer:
 
         With `accumulate`, parameters change at every so many calls.
         """
-        return self._step(self._feeds(check_batch(batch, self._signature())))
+        return self._step(check_batch(batch, self._signature()))
 
     def gradients(self, batch: Any) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """Loss and gradients of a batch by initializer name; nothing is updated.
 
         Gradients of scales are with respect to the scale as it stands in the model.
         """
-        self._stages.enter(self.schedule.position.epoch, self._engine)
-        loss = self._engine.step(self._feeds(check_batch(batch, self._signature())))
+        loss = self._differentiate(check_batch(batch, self._signature()))
         return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
 
     def evaluate(self, batches: Data, *, transform: data.Transform | None = None) -> dict[str, float]:
         """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy`; `transform` makes batches of its items."""
         total, correct, rows, decisions = 0.0, 0, 0, 0
-        for batch in self._batches(batches, transform):
+        for index, batch in enumerate(self._batches(batches, transform)):
+            if not self._workers.takes(index):
+                continue
             feeds = self._feeds(batch)
             first, *_, loss = self._engine.evaluate(feeds, [*self._graph.outputs, LOSS])
             count = len(first) if first.ndim else 1
@@ -209,9 +226,11 @@ class Trainer:
             if self._graph.loss.counts_accuracy:
                 hits = first.argmax(axis=1) == feeds["label"]
                 correct, decisions = correct + int(hits.sum()), decisions + hits.size
-        metrics = {"loss": total / rows}
-        if decisions:
-            metrics["accuracy"] = correct / decisions
+        sums = np.array([total, rows, correct, decisions], np.float64)
+        self._workers.sum(sums)
+        metrics = {"loss": float(sums[0] / sums[1])}
+        if sums[3]:
+            metrics["accuracy"] = float(sums[2] / sums[3])
         return metrics
 
     def statistics(self, batches: Data | None = None, *, transform: data.Transform | None = None) -> Statistics:
@@ -238,9 +257,13 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint: all that this run must remember, in a file that appears whole or not at all.
 
+        Of several processes, the first alone writes.
+
         Raises:
             InputError: the path cannot be written.
         """
+        if not self._workers.is_first:
+            return
         tensors, facts = checkpoint.collect(self.state, self._last, self._callbacks)
         origin = self._origin()
         checkpoint_files.write(Path(path), {**origin.tensors, **tensors}, {**origin.facts, **facts})
@@ -256,9 +279,10 @@ class Trainer:
         Raises:
             InputError: there is no whole checkpoint, another version wrote it, or an argument must be given.
         """
-        found, tensors, facts = checkpoint.load(path)
-        trainer = cls(**checkpoint.arguments(found, tensors, facts, given))
-        trainer._go_on(found, tensors, facts)
+        workers = Workers.join() if given.get("distributed") else Workers()
+        tensors, facts = workers.from_first(lambda: checkpoint.load(path))
+        trainer = cls(**checkpoint.arguments(tensors, facts, given))
+        trainer._go_on(tensors, facts)
         return trainer
 
     def resume(self, path: str | os.PathLike[str]) -> None:
@@ -270,31 +294,38 @@ class Trainer:
         Raises:
             InputError: there is no whole checkpoint, or it is of another run; the message says in what it differs.
         """
-        self._go_on(*checkpoint.load(path))
+        self._go_on(*self._workers.from_first(lambda: checkpoint.load(path)))
 
-    def _go_on(self, path: Path, tensors: checkpoint_files.Tensors, facts: checkpoint_files.Facts) -> None:
-        self._origin().check(path, facts)
+    def _go_on(self, tensors: checkpoint_files.Tensors, facts: checkpoint_files.Facts) -> None:
+        self._origin().check(facts)
         self._remembered = checkpoint.put_back(self.state, tensors, facts)
-        self.resumed_from = path
+        self.resumed_from = Path(facts["path"])
         position = self.schedule.position
-        log.info("%s: going on after step %d, epoch %d", path, position.step, position.epoch)
+        log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
 
     def _origin(self) -> checkpoint.Origin:
-        return checkpoint.Origin(self._graph, {**self._arguments, "optimizer": self.optimizer}, self._threads)
+        """What checkpoints say this run was made from; the same as before unless the optimizer was exchanged."""
+        if self._made_from is None or self._made_from.arguments["optimizer"] != self.optimizer:
+            arguments = {**self._arguments, "optimizer": self.optimizer}
+            self._made_from = checkpoint.Origin(self._graph, arguments, self._threads, self._workers.size)
+        return self._made_from
 
     def _epoch(self, source: data.Batches, judged: data.Batches | None, callbacks: Sequence[Callback]) -> None:
         state = self.state
         number = state.schedule.position.epoch
         if state.random is None:
             state.random = random_state.capture()
-        else:  # so that a loader that draws from it gives the batches of this epoch again
-            random_state.restore(state.random)
+        _, state.random = self._workers.from_first(lambda: ({}, state.random or {}))
+        # where an epoch goes on, or others draw too, so that a loader that draws from it gives the batches of this epoch again
+        random_state.restore(state.random)
         for index, batch in enumerate(source.epoch(number, state.seed)):
+            if index == 0:
+                self._workers.check_same(fingerprint(batch), _OTHER_BATCHES)
             if index < state.batch:
                 if self._remembered is not None and index == state.batch - 1:
-                    self._remembered.compare(self._feeds(batch))
+                    self._remembered.compare(batch)
                 continue
-            loss = self._step(self._feeds(batch))
+            loss = self._step(batch)
             state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss
             for callback in callbacks:
                 callback.on_step_end(self, loss)
@@ -308,13 +339,23 @@ class Trainer:
         for callback in callbacks:
             callback.on_epoch_end(self, metrics)
 
-    def _step(self, feeds: dict[str, NDArray[Any]]) -> float:
+    def _differentiate(self, batch: Batch) -> float:
+        """Loss of a batch; its gradients are in the engine. Each process works on its rows, the results are those of all."""
         self._stages.enter(self.schedule.position.epoch, self._engine)
-        loss = self._engine.step(feeds)
-        self._last = feeds
+        self._last = batch
+        part, share = self._workers.split(batch, self._signature())
+        if part is None:
+            self._engine.results[:] = 0
+        else:
+            self._engine.step(self._feeds(part))
+        self._workers.mean(self._engine.results, share)
+        return self._engine.loss
+
+    def _step(self, batch: Batch) -> float:
+        loss = self._differentiate(batch)
         norm = _norm(self._engine.gradients)
         if not np.isfinite(loss) or not np.isfinite(norm):
-            self._refuse(loss, feeds)
+            self._refuse(loss, self._feeds(batch))
         if self.state.accumulated is not None:
             norm = self._accumulated(self.state.accumulated)
             if self.state.summed:

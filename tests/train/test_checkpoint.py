@@ -85,7 +85,7 @@ def test_restoring_gives_back_every_part_of_the_state(qdq, tmp_path):
 def test_every_argument_of_a_trainer_is_in_its_checkpoints(qdq, tmp_path):
     Trainer(qdq).save(tmp_path / "x")
     _, facts = checkpoint_files.read(tmp_path / "x")
-    elsewhere = {"self", "qdq", "threads"}
+    elsewhere = {"self", "qdq", "threads", "distributed"}
     assert {*inspect.signature(Trainer.__init__).parameters} - elsewhere == {*facts["arguments"]}
 
 
@@ -263,7 +263,7 @@ def test_another_number_of_threads_is_told_of(qdq, tmp_path, caplog):
     Trainer(qdq, threads=1).save(tmp_path / "x")
     with caplog.at_level(logging.WARNING):
         Trainer(qdq, threads=2).resume(tmp_path / "x")
-    assert "made with 1 threads, this run has 2" in caplog.text
+    assert "made by 1 threads, this run is of 2 threads" in caplog.text
 
 
 def test_other_data_is_refused(qdq, tmp_path):

@@ -1,0 +1,231 @@
+"""Real processes, started by torchrun, on one thread each."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxqat
+from models import fashion_mnist
+from onnxqat.batch import Signature
+from onnxqat.distributed import Workers
+from onnxqat.errors import InputError
+from onnxqat.train.trainer import Trainer
+from tests.models import model
+from tests.train.test_trainer import BODY, WEIGHTS, batches
+
+ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SIGNATURE = Signature({"x": (np.dtype(np.float32), (None, 3)), "scalar": (np.dtype(np.float32), ())})
+
+
+def batch(rows):
+    return {"x": np.arange(3.0 * rows).reshape(rows, 3), "scalar": np.float32(1), "label": np.arange(rows)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "shares"),
+    [([8], [[2, 2, 2, 2]]), ([8, 3], [[2, 2, 2, 2], [0, 1, 1, 1]]), ([4, 8, 5], [[1] * 4, [2] * 4, [1, 1, 1, 2]])],
+    ids=["even", "fewer rows than processes at the end", "a smaller one at the end"],
+)
+def test_every_row_goes_to_one_process(rows, shares):
+    everyone = [Workers(rank, 4) for rank in range(4)]
+    for count, expected in zip(rows, shares, strict=True):
+        parts = [worker.split(batch(count), SIGNATURE) for worker in everyone]
+        assert [0 if part is None else len(part["x"]) for part, _ in parts] == expected
+        assert sum(share for _, share in parts) == pytest.approx(1)
+        given = [part for part, _ in parts if part is not None]
+        np.testing.assert_array_equal(np.concatenate([part["label"] for part in given]), np.arange(count))
+        assert all(part["scalar"] == 1 and part["scalar"].ndim == 0 for part in given)
+
+
+def test_a_number_of_processes_that_does_not_divide_the_batch_is_an_error():
+    with pytest.raises(InputError, match=r"8 rows, which 3 processes .* multiple of 3"):
+        Workers(0, 3).split(batch(8), SIGNATURE)
+
+
+def test_a_model_with_a_fixed_batch_is_an_error():
+    fixed = Signature({"x": (np.dtype(np.float32), (8, 3))})
+    with pytest.raises(InputError, match=r"'x'.*dynamic batch"):
+        Workers(0, 2).split({"x": batch(8)["x"]}, fixed)
+
+
+def test_a_process_started_alone_is_told_how_to_start(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="torchrun"):
+        Workers.join()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What two processes of distributed_script.py found."""
+    folder = tmp_path_factory.mktemp("script")
+    images = [{"x": b["x"]} for b in batches(2)]
+    onnxqat.save(onnxqat.insert(model(BODY, **WEIGHTS), images), folder / "qdq.onnx")
+    run = subprocess.run(
+        [*TORCHRUN, "-m", "tests.distributed_script", folder], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 0, run.stderr
+    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_one_process_and_the_same_everywhere(found):
+    folder, _ = found
+    data = {"x": batches(1, rows=6)[0]["x"], "label": np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)}
+    loss, expected = Trainer(folder / "qdq.onnx", loss="mse", threads=1).gradients(data)
+    first, second = (dict(np.load(folder / f"{rank}.npz")) for rank in range(2))
+    assert first.pop("loss") == second.pop("loss") == pytest.approx(loss, rel=1e-6)
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(first[name], second[name])
+        np.testing.assert_allclose(first[name], gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
+
+
+@pytest.mark.slow
+def test_all_begin_with_the_parameters_of_the_first(found):
+    folder, (first, second) = found
+    whole = Trainer(folder / "qdq.onnx", loss="mse", threads=1)
+    from zlib import crc32
+
+    assert first["start"] == second["start"] == crc32(whole.state.parameters.tobytes())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("not finite", "TrainingError: step 1.*not finite"),
+        ("other data", "InputError: data: the processes read different batches"),
+        ("odd batch", "InputError: batch: has 5 rows, which 2 processes"),
+        ("other model", "InputError: model: the processes were given different ones"),
+        ("no checkpoint", "InputError: .*nowhere: holds no checkpoint"),
+    ],
+)
+def test_all_stop_alike(found, what, words):
+    _, everyone = found
+    for one in everyone:
+        assert re.match(words, one[what]), one[what]
+        assert "\n" not in one[what]
+        assert one["unchanged"]
+
+
+@pytest.mark.slow
+def test_tensors_of_any_shape_are_gathered(found):
+    assert all(one["gathered"] == [[0], [0, 1]] for one in found[1])
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_answer_is_given_up_in_time(found):
+    assert re.match("LostProcessError: another process .* does not answer .*--resume", found[1][0]["silence"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    qdq = onnxqat.insert(ROOT / "models" / "separable.onnx", fashion_mnist.calibration_nhwc(), onnxqat.Config())
+    onnxqat.save(qdq, folder / "qdq.onnx")
+    with np.load(ROOT / "models" / "fashion_mnist.npz") as arrays:
+        for name, rows in (("train", slice(157)), ("validation", slice(160, 210))):  # a last batch of 5 rows, one of 2
+            images, labels = arrays["train_images"][rows], arrays["train_labels"][rows].astype(np.int64)
+            np.savez(folder / f"{name}.npz", image=fashion_mnist.standardise(images, 3), label=labels)
+    return folder
+
+
+def training(folder, output, *options):
+    data = ["--data", folder / "train.npz", "--validation", folder / "validation.npz", "--batch-size", "8"]
+    settings = ["--epochs", "2", "--lr", "1e-3", "--threads", "1", "-o", folder / output]
+    return ["-m", "onnxqat", "train", folder / "qdq.onnx", *data, *settings, *options]
+
+
+def numbers(text, epoch):
+    """Losses and accuracy that a line tells."""
+    (line,) = [line for line in text.splitlines() if line.startswith(epoch)]
+    return [float(word) for word in re.findall(r"\d\.\d+", line)]
+
+
+def parameters(path):
+    return {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The model that two processes train, and what they print."""
+    run = subprocess.run(
+        [*TORCHRUN, *training(folder, "two.onnx")], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 0, run.stderr
+    return folder / "two.onnx", run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(folder, whole):
+    """40 steps, the last of each epoch on 5 rows."""
+    path, said = whole
+    alone = subprocess.run(
+        [sys.executable, *training(folder, "one.onnx")], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    one, two, start = parameters(folder / "one.onnx"), parameters(path), parameters(folder / "qdq.onnx")
+    moved = 0
+    for name, array in one.items():
+        if array.dtype == np.float32:
+            assert np.linalg.norm(two[name] - array) <= 1e-5 * np.linalg.norm(array), name
+            moved += not np.array_equal(start[name], array)
+    assert moved > 50
+    assert said.count("wrote") == said.count("epoch 1/2") == 1
+    for epoch in "epoch 1/2", "epoch 2/2":
+        together, by_one = (numbers(text, epoch) for text in (said, alone.stderr))
+        assert together == pytest.approx(by_one, rel=0.01)
+
+
+def process_of(rank, launcher):
+    """Process id of a rank that a launcher has started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            parent = (path / "stat").read_text().rsplit(")", 1)[1].split()[1]
+        except OSError:
+            continue
+        if parent == str(launcher) and b"RANK=%d" % rank in environment:
+            return int(path.name)
+    raise AssertionError(f"no process has rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_all_and_the_run_resumes(folder, whole, rank):
+    checkpoints = folder / f"checkpoints-{rank}"
+    options = ["--checkpoint", checkpoints, "--checkpoint-every", "1"]
+    command = [*TORCHRUN, *training(folder, f"resumed-{rank}.onnx", *options)]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while launcher.poll() is None and not list(checkpoints.glob("checkpoint-00000[2-9].*")):
+        time.sleep(0.01)
+    os.kill(process_of(rank, launcher.pid), signal.SIGKILL)
+    begin = time.monotonic()
+    _, errors = launcher.communicate(timeout=100)
+    assert launcher.returncode != 0
+    assert time.monotonic() - begin < 60
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "another process of the run has died" in line
+    assert "--resume" in line
+
+    subprocess.run([*command, "--resume"], cwd=ROOT, check=True, capture_output=True, timeout=200)
+    assert (folder / f"resumed-{rank}.onnx").read_bytes() == whole[0].read_bytes()
+
+
+@pytest.mark.slow
+def test_calibration_by_two_processes_gives_the_model_of_one(folder):
+    options = ["--calibration", "models.fashion_mnist:calibration_nhwc"]
+    command = ["-m", "onnxqat", "insert", ROOT / "models" / "separable.onnx", *options, "-o"]
+    subprocess.run([sys.executable, *command, folder / "c1.onnx"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*TORCHRUN, *command, folder / "c2.onnx"], cwd=ROOT, check=True, capture_output=True, timeout=200)
+    one, two = parameters(folder / "c1.onnx"), parameters(folder / "c2.onnx")
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, rtol=1e-6, err_msg=name)
