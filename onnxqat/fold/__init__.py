@@ -12,11 +12,10 @@ from onnxqat.fold.activations import fold_activation, share_zero_points
 from onnxqat.fold.biases import fold_bias
 from onnxqat.fold.weights import check_scale, fold_weight
 from onnxqat.graph import io
-from onnxqat.graph.qdq import by_output, quantizers
+from onnxqat.graph.biases import biases_are_integers, integer_biases
+from onnxqat.graph.qdq import quantizers
 
 log = logging.getLogger(__name__)
-
-WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 def fold(model: io.ModelLike) -> onnx.ModelProto:
@@ -44,10 +43,9 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     for quantizer in found:
         check_scale(quantizer)
     weights = [q for q in found if q.is_weight and q.quantize is not None]
-    if folded.metadata_props.get("onnxqat.bias", "int32") == "int32":
-        produced_by = by_output(found)
-        for node in [n for n in graph if n.op_type in WEIGHTED]:
-            fold_bias(graph, node, produced_by)
+    if biases_are_integers(folded):
+        for bias in integer_biases(folded):
+            fold_bias(graph, bias)
         for quantizer in found:
             if not quantizer.is_weight:
                 fold_activation(graph, quantizer)

@@ -18,6 +18,7 @@ from onnxqat.config import Config
 from onnxqat.data import Batches, Source, Transform
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
+from onnxqat.graph.biases import DEPLOYED_AS
 from onnxqat.graph.qdq import Spec, constant
 from onnxqat.insert.calibrate import Observed, Observer, calibrate
 from onnxqat.insert.correct import correct_biases
@@ -136,7 +137,7 @@ def _activation_grid(
 def _note(model: ir.Model, skips: Iterable[Skip], table: Target, config: Config) -> None:
     """Leaves in the model what later stages and readers need: target, stages of training, why nodes stay in float."""
     model.metadata_props["onnxqat.target"] = table.name
-    model.metadata_props["onnxqat.bias"] = "int32" if table.integer_bias else "float"
+    model.metadata_props[DEPLOYED_AS] = "int32" if table.integer_bias else "float"
     for name in ("activation_start_epoch", "weight_start_epoch"):
         if epoch := getattr(config, name):
             model.metadata_props[f"onnxqat.{name}"] = str(epoch)

@@ -20,6 +20,7 @@ from onnxqat.train.losses import LOSS, AttachedLoss, Loss, attach_loss
 from onnxqat.train.parameters import Layout, initial_values, lay_out, trainable
 from onnxqat.train.quantizer_calls import call_quantizers
 from onnxqat.train.restore_float import restore_float
+from onnxqat.train.round_bias import round_biases
 from onnxqat.train.schedule_memory import schedule
 
 log = logging.getLogger(__name__)
@@ -113,11 +114,12 @@ def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, 
 
 
 def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:
-    """A copy of the Q/DQ model with the parameters of the flat array."""
+    """A copy of the Q/DQ model with the parameters of the flat array; trained biases lie on their grid, as in training."""
     model = qdq.clone()
     for parameter in layout.parameters:
         array = parameter.view(flat).copy()
         model.graph.initializers[parameter.name].const_value = ir.tensor(array, name=parameter.name)
+    round_biases(model, {parameter.name for parameter in layout.parameters})
     return model
 
 

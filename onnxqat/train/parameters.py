@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import constant
-from onnxqat.train import fakequant
+from onnxqat.train import fakequant, round_bias
 
 Kind = Literal["weight", "other", "scale"]
 
@@ -157,7 +157,8 @@ def _parameters_of(node: ir.Node) -> list[tuple[ir.Value | None, Kind]]:
 
 def _behind_quantizer(value: ir.Value | None) -> ir.Value | None:
     producer = None if value is None else value.producer()
-    return producer.inputs[0] if producer is not None and fakequant.is_call(producer) else value
+    called = producer is not None and (fakequant.is_call(producer) or round_bias.is_call(producer))
+    return producer.inputs[0] if producer is not None and called else value
 
 
 def _is_product(value: ir.Value | None) -> bool:
@@ -191,8 +192,9 @@ def _constants_behind(value: ir.Value | None) -> set[str]:
     if value is None or before is None or before.const_value is None:
         return set()
     producer = value.producer()
-    scale = {str(producer.inputs[1].name)} if producer is not None and producer.inputs[1] is not None else set()
-    return {str(before.name)} | scale
+    if producer is None or not fakequant.is_call(producer) or producer.inputs[1] is None:
+        return {str(before.name)}
+    return {str(before.name), str(producer.inputs[1].name)}
 
 
 def _compiled(pattern: str) -> re.Pattern[str] | None:

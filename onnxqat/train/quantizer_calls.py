@@ -8,11 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxqat.errors import UnsupportedModelError
+from onnxqat.graph.biases import integer_biases
 from onnxqat.graph.edit import constant_value
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
 from onnxqat.train import fakequant
+from onnxqat.train.round_bias import call_rounding
 
 _CARRIERS = {
     ir.DataType.INT4: (-8, 7),
@@ -38,7 +40,7 @@ class Rectifier:
 
 
 def call_quantizers(model: ir.Model) -> dict[str, float]:
-    """Replaces all quantizers, in place.
+    """Replaces all quantizers, in place, and lets biases that become integers be read on their grid.
 
     A quantizer whose input already lies on its own grid (data movement over a value quantized with the same scale and zero
     point) is the identity, in value and in gradient, and is left out.
@@ -47,6 +49,7 @@ def call_quantizers(model: ir.Model) -> dict[str, float]:
         Upper bounds of scales, by initializer name: above it, a Clip that the quantizer has absorbed would cut its range.
     """
     found = quantizers(model)
+    call_rounding(model, integer_biases(model))
     outputs = by_output(found)
     identities = [q for q in found if _is_identity(q, outputs)]
     bounds: dict[str, float] = {}

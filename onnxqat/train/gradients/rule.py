@@ -256,12 +256,14 @@ class Registered:
         arguments: what it is called with, as `GO(i)`, `I(i)`, `O(i)`.
         results: what it returns, as `GI(i)`.
         helpers: other functions that it calls.
+        steering: indices of float inputs that only steer: no gradient flows to them and none is missed.
     """
 
     gradient: ir.Function
     arguments: tuple[str, ...]
     results: tuple[str, ...]
     helpers: tuple[ir.Function, ...] = field(default=())
+    steering: frozenset[int] = frozenset()
 
     @property
     def inputs(self) -> frozenset[int]:

@@ -177,6 +177,7 @@ def register(
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     helpers: tuple[ir.Function, ...] = (),
+    steering: tuple[int, ...] = (),
 ) -> None:
     """Gives the model-local function `domain::op_type` a gradient, which is one call of the function `gradient`.
 
@@ -187,8 +188,9 @@ def register(
         inputs: what it is called with: `GO(i)` gradient of output i, `I(i)` input i, `O(i)` output i.
         outputs: what it returns: `GI(i)`, the gradient of input i.
         helpers: further model-local functions that `gradient` calls.
+        steering: indices of float inputs that only steer.
     """
-    _registered[domain, op_type] = Registered(gradient, tuple(inputs), tuple(outputs), tuple(helpers))
+    _registered[domain, op_type] = Registered(gradient, inputs, outputs, helpers, frozenset(steering))
 
 
 def is_registered(identifier: tuple[str, str]) -> bool:
