@@ -16,6 +16,7 @@ from onnxqat.train.engine import Floats, Value, as_value, dlpack
 from onnxqat.train.function import Function, cotangent, gradient
 from onnxqat.train.graph import load_qdq
 from onnxqat.train.parameters import Kind
+from onnxqat.train.stages import KEYS
 from onnxqat.train.update import scale_bounds
 
 try:
@@ -32,9 +33,16 @@ def as_module(qdq: io.ModelLike, *, threads: int = 0) -> QdqModule:
         threads: threads inside an operator; 0: one for each core.
 
     Raises:
-        InputError: the model has no quantizers, or nothing to train.
+        InputError: the model has no quantizers, nothing to train, or start epochs (`Config.weight_start_epoch`).
     """
-    return QdqModule(load_qdq(qdq), threads)
+    model = load_qdq(qdq)
+    staged = [key for key in KEYS.values() if key in model.metadata_props]
+    if staged:
+        raise InputError(
+            f"model: its {staged[0]!r} asks for quantization in stages, but PyTorch's own loop counts no epochs for it; "
+            "train with Trainer, or insert without start epochs"
+        )
+    return QdqModule(model, threads)
 
 
 def to_model(module: torch.nn.Module) -> onnx.ModelProto:
