@@ -80,6 +80,7 @@ def short_reason(error: Exception) -> str:
     for mark in (" Status Message: ", "[ONNXRuntimeError] : ", " was false. "):
         text = text.split(mark)[-1]
     text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)( const)?( \[with [^\]]*\])? ?", "", text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 

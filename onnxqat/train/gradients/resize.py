@@ -55,7 +55,20 @@ def resize_rule(node: ir.Node) -> Custom | Refused:
     aligned = _text(call, "coordinate_transformation_mode", "half_pixel") == "align_corners"
     if aligned and _has(call, 2) and not all(_grows_to_whole(call, axis) for axis in _axes(call)):
         return Refused("align_corners with a fractional scale: ONNX Runtime and ONNX disagree; give sizes, not scales")
+    if _crops(call) and not all(_region_counts(call, axis) for axis in _axes(call)):
+        return Refused("ONNX Runtime ignores the region of interest along axes that keep their size; crop with Slice")
+    coordinates = _text(call, "coordinate_transformation_mode", "half_pixel")
+    nearest = _text(call, "mode", "nearest") == "nearest"
+    if nearest and coordinates == "half_pixel_symmetric" and _whole_factors(call, _axes(call)) is None:
+        return Refused("half_pixel_symmetric: which of two equally near elements is taken is not known; use half_pixel")
     return Custom(resize_gradient, frozenset({0}))
+
+
+def _region_counts(call: Call, axis: _Axis) -> bool:
+    """Says whether ONNX Runtime uses the region along the axis for sure, or it is the whole of it."""
+    roi, count = call.constant(1), len(call.get("axes", range(_rank(call))))
+    whole = roi is not None and (roi[axis.position], roi[count + axis.position]) == (0.0, 1.0)
+    return whole or axis.scale not in (None, 1.0)
 
 
 def _grows_to_whole(call: Call, axis: _Axis) -> bool:
@@ -72,8 +85,13 @@ def resize_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     if factors is not None:
         return _sum_blocks(op, call, dy, factors)
     common = _common_scale(op, call, axes)
+    whole, y = list(range(_rank(call))), dy
     for axis in reversed(axes):
         matrix = _matrix(op, call, axis, dy, common)
+        alone = bool(call.get("antialias", 0))
+        if _may_keep_size(call, [axis] if alone else axes):
+            same = _same_sizes(op, call, y, [axis.axis] if alone else whole)
+            matrix = op.Where(same, op.EyeLike(matrix), matrix)
         if dy.dtype not in (_FLOAT, None):
             matrix = op.Cast(matrix, to=dy.dtype)
         dy = _contract(op, dy, matrix, axis.axis, _rank(call))
@@ -101,15 +119,18 @@ def _axes(call: Call) -> list[_Axis]:
     rank = _rank(call)
     numbers = [axis % rank for axis in call.get("axes", range(rank))]
     scales = call.constant(2) if _has(call, 2) else None
-    crops = _text(call, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     axes = []
     for position, axis in enumerate(numbers):
         sides = [_side(call.inputs[0], axis), _side(call.outputs[0], axis)]
         scale = scales[position] if scales else _ratio(*sides)
         stays = scale == 1.0 or (not _has(call, 2) and sides[0] is not None and sides[0] == sides[1])
-        if crops or not stays:
+        if _crops(call) or not stays:
             axes.append(_Axis(axis, position, scale))
     return axes
+
+
+def _crops(call: Call) -> bool:
+    return _text(call, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
 
 
 def _side(value: ir.Value | None, axis: int) -> int | str | None:
@@ -159,6 +180,21 @@ def _common_scale(op: Ops, call: Call, axes: Sequence[_Axis]) -> ir.Value | None
     return op.reduce("Min" if policy == "not_larger" else "Max", scales, None, keepdims=False)
 
 
+def _may_keep_size(call: Call, axes: Sequence[_Axis]) -> bool:
+    """Says whether scales other than 1 might round to the input's own sizes, where ONNX Runtime copies x.
+
+    It does so where all sizes stay, with antialias axis by axis.
+    """
+    return _has(call, 2) and all(axis.scale is None or 1 < axis.scale < 2 for axis in axes)
+
+
+def _same_sizes(op: Ops, call: Call, y: ir.Value, axes: Sequence[int]) -> ir.Value:
+    x = call.inputs[0]
+    assert x is not None
+    equal = op.Cast(op.Equal(sizes(op, x, axes), sizes(op, y, axes)), to=_INT64)
+    return op.Cast(op.reduce("Min", equal, None, keepdims=False), to=ir.DataType.BOOL)
+
+
 def _matrix(op: Ops, call: Call, axis: _Axis, dy: ir.Value, common: ir.Value | None) -> ir.Value:
     """Returns M of shape (output size, input size)."""
     x = call.inputs[0]
@@ -175,12 +211,13 @@ def _matrix(op: Ops, call: Call, axis: _Axis, dy: ir.Value, common: ir.Value | N
         weights = op.Where(outside, op.like(0.0, weights), weights)
     if call.get("exclude_outside", 0) or call.get("antialias", 0):
         weights = op.Div(weights, op.reduce("Sum", weights, [1], keepdims=True))
-    if _text(call, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+    if _crops(call):
         beyond = op.Unsqueeze(op.Or(op.Less(source, 0.0), op.Greater(source, last)), op.ints([1]))
         weights = op.Where(beyond, op.like(0.0, weights), weights)
     indices = op.Cast(op.Min(op.Max(taps, op.like(0.0, taps)), last), to=_INT64)
-    hot = op.OneHot(indices, before, op.Constant(value_floats=[0.0, 1.0]), axis=-1)
-    return op.Squeeze(op.MatMul(op.Unsqueeze(weights, op.ints([1])), hot), op.ints([1]))
+    # Not OneHot, which ends the process where there is no output.
+    hot = op.Cast(op.Equal(op.Unsqueeze(indices, op.ints([2])), arange(op, before)), to=_FLOAT)
+    return op.reduce("Sum", op.Mul(op.Unsqueeze(weights, op.ints([2])), hot), [1], keepdims=False)
 
 
 def _scale(op: Ops, call: Call, axis: _Axis, n_in: ir.Value, n_out: ir.Value) -> ir.Value:
@@ -204,7 +241,8 @@ def _source(
     half = op.Sub(middle, 0.5)
     if mode == "half_pixel_symmetric":
         adjustment = op.Div(n_out, op.Mul(scale, n_in))
-        return op.Add(op.Mul(op.Mul(n_in, 0.5), op.Sub(1.0, adjustment)), half)
+        offset = op.Mul(op.Mul(n_in, 0.5), op.Sub(1.0, adjustment))
+        return op.Sub(op.Add(offset, middle), 0.5)  # in this order, as ONNX Runtime rounds
     if mode == "pytorch_half_pixel":
         return op.Where(op.Greater(n_out, 1.0), half, op.Mul(o, 0.0))
     return half

@@ -126,3 +126,52 @@ def test_scales_that_depend_on_a_parameter_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="no gradient for its input 2"):
         gradients(proto, feeds, ["s"])
     assert gradients(proto, feeds, ["x"])[1]["x"].sum() == 16
+
+
+def test_a_region_that_onnx_runtime_ignores_is_refused() -> None:
+    proto = model(
+        f"({_DYNAMIC} x) => (float[n,c,h2,w2] y) <float[4] s = {{1, 1, 1, 2}}, float[8] roi = {{0, 0, 0.2, 0.1, 1, 1, 1, 1}}> "
+        '{ y = Resize <coordinate_transformation_mode="tf_crop_and_resize"> (x, roi, s) }'
+    )
+    with pytest.raises(UnsupportedModelError, match="ignores the region of interest"):
+        gradients(proto, {"x": normal(1, 1, 4, 4)}, ["x"])
+
+
+def test_scales_that_round_to_the_same_shape_copy_as_onnx_runtime_does() -> None:
+    proto = model(
+        f'({_DYNAMIC} x) => (float[n,c,h2,w2] y) <float[4] s = {{1, 1, 1.3, 1.2}}> {{ y = Resize <mode="cubic"> (x, , s) }}'
+    )
+    assert_matches_torch(proto, {"x": normal(1, 2, 3, 4)}, lambda x: x * 1.0)
+
+
+def _random_resize(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Attributes and the inputs after x, with their initializers, of a Resize of the last two of four axes."""
+    mode = str(rng.choice(["nearest", "linear", "cubic"]))
+    symmetric = ["half_pixel_symmetric"] if mode != "nearest" else []
+    coordinates = str(rng.choice(["half_pixel", "pytorch_half_pixel", "asymmetric", *symmetric]))
+    attributes = f'mode="{mode}", coordinate_transformation_mode="{coordinates}"'
+    if mode == "nearest":
+        attributes += f', nearest_mode="{rng.choice(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])}"'
+    elif rng.random() < 0.4:
+        attributes += ", antialias=1"
+    if mode == "cubic" and rng.random() < 0.5:
+        attributes += ", exclude_outside=1"
+    if rng.random() < 0.5:
+        wanted = ", ".join(map(str, (*shape[:2], *rng.integers(1, 10, 2))))
+        return attributes, f"<int64[4] sizes = {{{wanted}}}> {{ y = Resize <{attributes}> (x, , , sizes) }}"
+    factors = ", ".join(f"{factor}" for factor in (1.0, 1.0, *rng.choice([1, 2, 3, 1.5, 0.7, 1.3, 2.25], 2)))
+    return attributes, f"<float[4] scales = {{{factors}}}> {{ y = Resize <{attributes}> (x, , scales) }}"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_gradient_is_the_transpose_of_what_onnx_runtime_computes(seed: int) -> None:
+    """Resize is linear: for any v and cotangent c, c·resize(v) = gradient(c)·v."""
+    rng = np.random.default_rng(seed)
+    shape = (2, 1, *(int(side) for side in rng.integers(2, 7, 2)))
+    attributes, text = _random_resize(rng, shape)
+    proto = model(f"({_DYNAMIC} x) => (float[n,c,h2,w2] y) {text}", 19)
+    v = rng.normal(size=shape).astype(np.float32)
+    y = gradients(proto, {"x": v}, ["x"])[0]["y"]
+    cotangent = rng.normal(size=y.shape).astype(np.float32)
+    gradient = gradients(proto, {"x": v}, ["x"], {"y": cotangent})[1]["x"]
+    np.testing.assert_allclose(np.vdot(gradient, v), np.vdot(cotangent, y), rtol=1e-4, atol=1e-4, err_msg=attributes)
