@@ -23,7 +23,7 @@ SMALL = 256
 def weight_bytes(model: onnx.ModelProto | ir.Model) -> int:
     """Size of the initializers in bytes."""
     if isinstance(model, onnx.ModelProto):
-        return sum(len(t.raw_data) or _tensor_bytes(t) for t in model.graph.initializer)
+        return sum(len(t.raw_data) or tensor_bytes(t) for t in model.graph.initializer)
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
@@ -50,7 +50,7 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
     for tensor in tensors(proto):
         try:
             info = onnx.external_data_helper.ExternalDataInfo(tensor)
-            offset, length, needed = int(info.offset or 0), int(info.length or 0), _tensor_bytes(tensor)
+            offset, length, needed = int(info.offset or 0), int(info.length or 0), tensor_bytes(tensor)
         except (ValueError, TypeError) as error:  # a number that is none, a type that has no size
             raise InputError(
                 f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
@@ -125,6 +125,7 @@ def _linked(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
     )
 
 
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Size that type and shape say."""
     size: float = math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize  # half a byte for 4-bit types
     return math.ceil(size)

@@ -154,6 +154,12 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
 
 
 def _check_valid(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        if any(isinstance(name, bytes) for name in (node.name, *node.input, *node.output)):
+            raise ValueError("a name is not UTF-8 text")
+    for tensor in proto.graph.initializer:
+        if tensor.raw_data and len(tensor.raw_data) != external.tensor_bytes(tensor):
+            raise ValueError(f"initializer {tensor.name!r} does not have the size that its shape says")
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:

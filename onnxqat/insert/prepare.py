@@ -16,6 +16,7 @@ from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import constant, is_quantized
+from onnxqat.graph.types import infer
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
 from onnxqat.insert.half import float16_to_float32
 from onnxqat.insert.rewrite import (
@@ -26,7 +27,6 @@ from onnxqat.insert.rewrite import (
     pool_means,
     sum_bias_in_gemm,
 )
-from onnxqat.insert.types import infer
 
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64

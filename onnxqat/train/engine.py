@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Value: TypeAlias = ort.OrtValue
 
-_ERRORS = 3  # ONNX Runtime's log level
+_SILENT = 4  # ONNX Runtime's log level: what goes wrong is in the exception
 #: ONNX Runtime's words for types of tensors.
 _TYPES = {
     f"tensor({words})": dtype
@@ -185,7 +185,7 @@ def _loaded(model: ir.Model, threads: int) -> ort.InferenceSession:
 def session_options(threads: int = 0) -> ort.SessionOptions:
     """Options under which nodes run exactly as the file has them, in its order."""
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS
+    options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
+from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.losses import LOSS, AttachedLoss, Loss, attach_loss
@@ -108,7 +109,7 @@ def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, 
     forward = qdq.clone()
     passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(forward)
     passes.IdentityEliminationPass()(forward)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(forward)
+    infer(forward)
     ceilings = call_quantizers(forward)
     return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ceilings)
 

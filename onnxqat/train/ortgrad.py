@@ -13,7 +13,7 @@ from onnxruntime.capi import _pybind_state as ort_state
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.runtime import short_reason
 
-_ERRORS, _SILENT = 3, 4  # ONNX Runtime's log levels
+_SILENT = 4  # ONNX Runtime's log level: what goes wrong is in the exception
 _registered: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {}
 
 
@@ -26,7 +26,7 @@ def build_gradient_graph(model: onnx.ModelProto, loss: str, wrt: Sequence[str]) 
         wrt: names of inputs on which the loss depends.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS
+    options.log_severity_level = _SILENT
     builder = ort_state.GradientGraphBuilder(model.SerializeToString(), {loss}, set(wrt), loss, options)
     builder.build()
     return onnx.load_model_from_string(builder.get_model())
@@ -66,7 +66,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[np.generic]]) ->
         InputError: it cannot run on these feeds.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _SILENT  # what goes wrong is in the exception
+    options.log_severity_level = _SILENT
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:

@@ -8,6 +8,7 @@ import onnx_ir.passes.common as passes
 from onnxqat.graph.io import OLDEST_OPSET, opset
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
+from onnxqat.graph.types import infer
 from onnxqat.train.gradients.table import is_registered
 from onnxqat.train.resolve_branches import resolve_branches
 
@@ -25,7 +26,7 @@ def prepare(model: ir.Model) -> ir.Model:
     passes.TopologicalSortPass()(copy)
     _name_nodes(copy.graph)
     passes.NameFixPass()(copy)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+    infer(copy)
     make_pads_explicit(copy)
     return copy
 

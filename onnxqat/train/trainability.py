@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import is_quantized, quantizers
+from onnxqat.graph.types import infer
 from onnxqat.train.differentiate import Blocked, blocking_nodes
 from onnxqat.train.flow import may_be_float
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered, Stopped
@@ -34,7 +34,7 @@ class OperatorRow:
 def trainability(model: ir.Model) -> list[OperatorRow]:
     """Returns one row per operator and outcome, in order of first appearance. The model is left as it is."""
     copy = supported(model)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+    infer(copy)
     trained = {node for quantizer in quantizers(copy) for node in quantizer.nodes}
     rows = Counter(
         (node.op_type, node.domain, *((True, "part of a quantizer") if node in trained else _outlook(node)))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from onnxqat.graph import io, qdq
+from onnxqat.graph.types import infer
 
 Kind = Literal["integer", "weight-only", "float", "absorbed"]
 
@@ -118,7 +118,7 @@ def together_with(holder: ir.Node) -> str:
 def _with_types(model: ir.Model) -> ir.Model:
     """The model with inferred types, nodes in the same order; with its own types only, where inference fails."""
     typed = io.load(model)
-    passes.ShapeInferencePass()(typed)
+    infer(typed)
     return typed
 
 

@@ -67,6 +67,22 @@ def test_graph_that_is_not_valid_is_refused():
         io.load(broken)
 
 
+def test_name_that_is_not_text_is_refused(tmp_path):
+    proto = onnx.ModelProto.FromString(MODEL.SerializeToString())
+    proto.graph.node[0].name = "product"
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString().replace(b"product", b"produc\xf1"))
+    with pytest.raises(InputError, match="a name is not UTF-8 text"):
+        io.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("kind", ["FLOAT8E4M3FN", "INT4", "DOUBLE"])
+def test_weight_of_another_size_than_its_shape_is_refused(kind):
+    proto = model("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }", opset=21, ir_version=10, w=random(3, 4))
+    proto.graph.initializer[0].data_type = onnx.TensorProto.DataType.Value(kind)
+    with pytest.raises(InputError, match="not a valid ONNX model"):
+        io.load(proto)
+
+
 def test_opset_that_is_too_old_is_refused():
     body = "(float[N,3] x) => (float[N,4] y) { y = MatMul(x, w) }"
     with pytest.raises(InputError, match="opset 12 is"):

@@ -1,8 +1,9 @@
+import onnx
 import onnx_ir as ir
 import pytest
 
 from onnxqat.graph import io
-from onnxqat.insert.types import infer
+from onnxqat.graph.types import infer
 from tests.models import model, random
 
 FLOAT = ir.DataType.FLOAT
@@ -35,3 +36,21 @@ def test_types_of_different_kinds_are_kept_apart():
         "(float[N,3] x) => (int64[N] y) { b = MeanVarianceNormalization(x) y = ArgMax<axis=1, keepdims=0>(b) }"
     )
     assert (values["b"].dtype, values["y"].dtype) == (FLOAT, ir.DataType.INT64)
+
+
+@pytest.mark.parametrize("stated", [["N", 2, 2], [None, 7], [5, 2]], ids=["rank", "size", "batch"])
+def test_shape_that_the_model_states_wrongly_is_corrected(stated):
+    proto = model("(float[4,3] x) => (float[N,2] y) { a = MatMul(x, w) y = Relu(a) }", w=random(3, 2))
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, stated))
+    loaded = io.load(proto)
+    infer(loaded)
+    assert list(loaded.graph[0].outputs[0].shape) == [4, 2]
+
+
+def test_shape_that_only_the_model_knows_is_kept():
+    nodes = "a = Compress<axis=0>(x, keep) b = Relu(a) y = Relu(b)"
+    proto = model(f"(float[4,3] x, bool[4] keep) => (float[M,3] y) {{ {nodes} }}")
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [2, 3]))
+    loaded = io.load(proto)
+    infer(loaded)
+    assert list(loaded.graph[0].outputs[0].shape) == [2, 3]

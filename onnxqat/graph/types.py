@@ -12,12 +12,37 @@ from onnxqat.graph import io
 
 
 def infer(model: ir.Model) -> None:
-    """Infers shapes and types in place; where inference fails at a node, types follow from what its operator asks for."""
+    """Infers shapes and types in place; where inference fails at a node, types follow from what its operator asks for.
+
+    A shape that the model states counts only as far as inference does not contradict it: ONNX Runtime's gradient builder ends
+    the process over one that is wrong.
+    """
+    stated = {value: value.shape for node in model.graph for value in node.outputs if value.shape is not None}
+    for value in stated:
+        value.shape = None
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for value, shape in stated.items():
+        value.shape = _merged(shape, value.shape)
     version = io.opset(model)
     for node in model.graph:
         if any(value.dtype is None for value in node.outputs) and onnx.defs.has(node.op_type, version):
             _complete(node, onnx.defs.get_schema(node.op_type, version))
+
+
+def _merged(stated: ir.Shape, inferred: ir.Shape | None) -> ir.Shape:
+    """The inferred shape, with the sizes that only the stated one knows."""
+    if inferred is None or inferred.rank() != stated.rank():
+        return stated if inferred is None else inferred
+    return ir.Shape(
+        [
+            s if _unknown(i) or (isinstance(s, int) and not isinstance(i, int)) else i
+            for s, i in zip(stated, inferred, strict=True)
+        ]
+    )
+
+
+def _unknown(size: int | ir.SymbolicDim) -> bool:
+    return not isinstance(size, int) and size.value is None
 
 
 def _complete(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
