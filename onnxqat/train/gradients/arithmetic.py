@@ -93,6 +93,19 @@ def matmul_of_matrices(op: Ops, call: Call) -> ir.Value:
     return op.Squeeze(product, op.ints(axes))
 
 
+def gemm_rule(node: ir.Node) -> Rule:
+    """ONNX Runtime's gradient stumbles over an addend that β = 0 takes away."""
+    unused = len(node.inputs) > 2 and node.inputs[2] is not None and node.attributes.get_float("beta", 1.0) == 0.0
+    return Expanded(gemm_without_addend) if unused else Trusted()
+
+
+def gemm_without_addend(op: Ops, call: Call) -> ir.Value:
+    """Y = α·A·B."""
+    attributes = {name: call.get(name) for name in call.attributes if name != "beta"}
+    result: ir.Value = op.Gemm(*call.inputs[:2], **attributes)
+    return result
+
+
 def dropout_rule(node: ir.Node) -> Rule:
     """Dropout of an inference graph is the identity."""
     training = node.inputs[2] if len(node.inputs) > 2 else None

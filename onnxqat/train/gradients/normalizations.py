@@ -95,15 +95,13 @@ def instance_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[i
 
 
 def group_normalization(op: Ops, call: Call) -> ir.Value:
-    """InstanceNormalization of groups; scale and bias are per group up to opset 20, per channel from 21 on (Wu & He 2018)."""
+    """InstanceNormalization of groups, then scale and bias per channel (Wu & He 2018): opset 21, ONNX withdrew that of 18."""
     x, scale, bias = _x(call), _input(call, 1), _input(call, 2)
     groups = call.get("num_groups")
-    grouped = reshape(op, x, [0, groups, -1])
-    epsilon = call.get("epsilon", 1e-5)
-    if call.opset < 21:
-        return op.Reshape(op.InstanceNormalization(grouped, scale, bias, epsilon=epsilon), op.Shape(x))
     ones, none = (op.Constant(value=ir.tensor([number] * groups, dtype=x.dtype)) for number in (1, 0))
-    normal = _flat(op, op.Reshape(op.InstanceNormalization(grouped, ones, none, epsilon=epsilon), op.Shape(x)))
+    grouped = reshape(op, x, [0, groups, -1])
+    normal = op.InstanceNormalization(grouped, ones, none, epsilon=call.get("epsilon", 1e-5))
+    normal = _flat(op, op.Reshape(normal, op.Shape(x)))
     return op.Reshape(op.Add(op.Mul(normal, _channel(op, scale)), _channel(op, bias)), op.Shape(x))
 
 

@@ -1,8 +1,8 @@
 """Gradients of pooling (ONNX specification: AveragePool, LpPool, GlobalLpPool, GlobalMaxPool, MaxPool).
 
 Sum pooling is linear in x; the transposed map `_spread` lays every output's gradient on all elements of its window. The
-others follow by the chain rule. ONNX Runtime's AveragePoolGrad knows two dimensions without dilation; its MaxPoolGrad
-crashes the process where a height or width is dynamic.
+others follow by the chain rule. ONNX Runtime's AveragePoolGrad knows two dimensions of fixed size without dilation; its
+MaxPoolGrad crashes the process where a height or width is dynamic.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ def _x(call: Call) -> ir.Value:
 
 
 def average_pool_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient where it is right."""
-    attributes = node.attributes
+    """ONNX Runtime's gradient where it is right: its kernel takes sizes from the model, not from the data."""
+    x, attributes = node.inputs[0], node.attributes
+    sizes = [None] if x is None or x.shape is None else x.shape[2:]
     plain = (
-        len(attributes.get_ints("kernel_shape", ())) <= 2
+        len(sizes) <= 2
+        and all(isinstance(size, int) for size in sizes)
         and set(attributes.get_ints("dilations", ())) <= {1}
         and not attributes.get_int("ceil_mode", 0)
         and "auto_pad" not in attributes

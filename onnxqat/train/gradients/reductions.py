@@ -18,7 +18,7 @@ def _x(call: Call) -> ir.Value:
 
 
 def _axes(call: Call) -> ir.Value | list[int] | None:
-    """Returns the axes, an attribute in older operator sets; None: all of them (or none, as the node says)."""
+    """Returns the axes, an attribute in older operator sets; None: all of them."""
     given: ir.Value | list[int] | None = call.input(1) or call.get("axes")
     return given
 
@@ -33,10 +33,7 @@ def _kept(op: Ops, call: Call, *values: ir.Value) -> list[ir.Value]:
 
 def _reduce(op: Ops, call: Call, kind: str, x: ir.Value) -> ir.Value:
     """Reduces as the node does, with the axes kept."""
-    axes, noop = _axes(call), call.get("noop_with_empty_axes", 0)
-    if axes is None and noop:
-        return x
-    return op.reduce(kind, x, axes, keepdims=True, noop=bool(noop))
+    return op.reduce(kind, x, _axes(call), keepdims=True)
 
 
 def reduce_l1_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -62,6 +59,12 @@ def reduce_log_sum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = log Σxᵢ: dxᵢ = dy·e⁻ʸ."""
     dy, y = _kept(op, call, dy, call.outputs[0])
     return op.Expand(op.Mul(dy, op.Exp(op.Neg(y))), op.Shape(_x(call)))
+
+
+def reduce_log_sum_exp_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Y = log Σexp xᵢ: dxᵢ = dy·exp(xᵢ − y)."""
+    dy, y = _kept(op, call, dy, call.outputs[0])
+    return op.Mul(op.Exp(op.Sub(_x(call), y)), dy)
 
 
 def reduce_prod_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:

@@ -50,18 +50,13 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
         set_types(self.nodes[-1], self.opset)
         return outputs
 
-    def reduce(
-        self, kind: str, x: ir.Value, axes: Sequence[int] | ir.Value | None, *, keepdims: bool, noop: bool = False
-    ) -> ir.Value:
-        """Writes `Reduce<kind>` over `axes`, an input from opset 18 on (13 for ReduceSum).
-
-        None, and an empty vector unless `noop`, mean all axes.
-        """
+    def reduce(self, kind: str, x: ir.Value, axes: Sequence[int] | ir.Value | None, *, keepdims: bool) -> ir.Value:
+        """Writes `Reduce<kind>` over `axes` (None: all); they are an input from opset 18 on, 13 for ReduceSum."""
         keep = int(keepdims)
         if axes is None:
             return self.one(f"Reduce{kind}", x, keepdims=keep)
         if self.opset >= (13 if kind == "Sum" else 18):
-            return self.one(f"Reduce{kind}", x, self.ints(axes), keepdims=keep, noop_with_empty_axes=int(noop))
+            return self.one(f"Reduce{kind}", x, self.ints(axes), keepdims=keep)
         return self.one(f"Reduce{kind}", x, axes=axes, keepdims=keep)
 
     def ints(self, numbers: Sequence[int] | ir.Value) -> ir.Value:

@@ -35,8 +35,8 @@ def _custom(gradient: object, *inputs: int) -> Custom:
 
 
 _NAMES_TRUSTED = """
-    Abs Add Cast Concat Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND Gemm GlobalAveragePool Identity
-    LeakyRelu Log LogSoftmax Max Min Mul Neg Reciprocal ReduceLogSumExp ReduceMean ReduceSum Relu Reshape Sigmoid Sin
+    Abs Add Cast Concat Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND GlobalAveragePool Identity
+    LeakyRelu Log LogSoftmax Max Min Mul Neg Reciprocal ReduceMean ReduceSum Relu Reshape Sigmoid Sin
     Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze
 """
 _ORT: Mapping[str, RuleOrChoice] = dict.fromkeys(_NAMES_TRUSTED.split(), Trusted())
@@ -89,6 +89,7 @@ _ARITHMETIC: Mapping[str, RuleOrChoice] = {
     "Where": Custom(arithmetic.where_gradient, frozenset({1, 2})),
     "Clip": _custom(arithmetic.clip_gradient),
     "MatMul": arithmetic.matmul_rule,
+    "Gemm": arithmetic.gemm_rule,
     "Dropout": arithmetic.dropout_rule,
 }
 
@@ -103,6 +104,7 @@ _REDUCTIONS: Mapping[str, RuleOrChoice] = {
     "ReduceL1": _custom(reductions.reduce_l1_gradient),
     "ReduceL2": _custom(reductions.reduce_l2_gradient),
     "ReduceLogSum": _custom(reductions.reduce_log_sum_gradient),
+    "ReduceLogSumExp": _custom(reductions.reduce_log_sum_exp_gradient),
     "ReduceSumSquare": _custom(reductions.reduce_sum_square_gradient),
     "ReduceProd": _custom(reductions.reduce_prod_gradient),
     "ReduceMax": _custom(reductions.reduce_extremum_gradient),

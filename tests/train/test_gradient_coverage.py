@@ -1,0 +1,44 @@
+"""Every operator that has a gradient, on a few of ONNX's own tests of it; `tools/gradient_coverage.py` runs all of them."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from onnxqat.train.check_gradients import check_gradients
+from onnxqat.train.gradients.rule import Refused, Stopped
+from onnxqat.train.gradients.table import TABLE
+from tools.gradient_coverage import node_cases
+
+LARGEST = 20_000  # elements of all inputs: evaluating larger ones in Python takes seconds
+#: ONNX has no test of a float case of these that the runtime loads; the tests of their families compare with torch.
+WITHOUT_CASES = {"GlobalLpPool", "If", "Swish", "Trilu"}
+DIFFERENTIABLE = sorted(name for (_, name), rule in TABLE.items() if not isinstance(rule, Stopped | Refused))
+
+
+@pytest.fixture(scope="module")
+def cases():
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    return node_cases()
+
+
+def few(found):
+    """First, middle and last of the small cases in single or double precision."""
+    small = [
+        case for case in found if is_small([np.asarray(a) for a in case.feeds.values() if not isinstance(a, list)])
+    ]
+    chosen = [small[0], small[len(small) // 2], small[-1]] if small else []
+    return list({case.name: case for case in chosen}.values())
+
+
+def is_small(arrays):
+    return (
+        any(a.dtype in (np.float32, np.float64) and a.size for a in arrays) and sum(a.size for a in arrays) <= LARGEST
+    )
+
+
+@pytest.mark.parametrize("operator", [name for name in DIFFERENTIABLE if name not in WITHOUT_CASES])
+def test_the_gradient_is_right(operator, cases):
+    verdicts = {case.name: check_gradients(case.model, case.feeds, case.expected) for case in few(cases[operator])}
+    assert not {name: v.reason for name, v in verdicts.items() if v.outcome in ("wrong", "unchecked")}
+    assert "correct" in {verdict.outcome for verdict in verdicts.values()}
