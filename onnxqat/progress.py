@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
+from operator import length_hint
 from typing import TypeVar
 
 from rich.console import Console
@@ -21,5 +22,5 @@ def track(items: Iterable[T], what: str) -> Iterator[T]:
     if not sys.stderr.isatty() or rank() > 0:
         yield from items
         return
-    total = len(items) if isinstance(items, Sized) else None
-    yield from rich_track(items, what, total=total, console=console, transient=True)
+    total = length_hint(items)  # 0 where the source does not tell
+    yield from rich_track(items, what, total=total or None, console=console, transient=True)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxqat import data
 from onnxqat.graph import io
 from onnxqat.graph.without import without_quantizers
+from onnxqat.progress import track
 from onnxqat.verify import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verify.host import Arrays, Host, RuntimeName, opened
 from onnxqat.verify.metrics import Metric, named
@@ -62,7 +63,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
         float_file = host.load("float", reference)
-        found = compare.compared(host, checked, score)
+        found = compare.compared(host, track(checked, "verify"), score)
         outputs = compare.differences(found, deployed_model)
         latency = _latency(host, found.first)
         kernels = _kernels(host, deployed_model)
@@ -105,7 +106,7 @@ def evaluate(
     checked = data.batches(batches, loaded, needs_labels=True, transform=transform)
     with opened(runtime, interpreter, threads) as host:
         host.load("model", loaded)
-        return compare.scored(host, checked, score, "model")
+        return compare.scored(host, track(checked, "evaluate"), score, "model")
 
 
 def _size(given: io.ModelLike | None, written: Path) -> int:
