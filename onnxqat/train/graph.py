@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from zlib import crc32
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
@@ -112,6 +114,21 @@ def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, 
     infer(forward)
     ceilings = call_quantizers(forward)
     return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ceilings)
+
+
+def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
+    """The training graph with the first process's initial values, in all of them.
+
+    Raises:
+        InputError: the processes have different parameters.
+    """
+    if workers.size == 1:
+        return graph
+    workers.check_same(
+        crc32(repr(graph.layout).encode()), "model: the processes were given different ones; give all the same"
+    )
+    workers.broadcast(graph.initial)
+    return replace(graph, qdq=with_values(graph.qdq, graph.layout, graph.initial))
 
 
 def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from onnxqat.train.engine import Floats
 from onnxqat.train.schedules import Schedule
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,3 +47,24 @@ class State:
     stop: bool = False
     best: tuple[Floats, float] | None = None
     random: dict[str, Any] | None = None
+
+    def begin(self, epochs: int, batches: int | None, accumulate: int) -> None:
+        """A `fit` of so many epochs of so many batches begins, or goes on where an earlier one broke off.
+
+        What goes on keeps the length that the run had begun with, so that its learning rates are the same.
+        """
+        position = self.schedule.position
+        if self.running and position.epochs == self.first_epoch + epochs:
+            return
+        if self.running:
+            log.warning("epochs is %d, the run began with another number; its learning rates change", epochs)
+        else:
+            self.stop = False
+            if self.batch == 0:
+                self.first_epoch = position.epoch
+        self.running, self.batches = True, batches
+        position.epochs, position.steps = self.first_epoch + epochs, None
+        if batches is not None:
+            steps = batches // accumulate
+            before = position.step - self.batch // accumulate - (position.epoch - self.first_epoch) * steps
+            position.steps = before + epochs * steps

@@ -25,7 +25,8 @@ from onnxqat.train.callbacks import BestModel, Callback, Checkpoints, Progress
 from onnxqat.train.checkpoint import fingerprint
 from onnxqat.train.engine import Engine, Floats
 from onnxqat.train.feeds import feeds_for
-from onnxqat.train.graph import load_qdq, training_graph, with_values
+from onnxqat.train.finite import REMEDY, norm_of, not_finite
+from onnxqat.train.graph import load_qdq, same_graph, training_graph, with_values
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
 from onnxqat.train.schedules import Constant, Rate, Schedule
@@ -92,16 +93,13 @@ class Trainer:
             raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
         model = load_qdq(qdq)
         self._graph = training_graph(model, loss, freeze)
-        self._workers.check_same(
-            self._graph.layout.size, "model: the processes were given different ones; give all the same"
-        )
-        self._workers.broadcast(self._graph.initial)
+        self._graph = same_graph(self._graph, self._workers)
         self._stages = Stages(self._graph, loss)
         self._feeds = feeds_for(self._graph, teacher)
         layout = self._graph.layout
         self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
         self.optimizer: Optimizer = optimizer if optimizer is not None else AdamW()
-        self._update = Updater(self.optimizer, layout, self._engine.parameters, self._engine.gradients)
+        self._update = Updater(self.optimizer, layout, self._engine.parameters, self._engine.gradients, threads)
         self._clip_norm, self._accumulate = clip_norm, accumulate
         rate = Schedule(schedule if schedule is not None else Constant())
         accumulated = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
@@ -353,9 +351,13 @@ class Trainer:
 
     def _step(self, batch: Batch) -> float:
         loss = self._differentiate(batch)
-        norm = _norm(self._engine.gradients)
+        norm = norm_of(self._engine.gradients)
         if not np.isfinite(loss) or not np.isfinite(norm):
-            self._refuse(loss, self._feeds(batch))
+            step, where = (
+                self.schedule.position.step + 1,
+                not_finite(self._engine, self._graph.outputs, self._feeds(batch)),
+            )
+            raise TrainingError(f"step {step}: {where}; {REMEDY}")
         if self.state.accumulated is not None:
             norm = self._accumulated(self.state.accumulated)
             if self.state.summed:
@@ -376,25 +378,7 @@ class Trainer:
             return 0.0
         np.multiply(running, np.float32(1 / self._accumulate), out=gradients)
         running[:] = 0
-        return _norm(gradients)
-
-    def _refuse(self, loss: float, feeds: dict[str, NDArray[Any]]) -> None:
-        """Says which tensor is the first that is not finite."""
-        step = self.state.schedule.position.step + 1
-        layout = self._graph.layout
-        where = f"the norm of the gradient is not finite (loss {loss})"
-        arrays = zip(self._graph.outputs, self._engine.evaluate(feeds, [*self._graph.outputs, LOSS]), strict=False)
-        candidates = [("parameter", layout.named(self.state.parameters).items()), ("output", arrays)]
-        candidates.append(("gradient of", layout.named(self._engine.gradients).items()))
-        for what, tensors in candidates:
-            name = next((name for name, array in tensors if not np.isfinite(array).all()), None)
-            if name is not None:
-                where = f"{what} {name!r} is not finite (loss {loss})"
-                break
-        raise TrainingError(
-            f"step {step}: {where}; lower the learning rate, clip gradients, or check data and labels "
-            "(the parameters are those before this step)"
-        )
+        return norm_of(gradients)
 
     def _batches(self, source: Data, transform: data.Transform | None = None) -> data.Batches:
         return replace(data.batches(source, self._graph.qdq, transform=transform), signature=self._signature())
@@ -403,35 +387,14 @@ class Trainer:
         return self._feeds.signature(self._graph.qdq)
 
     def _set_length(self, source: data.Batches, epochs: int) -> None:
-        """Tells the schedule how long the run will be; one that goes on keeps the length that it had begun with."""
-        position, state = self.schedule.position, self.state
+        """Tells the schedule how long the run will be."""
         try:
             per_epoch: int | None = len(source)
         except TypeError:
             per_epoch = None
-        if state.running and self._remembered is not None and per_epoch != state.batches:
+        if self.state.running and self._remembered is not None and per_epoch != self.state.batches:
             raise InputError(
-                f"data: has {per_epoch} batches, the run that is to go on had {state.batches}; use the same data and batch size"
+                f"data: has {per_epoch} batches, the run that is to go on had {self.state.batches}; "
+                "use the same data and batch size"
             )
-        if state.running and position.epochs == state.first_epoch + epochs:
-            return
-        if state.running:
-            log.warning("epochs is %d, the run began with another number; its learning rates change", epochs)
-        else:
-            state.stop = False
-            if state.batch == 0:
-                state.first_epoch = position.epoch
-        state.running, state.batches = True, per_epoch
-        position.epochs = state.first_epoch + epochs
-        if per_epoch is None:
-            position.steps = None
-            return
-        steps = per_epoch // self._accumulate
-        begun = position.step - state.batch // self._accumulate - (position.epoch - state.first_epoch) * steps
-        position.steps = begun + epochs * steps
-
-
-def _norm(array: Floats) -> float:
-    """Euclidean norm; infinity or NaN where a number is, or where the squares overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.sqrt(np.dot(array, array)))
+        self.state.begin(epochs, per_epoch, self._accumulate)

@@ -30,7 +30,9 @@ class Updater:
         moments: the optimizer's own flat arrays.
     """
 
-    def __init__(self, optimizer: Optimizer, layout: Layout, parameters: Floats, gradients: Floats) -> None:
+    def __init__(
+        self, optimizer: Optimizer, layout: Layout, parameters: Floats, gradients: Floats, threads: int = 0
+    ) -> None:
         self._optimizer = optimizer
         self.moments = [np.zeros_like(parameters) for _ in range(optimizer.moments)]
         self._stretches: list[tuple[Kind, ort.InferenceSession, ort.IOBinding]] = []
@@ -43,7 +45,7 @@ class Updater:
                 continue
             graph = update_graph(optimizer, logarithmic=kind == "scale")
             session = ort.InferenceSession(
-                graph.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
+                graph.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
             )
             names = [*optimizer.rates(1.0, 1, decays=False), "gradient_factor"]
             self._rates[kind] = {name: np.zeros((), np.float32) for name in names}
