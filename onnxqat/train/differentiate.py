@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.train.flow import Step, may_be_float, trace
+from onnxqat.train.flow import Step, captured_values, may_be_float, trace
 from onnxqat.train.gradient_graph import with_gradients
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered
 from onnxqat.train.prepare_gradients import prepare
 from onnxqat.train.rewrite import attach, complete_outputs, expand, wrap
 
-REMEDIES = (
-    "freeze what is before it (name the parameters in `freeze`), exclude it (let the model that is trained end before it), "
-    "or replace it by operators that have a gradient"
-)
+_SHOWN = 12  # names of parameters in a message, at most
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """A node that the gradient would have to pass, and cannot."""
+    """A node that the gradient would have to pass, and cannot.
+
+    Attributes:
+        node: the node.
+        reason: why it cannot.
+        before: names of the parameters whose gradient would have to pass here.
+    """
 
     node: ir.Node
     reason: str
+    before: frozenset[str]
 
 
 def blocked_text(blocked: Sequence[Blocked]) -> str:
@@ -35,13 +39,19 @@ def blocked_text(blocked: Sequence[Blocked]) -> str:
     for each in blocked:
         groups.setdefault((_qualified(each.node), each.reason), []).append(f"'{each.node.name}'")
     named = "; ".join(f"{operator} {', '.join(names)}: {reason}" for (operator, reason), names in groups.items())
-    return f"the gradient cannot pass {len(blocked)} node(s): {named}; {REMEDIES}"
+    before = sorted(frozenset().union(*(each.before for each in blocked)))
+    parameters = ", ".join(before[:_SHOWN]) + (f" and {len(before) - _SHOWN} more" if len(before) > _SHOWN else "")
+    return (
+        f"the gradient cannot pass {len(blocked)} node(s): {named}; freeze what is before ({parameters}), "
+        "exclude the node (let the model that is trained end before it), or replace it by operators that have a gradient"
+    )
 
 
 def blocking_nodes(model: ir.Model, wrt: Iterable[str]) -> list[Blocked]:
     """Returns every node between the values `wrt` (float inputs, initializers) and a graph output without gradient."""
     graph = prepare(model).graph
-    return _blocked(trace(graph, _parameters(graph, wrt), graph.outputs))
+    parameters = _parameters(graph, wrt)
+    return _blocked(trace(graph, parameters, graph.outputs), parameters)
 
 
 def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
@@ -79,7 +89,7 @@ def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Valu
     name = str(target.name)
     while True:
         steps = trace(graph, parameters, [_value(graph, name)])
-        blocked = _blocked(steps)
+        blocked = _blocked(steps, parameters)
         if blocked:
             raise UnsupportedModelError(blocked_text(blocked))
         expandable = [(step, step.rule) for step in steps if step.outputs and isinstance(step.rule, Expanded)]
@@ -90,8 +100,24 @@ def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Valu
         passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
-def _blocked(steps: Iterable[Step]) -> list[Blocked]:
-    return [Blocked(step.node, _reason(step)) for step in steps if step.blocked]
+def _blocked(steps: Iterable[Step], parameters: Collection[ir.Value]) -> list[Blocked]:
+    return [Blocked(step.node, _reason(step), _before(step.node, parameters)) for step in steps if step.blocked]
+
+
+def _before(node: ir.Node, parameters: Collection[ir.Value]) -> frozenset[str]:
+    """Returns the names of those among `parameters` that the node depends on."""
+    found: set[str] = set()
+    seen, waiting = {node}, [node]
+    while waiting:
+        current = waiting.pop()
+        for value in (*current.inputs, *captured_values(current)):
+            if value is not None and value in parameters:
+                found.add(str(value.name))
+            producer = None if value is None else value.producer()
+            if producer is not None and producer not in seen:
+                seen.add(producer)
+                waiting.append(producer)
+    return frozenset(found)
 
 
 def _reason(step: Step) -> str:
