@@ -26,13 +26,10 @@ def _zero_outside(op: Ops, dy: ir.Value, inside: ir.Value) -> ir.Value:
 
 
 def hard_swish_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x · clip(x/6 + 1/2, 0, 1), so dx = dy · clip(x/3 + 1/2, 0, 1), but 0 below −3 and dy above 3.
-
-    On [−3, 3] the derivative x/3 + 1/2 runs from −1/2 to 3/2.
-    """
+    """Y = x·h with h = clip(x/6 + 1/2, 0, 1): dx = dy·(h + x/6) where |x| < 3, else dy·h."""
     x = _x(call)
-    slope = op.Where(op.Less(op.Abs(x), 3.0), op.Add(op.Mul(x, 1 / 3), 0.5), op.Cast(op.Greater(x, 0.0), to=dy.dtype))
-    return op.Mul(dy, slope)
+    gate = op.HardSigmoid(x, alpha=1 / 6, beta=0.5)
+    return op.Mul(dy, op.Add(gate, op.masked(op.Mul(x, 1 / 6), op.Less(op.Abs(x), 3.0))))
 
 
 def hard_sigmoid_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -42,23 +39,29 @@ def hard_sigmoid_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     return _zero_outside(op, op.Mul(dy, call.get("alpha", 0.2)), inside)
 
 
+def _exponential_gradient(op: Ops, call: Call, dy: ir.Value, alpha: float, gamma: float) -> ir.Value:
+    """Y = γx for x > 0, else γα(eˣ − 1): dx = γ·dy, else dy·(y + γα); min(y, 0) + γα is both for α = 1."""
+    y = call.outputs[0]
+    dx = op.Mul(dy, op.Add(op.Min(y, op.like(0.0, y)), gamma * alpha))
+    if alpha == 1.0:
+        return dx
+    return op.Add(dx, op.masked(op.Mul(dy, gamma * (1.0 - alpha)), op.Greater(y, 0.0)))
+
+
 def elu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x for x > 0, else α(eˣ − 1): dx = dy, else dy·(y + α)."""
-    x, y = _x(call), call.outputs[0]
-    return op.Where(op.Greater(x, 0.0), dy, op.Mul(dy, op.Add(y, call.get("alpha", 1.0))))
+    """Y = x for x > 0, else α(eˣ − 1) (Clevert et al. 2016)."""
+    return _exponential_gradient(op, call, dy, call.get("alpha", 1.0), 1.0)
 
 
 def celu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = max(x, 0) + min(0, α(exp(x/α) − 1)): dx = dy for x > 0, else dy·exp(x/α) = dy·(y/α + 1)."""
-    x, y = _x(call), call.outputs[0]
-    return op.Where(op.Greater(x, 0.0), dy, op.Mul(dy, op.Add(op.Div(y, call.get("alpha", 1.0)), 1.0)))
+    """Y = x for x > 0, else α(exp(x/α) − 1) (Barron 2017): dx = dy, else dy·(y/α + 1)."""
+    y, alpha = call.outputs[0], call.get("alpha", 1.0)
+    return op.Mul(dy, op.Add(op.Mul(op.Min(y, op.like(0.0, y)), 1.0 / alpha), 1.0))
 
 
 def selu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = γx for x > 0, else γα(eˣ − 1): dx = γ·dy, else dy·(y + γα)."""
-    x, y = _x(call), call.outputs[0]
-    alpha, gamma = call.get("alpha", _SELU_ALPHA), call.get("gamma", _SELU_GAMMA)
-    return op.Where(op.Greater(x, 0.0), op.Mul(dy, gamma), op.Mul(dy, op.Add(y, gamma * alpha)))
+    """Y = γx for x > 0, else γα(eˣ − 1) (Klambauer et al. 2017)."""
+    return _exponential_gradient(op, call, dy, call.get("alpha", _SELU_ALPHA), call.get("gamma", _SELU_GAMMA))
 
 
 def softplus_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -94,7 +97,7 @@ def prelu_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | Non
     x, slope = _x(call), call.inputs[1]
     assert slope is not None
     negative = op.Less(x, 0.0)
-    dx = op.Where(negative, op.Mul(dy, slope), dy) if 0 in call.wanted else None
+    dx = op.Add(dy, op.masked(op.Mul(dy, op.Sub(slope, 1.0)), negative)) if 0 in call.wanted else None
     if 1 not in call.wanted:
         return dx, None
     return dx, op.sum_to(_zero_outside(op, op.Mul(dy, x), negative), slope, call.outputs[0])
