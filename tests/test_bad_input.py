@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import subprocess
@@ -91,11 +90,6 @@ def good(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def desk(good, tmp_path, monkeypatch, capsys) -> Desk:
-    # what the command line sets up for its own process must not reach other tests
-    logger = logging.getLogger("onnxqat")
-    for name in ("handlers", "propagate", "level"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
-
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["onnxqat", *arguments])
         with pytest.raises(SystemExit) as end:

@@ -324,7 +324,8 @@ def test_calibration_memory_does_not_grow_with_the_number_of_batches():
         return top
 
     peak(2)
-    assert peak(200) < 1.2 * peak(10)
+    # the other 190 batches are 1.5 MB; when the garbage of a run is collected makes some 60 kB
+    assert peak(200) < peak(10) + 300_000
 
 
 def test_reason_why_a_node_stays_in_float_is_in_the_model():

@@ -35,6 +35,7 @@ OPERATORS = {
     "Tanh": "k = Tanh(t)",
     "HardSigmoid": "k = HardSigmoid(t)",
     "HardSwish": "k = HardSwish(t)",
+    "Swish": "s = Sigmoid(t) k = Mul(t, s)",
     "Mish": "k = Mish(t)",
     "Gelu": "k = Gelu(t)",
     "Softplus": "k = Softplus(t)",
