@@ -13,6 +13,7 @@ from onnxscript import optimizer
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.edit import forget_names, fresh_name
+from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import constant, is_quantized
@@ -49,13 +50,13 @@ def prepare(model: io.ModelLike) -> ir.Model:
     name_nodes(loaded.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     drop_inference_noops(loaded.graph)
-    passes.IdentityEliminationPass()(loaded)
+    eliminate_identities(loaded)
     infer(loaded)
     float16_to_float32(loaded)
     # Exporters transpose and cast weights at run time; whatever their size, they are constants.
     optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31, should_fold=_is_small_fill)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
-    passes.IdentityEliminationPass()(loaded)
+    eliminate_identities(loaded)
     infer(loaded)
     forget_names(loaded.graph)
     for step in (

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.train.flow import Step, captured_values, may_be_float, trace
+from onnxqat.train.flow import Step, captured_values, control_flow_uses, may_be_float, trace
 from onnxqat.train.gradient_graph import with_gradients
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered
 from onnxqat.train.prepare_gradients import prepare
@@ -72,14 +72,17 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
     target = _value(graph, loss)
     steps = _expand_all(result, _parameters(graph, wrt), target)
     reached = {value.name for step in steps if step.outputs for i in step.inputs if (value := step.node.inputs[i])}
+    cuts: list[tuple[ir.Node, int]] = []
     for step in steps:
         if step.outputs:
             complete_outputs(step, graph.opset_imports[""])
         if step.outputs and isinstance(step.rule, Custom):
-            wrap(result, step, step.rule, graph.opset_imports[""])
-        elif step.outputs and isinstance(step.rule, Registered):
+            cuts += wrap(result, step, step.rule, graph.opset_imports[""])
+            continue
+        cuts += [(step.node, index) for index in step.cut]
+        if step.outputs and isinstance(step.rule, Registered):
             attach(result, step, step.rule)
-    cuts = [(step.node, index) for step in steps for index in step.cut]
+    cuts += [use for use in control_flow_uses(graph) if use not in cuts]
     return with_gradients(result, str(target.name), list(wrt), reached, cuts, requested)
 
 

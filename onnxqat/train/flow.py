@@ -81,6 +81,19 @@ def _backward_step(step: Step, live: set[ir.Value]) -> Step:
     return Step(step.node, step.rule, step.inputs, step.barred, step.cut, outputs)
 
 
+def control_flow_uses(graph: ir.Graph) -> Iterator[tuple[ir.Node, int]]:
+    """Yields (node, input index) wherever a node reads what `If`, `Loop` or `Scan` returns.
+
+    The gradient builder ends the process when it follows such a node back to a value that a subgraph captures. No gradient passes
+    there, so it need not see the way.
+    """
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    for node in graph:
+        if any(attribute.type in kinds for attribute in node.attributes.values()):
+            uses = [use for output in node.outputs for use in output.uses() if use.node.graph is graph]
+            yield from ((use.node, use.idx) for use in uses)
+
+
 def captured_values(node: ir.Node) -> Iterator[ir.Value]:
     """Yields the outer values that the node's subgraphs use."""
     for attribute in node.attributes.values():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
@@ -110,7 +111,7 @@ def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, 
     """A copy of the model whose quantizers are calls of trainable functions, and the place of what is trained in it."""
     forward = qdq.clone()
     passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(forward)
-    passes.IdentityEliminationPass()(forward)
+    eliminate_identities(forward)
     infer(forward)
     ceilings = call_quantizers(forward)
     return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ceilings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.io import OLDEST_OPSET, opset
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
@@ -22,7 +23,7 @@ def prepare(model: ir.Model) -> ir.Model:
     than 13 are upgraded.
     """
     copy = supported(model)
-    passes.IdentityEliminationPass()(copy)
+    eliminate_identities(copy)
     passes.TopologicalSortPass()(copy)
     _name_nodes(copy.graph)
     passes.NameFixPass()(copy)

@@ -24,7 +24,7 @@ def _known_conditions(model: ir.Model, nodes: list[ir.Node]) -> dict[ir.Node, bo
     copy = model.clone()
     same = dict(zip(model.graph, copy.graph, strict=True))
     copy.graph.outputs[:] = [condition for node in nodes if (condition := same[node].inputs[0]) is not None]
-    optimizer.optimize_ir(copy, num_iterations=1, inline=False)
+    optimizer.fold_constants(copy, onnx_shape_inference=True)
     found = {}
     for node, condition in zip(nodes, copy.graph.outputs, strict=True):
         tensor = ir.convenience.get_const_tensor(condition)

@@ -38,8 +38,11 @@ def complete_outputs(step: Step, opset: int) -> None:
     set_types(node, opset)
 
 
-def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> None:
-    """Replaces the node by a call of a function made of it alone, whose gradient is registered."""
+def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> list[tuple[ir.Node, int]]:
+    """Replaces the node by a call of a function made of it alone, whose gradient is registered.
+
+    Returns the inputs of the call through which no gradient must flow.
+    """
     node = step.node
     name = f"{node.op_type}_{_signature(step, opset)}"
     if (DOMAIN, name, "") not in model.functions:
@@ -49,14 +52,16 @@ def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> None:
         model.functions[gradient.identifier()] = gradient
         ortgrad.register_gradient(DOMAIN, name, (DOMAIN, gradient.name), arguments, results)
     model.graph.opset_imports.setdefault(DOMAIN, 1)
+    present = [index for index, value in enumerate(node.inputs) if value is not None]
     call = ir.Node(
         DOMAIN,
         name,
-        [value for value in node.inputs if value is not None],
+        [node.inputs[index] for index in present],
         outputs=[_like(value, value.name or f"{node.name}/y{i}") for i, value in enumerate(node.outputs)],
         name=node.name,
     )
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)
+    return [(call, present.index(index)) for index in step.cut]
 
 
 def attach(model: ir.Model, step: Step, rule: Registered) -> None:

@@ -159,3 +159,24 @@ def test_one_gradient_alone_is_the_same_as_among_others(qdq, wrt):
     _, alone = onnxqat.gradients(qdq, X, [wrt])
     _, among = onnxqat.gradients(qdq, X, ["x", "x_scale", "w3", "b_scale", "w1"])
     np.testing.assert_allclose(alone[wrt], among[wrt], rtol=1e-5, atol=1e-6)
+
+
+def test_an_input_that_only_steers_gets_no_gradient_where_it_depends_on_a_parameter() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]> g (float[2] v, float[3] p) => (float[3,4] y, float[3] z) '
+        "<float depth = {4}> { i = Abs (p) y = OneHot (i, depth, v) z = CastLike (p, y) }"
+    )
+    feeds = {"v": np.array([2, 3], np.float32), "p": np.array([0, -1, 2], np.float32)}
+    _, found = onnxqat.gradients(proto, feeds, ["v", "p"])
+    np.testing.assert_array_equal(found["v"], [9, 3])
+    np.testing.assert_array_equal(found["p"], [1, 1, 1])
+
+
+def test_control_flow_beside_the_way_does_not_end_the_process() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]> g (float[2] x, float[2] k, bool c) => (float[2] y) { a = Exp (k) b = Neg (a) '
+        "f = If (c) <then_branch = t () => (float[2] r) { r = Identity (b) }, else_branch = e () => (float[2] q) "
+        "{ q = Add (a, b) }> y = Mul (x, f) }"
+    )
+    feeds = {"x": np.ones(2, np.float32), "k": np.zeros(2, np.float32), "c": np.array(True)}
+    np.testing.assert_array_equal(onnxqat.gradients(proto, feeds, ["x"])[1]["x"], [-1, -1])
