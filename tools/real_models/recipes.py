@@ -78,14 +78,14 @@ def _weights(bits: int, lr: float, steps: int, **settings: object) -> Recipe:
 
 MODELS = (
     RealModel("text recognition", "ocr", "words", "%", 400, 200, _eight(), _weights(6, 5e-3, 60, first_last_bits=None)),
-    RealModel("page orientation", "orientation", "pages", "%", 400, 200, _eight(), _weights(4, 1e-2, 100)),
-    RealModel("file type", "file_type", "files", "%", 800, 600, _eight(), _weights(2, 5e-3, 60, first_last_bits=None)),
+    RealModel("page orientation", "orientation", "pages", "%", 320, 200, _eight(), _weights(4, 1e-2, 60)),
+    RealModel("file type", "file_type", "files", "%", 800, 300, _eight(), _weights(2, 5e-3, 60, first_last_bits=None)),
     RealModel(
-        "pitch", "pitch", "tones", "%", 1600, 1000, _eight(),
-        _weights(4, 5e-3, 60, first_last_bits=None, weight_range="min_max"),
+        "pitch", "pitch", "tones", "%", 1600, 400, _eight(),
+        _weights(4, 5e-3, 50, first_last_bits=None, weight_range="min_max"),
     ),
     RealModel(
-        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 5e-3, 150, first_last_bits=None)
+        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 2e-2, 300, first_last_bits=None)
     ),
-    RealModel("sentence embedding", "sentences", "texts", "%", 400, 600, _eight(), _weights(4, 5e-3, 60, first_last_bits=None)),
+    RealModel("sentence embedding", "sentences", "texts", "%", 400, 300, _eight(), _weights(4, 5e-3, 60, first_last_bits=None)),
 )  # fmt: skip

@@ -22,11 +22,11 @@ def _x(call: Call) -> ir.Value:
 
 
 def average_pool_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient where it is right: its kernel takes sizes from the model, not from the data."""
+    """ONNX Runtime's gradient where it is right: its kernel takes sizes from the model, not from the data, the batch's too."""
     x, attributes = node.inputs[0], node.attributes
-    sizes = [None] if x is None or x.shape is None else x.shape[2:]
+    sizes = [None] if x is None or x.shape is None else list(x.shape)
     plain = (
-        len(sizes) <= 2
+        len(sizes) <= 4
         and all(isinstance(size, int) for size in sizes)
         and set(attributes.get_ints("dilations", ())) <= {1}
         and not attributes.get_int("ceil_mode", 0)

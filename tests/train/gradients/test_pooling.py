@@ -6,9 +6,9 @@ from torch.nn import functional
 from onnxqat import gradients
 from tests.train.gradients.against_torch import assert_matches_torch, model, normal
 
-FIXED, DYNAMIC = "2,3,9,7", "N,C,H,W"
+FIXED, DYNAMIC, BATCHES = "2,3,9,7", "N,C,H,W", "N,3,9,7"
 X = normal(2, 3, 9, 7)
-SHAPES = pytest.mark.parametrize("shape", [FIXED, DYNAMIC], ids=["fixed", "dynamic"])
+SHAPES = pytest.mark.parametrize("shape", [FIXED, DYNAMIC, BATCHES], ids=["fixed", "dynamic", "dynamic batch"])
 
 
 def net(shape, node, outputs="float[a,b,c,d] y"):
