@@ -78,7 +78,7 @@ def attach(model: ir.Model, step: Step, rule: Registered) -> None:
         model.functions[called.identifier()] = called
         node.op_type = called.name
         function = function.clone()
-        function.name = f"{function.name}_first{len(results)}"
+        function.name = f"{called.name}_gradient"
         del function.outputs[len(results) :]
     for added in (function, *rule.helpers):
         model.functions.setdefault(added.identifier(), added)

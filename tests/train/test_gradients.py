@@ -180,3 +180,12 @@ def test_control_flow_beside_the_way_does_not_end_the_process() -> None:
     )
     feeds = {"x": np.ones(2, np.float32), "k": np.zeros(2, np.float32), "c": np.array(True)}
     np.testing.assert_array_equal(onnxqat.gradients(proto, feeds, ["x"])[1]["x"], [-1, -1])
+
+
+def test_training_with_frozen_scales_gives_the_other_gradients_unchanged(qdq):
+    batch = {**X, "label": np.arange(4) % 5}
+    _, expected = Trainer(qdq).gradients(batch)
+    _, found = Trainer(qdq, freeze=[".*scale"]).gradients(batch)
+    assert set(found) == {name for name in expected if not name.endswith("scale")}
+    for name, gradient in found.items():
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-5)
