@@ -18,7 +18,7 @@ from onnxqat.errors import UnsupportedModelError
 from onnxqat.numerics import integer_range
 
 #: Bounds of the integer types that QuantizeLinear writes (opset 21).
-_BOUNDS = {
+INTEGER_BOUNDS = {
     ir.DataType.INT4: (-8, 7),
     ir.DataType.UINT4: (0, 15),
     ir.DataType.INT8: (-128, 127),
@@ -201,11 +201,11 @@ def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) 
     elif dtype is None:
         stored = ir.convenience.get_const_tensor(codes)
         dtype = stored.dtype if stored is not None else ir.DataType.UINT8
-    if dtype not in _BOUNDS:
+    if dtype not in INTEGER_BOUNDS:
         raise UnsupportedModelError(
             f"value {codes.name!r}: codes of type {dtype} are not handled; use integers of 4 to 32 bits"
         )
-    qmin, qmax = _BOUNDS[dtype]
+    qmin, qmax = INTEGER_BOUNDS[dtype]
     if clip is not None:
         low, high = (constant(clip.inputs[i]) if len(clip.inputs) > i else None for i in (1, 2))
         qmin = qmin if low is None else max(qmin, int(low))

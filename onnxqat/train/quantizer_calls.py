@@ -12,18 +12,9 @@ from onnxqat.graph.biases import integer_biases
 from onnxqat.graph.edit import constant_value
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import moved
-from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
+from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, constant, quantizers
 from onnxqat.train import fakequant
 from onnxqat.train.round_bias import call_rounding
-
-_CARRIERS = {
-    ir.DataType.INT4: (-8, 7),
-    ir.DataType.UINT4: (0, 15),
-    ir.DataType.INT8: (-128, 127),
-    ir.DataType.UINT8: (0, 255),
-    ir.DataType.INT16: (-32768, 32767),
-    ir.DataType.UINT16: (0, 65535),
-}
 
 
 @dataclass(frozen=True)
@@ -163,7 +154,7 @@ def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
             )
         rank = quantizer.source.shape.rank()
     bounds = (quantizer.qmin, quantizer.qmax)
-    return fakequant.Variant(dtype, bounds, _CARRIERS[dtype], quantizer.axis, rank, rectified)
+    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified)
 
 
 def _zeros(graph: ir.Graph, quantizer: Quantizer, variant: fakequant.Variant) -> ir.Value:
