@@ -141,7 +141,7 @@ def folder(tmp_path_factory):
 
 def training(folder, output, *options):
     data = ["--data", folder / "train.npz", "--validation", folder / "validation.npz", "--batch-size", "8"]
-    settings = ["--epochs", "2", "--lr", "1e-3", "--threads", "1", "-o", folder / output]
+    settings = ["--epochs", "2", "--lr", "1e-4", "--threads", "1", "-o", folder / output]
     return ["-m", "onnxqat", "train", folder / "qdq.onnx", *data, *settings, *options]
 
 
@@ -167,7 +167,7 @@ def whole(folder):
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(folder, whole):
-    """40 steps, the last of each epoch on 5 rows."""
+    """40 steps, the last of each epoch on 5 rows; at a higher rate a value that rounds the other way may set them apart."""
     path, said = whole
     alone = subprocess.run(
         [sys.executable, *training(folder, "one.onnx")], cwd=ROOT, capture_output=True, text=True, timeout=200
