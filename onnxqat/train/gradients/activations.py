@@ -15,19 +15,13 @@ from onnxqat.train.gradients.rule import Call, Ops
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
 
-def _x(call: Call) -> ir.Value:
-    x = call.inputs[0]
-    assert x is not None
-    return x
-
-
 def _zero_outside(op: Ops, dy: ir.Value, inside: ir.Value) -> ir.Value:
     return op.masked(dy, inside)
 
 
 def hard_swish_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = x·h with h = clip(x/6 + 1/2, 0, 1): dx = dy·(h + x/6) where |x| < 3, else dy·h."""
-    x = _x(call)
+    x = call.required(0)
     gate = op.HardSigmoid(x, alpha=1 / 6, beta=0.5)
     return op.Mul(dy, op.Add(gate, op.masked(op.Mul(x, 1 / 6), op.Less(op.Abs(x), 3.0))))
 
@@ -66,35 +60,35 @@ def selu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 def softplus_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = log(1 + eˣ): dx = dy·s(x)."""
-    return op.Mul(dy, op.Sigmoid(_x(call)))
+    return op.Mul(dy, op.Sigmoid(call.required(0)))
 
 
 def softsign_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = x / (1 + |x|): dx = dy / (1 + |x|)²."""
-    scale = op.Add(op.Abs(_x(call)), 1.0)
+    scale = op.Add(op.Abs(call.required(0)), 1.0)
     return op.Div(dy, op.Mul(scale, scale))
 
 
 def thresholded_relu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = x where x > α, else 0: dx = dy where x > α."""
-    return _zero_outside(op, dy, op.Greater(_x(call), call.get("alpha", 1.0)))
+    return _zero_outside(op, dy, op.Greater(call.required(0), call.get("alpha", 1.0)))
 
 
 def shrink_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = x + bias below −λ, x − bias above λ, else 0: dx = dy where |x| > λ."""
-    return _zero_outside(op, dy, op.Greater(op.Abs(_x(call)), call.get("lambd", 0.5)))
+    return _zero_outside(op, dy, op.Greater(op.Abs(call.required(0)), call.get("lambd", 0.5)))
 
 
 def mish_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = x·t with t = tanh(softplus(x)): dx = dy·(t + x·(1 − t²)·s(x)) (Misra 2019, section 2)."""
-    x = _x(call)
+    x = call.required(0)
     t = op.Tanh(op.Softplus(x))
     return op.Mul(dy, op.Add(t, op.Mul(op.Mul(x, op.Sub(1.0, op.Mul(t, t))), op.Sigmoid(x))))
 
 
 def prelu_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
     """Y = x for x ≥ 0, else slope·x: dx = dy or dy·slope; dslope = Σ dy·x over x < 0."""
-    x, slope = _x(call), call.inputs[1]
+    x, slope = call.required(0), call.inputs[1]
     assert slope is not None
     negative = op.Less(x, 0.0)
     dx = op.Add(dy, op.masked(op.Mul(dy, op.Sub(slope, 1.0)), negative)) if 0 in call.wanted else None
@@ -105,7 +99,7 @@ def prelu_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | Non
 
 def swish(op: Ops, call: Call) -> ir.Value:
     """Y = x·s(αx)."""
-    x = _x(call)
+    x = call.required(0)
     alpha = call.get("alpha", 1.0)
     return op.Mul(x, op.Sigmoid(x if alpha == 1.0 else op.Mul(x, alpha)))
 
@@ -115,7 +109,7 @@ def gelu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
     Tanh form: y = x/2·(1 + tanh u), u = √(2/π)(x + 0.044715x³): dx = dy·((1 + t)/2 + x/2·(1 − t²)·u′), t = tanh u.
     """
-    x = _x(call)
+    x = call.required(0)
     squared = op.Mul(x, x)
     if call.get("approximate", "none") == "tanh":
         c = math.sqrt(2 / math.pi)

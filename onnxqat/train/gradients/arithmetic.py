@@ -10,15 +10,9 @@ import onnx_ir as ir
 from onnxqat.train.gradients.rule import Call, Custom, Expanded, Ops, Rule, Trusted, same_shape
 
 
-def _input(call: Call, index: int) -> ir.Value:
-    value = call.inputs[index]
-    assert value is not None
-    return value
-
-
 def pow_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     """Y = xᵇ: dx = dy·b·x^(b−1), 0 for b = 0; db = dy·y·ln x where x > 0 (else y is no function of b, or constant)."""
-    x, exponent = _input(call, 0), _input(call, 1)
+    x, exponent = call.required(0), call.required(1)
     results: list[ir.Value | None] = [None, None]
     if 0 in call.wanted:
         results[0] = op.sum_to(op.Mul(dy, _power_slope(op, call, x, exponent)), x, call.outputs[0])
@@ -44,7 +38,7 @@ def _power_slope(op: Ops, call: Call, x: ir.Value, exponent: ir.Value) -> ir.Val
 
 def where_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     """Y = a where the condition holds, else b: da = Σ dy there, db = Σ dy elsewhere, summed over what was broadcast."""
-    condition, a, b = (_input(call, i) for i in range(3))
+    condition, a, b = (call.required(i) for i in range(3))
     y, none = call.outputs[0], op.like(0.0, dy)
     whole = same_shape(condition, y)
     da = db = None
@@ -57,7 +51,7 @@ def where_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
 
 def clip_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     """Y = min(max(x, low), high): dx = dy where low ≤ x ≤ high; a bound gets Σ dy over what it cuts, `high` going first."""
-    x, low, high = _input(call, 0), call.input(1), call.input(2)
+    x, low, high = call.required(0), call.input(1), call.input(2)
     above = None if low is None else op.GreaterOrEqual(x, low)
     below = None if high is None else op.LessOrEqual(x, high)
     inside = (below if above is None else above) if above is None or below is None else op.And(above, below)
@@ -83,7 +77,7 @@ def matmul_rule(node: ir.Node) -> Rule:
 
 def matmul_of_matrices(op: Ops, call: Call) -> ir.Value:
     """numpy.matmul's rule for vectors: a leading axis in front of the first, a trailing one behind the second."""
-    a, b = _input(call, 0), _input(call, 1)
+    a, b = call.required(0), call.required(1)
     row, column = call.rank(0) == 1, call.rank(1) == 1
     product = op.MatMul(
         op.Unsqueeze(a, op.ints([0])) if row else a,
@@ -117,14 +111,14 @@ def dropout_rule(node: ir.Node) -> Rule:
 
 def identity_dropout(op: Ops, call: Call) -> list[ir.Value]:
     """Everything is kept."""
-    x = _input(call, 0)
+    x = call.required(0)
     kept = op.ConstantOfShape(op.Shape(x), value=ir.tensor([True]))
     return [op.Identity(x), kept][: len(call.outputs)]
 
 
 def dropout_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = None) -> ir.Value:
     """Srivastava et al. 2014: y = x·mask/(1 − ratio) in training, y = x otherwise, so dx likewise."""
-    ratio, training = call.input(1), _input(call, 2)
+    ratio, training = call.input(1), call.required(2)
     half = op.like(0.5, dy) if ratio is None else ratio
     half = half if half.dtype == dy.dtype else op.Cast(half, to=dy.dtype)
     scale = op.Where(training, op.Reciprocal(op.Sub(1.0, half)), op.like(1.0, dy))

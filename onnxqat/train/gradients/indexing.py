@@ -14,12 +14,6 @@ from onnxqat.train.gradients.shapes import added_up, arange
 _FIRST = frozenset({0})
 
 
-def _input(call: Call, index: int) -> ir.Value:
-    value = call.inputs[index]
-    assert value is not None
-    return value
-
-
 def _numbers(op: Ops, x: ir.Value) -> ir.Value:
     """0, 1, … in the shape of `x`."""
     return op.Reshape(arange(op, op.Size(x)), op.Shape(x))
@@ -27,7 +21,7 @@ def _numbers(op: Ops, x: ir.Value) -> ir.Value:
 
 def pad_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     """Constant: dx = dy padded by −pads (a crop), and the padding's value gets the rest of Σ dy. Other modes add up copies."""
-    x, pads, mode = _input(call, 0), _input(call, 1), call.get("mode", "constant")
+    x, pads, mode = call.required(0), call.required(1), call.get("mode", "constant")
     axes = [call.inputs[3]] if call.input(3) is not None else []
     if mode != "constant":
         return [added_up(op, dy, op.Pad(_numbers(op, x), pads, *([None, *axes] if axes else []), mode=mode), x)]
@@ -48,7 +42,7 @@ def slice_rule(node: ir.Node) -> Rule:
 
 def slice_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Every element of dy goes back to where it came from."""
-    x = _input(call, 0)
+    x = call.required(0)
     return added_up(op, dy, op.Slice(_numbers(op, x), *call.inputs[1:]), x)
 
 
@@ -67,7 +61,7 @@ def scatter_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]
     Sum: dx = dy, du = G dy. Product: dy times all other factors, as in `reduce_prod_gradient`. Maximum and minimum: dy for
     those that are it, divided by their number.
     """
-    x, updates, reduction = _input(call, 0), _input(call, 2), call.get("reduction")
+    x, updates, reduction = call.required(0), call.required(2), call.get("reduction")
     if reduction == "add":
         return [dy, None, _gathered(op, call, dy)]
     if reduction == "mul":
@@ -80,7 +74,7 @@ def scatter_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]
 
 
 def _product(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    x, updates = _input(call, 0), _input(call, 2)
+    x, updates = call.required(0), call.required(2)
     one, none = op.like(1.0, x), op.like(0.0, x)
     zeros = [op.Equal(value, none) for value in (x, updates)]
     factors = [op.Where(zero, one, value) for zero, value in zip(zeros, (x, updates), strict=True)]

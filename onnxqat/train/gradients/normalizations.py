@@ -14,16 +14,6 @@ from onnxqat.train.gradients.rule import Call, Custom, Ops, Refused, Rule
 from onnxqat.train.gradients.shapes import reshape, size, zeros
 
 
-def _x(call: Call) -> ir.Value:
-    return _input(call, 0)
-
-
-def _input(call: Call, index: int) -> ir.Value:
-    value = call.inputs[index]
-    assert value is not None
-    return value
-
-
 def _mean(op: Ops, x: ir.Value, axes: Sequence[int]) -> ir.Value:
     return op.reduce("Mean", x, axes, keepdims=True)
 
@@ -64,7 +54,7 @@ def batch_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.V
 
     dx = s·r·dy; ds = Σ dy·(x − μ)·r; db = Σ dy; dμ = −s·r·Σ dy; dv = −s·r³/2 · Σ dy·(x − μ).
     """
-    x, scale, mean, variance = (_input(call, i) for i in (0, 1, 3, 4))
+    x, scale, mean, variance = (call.required(i) for i in (0, 1, 3, 4))
     inverse = op.Reciprocal(op.Sqrt(op.Add(variance, call.get("epsilon", 1e-5))))
     gain = op.Mul(scale, inverse)
     flat = _flat(op, dy)
@@ -84,7 +74,7 @@ def batch_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.V
 
 def instance_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     """Y = s·x̂ + b, standardized over the spatial axes: ds = Σ dy·x̂, db = Σ dy (Ulyanov et al. 2016)."""
-    x, scale = _x(call), _input(call, 1)
+    x, scale = call.required(0), call.required(1)
     flat = _flat(op, dy)
     normal, inverse = _standardized(op, _flat(op, x), [2], call.get("epsilon", 1e-5))
     dx = None
@@ -96,7 +86,7 @@ def instance_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[i
 
 def group_normalization(op: Ops, call: Call) -> ir.Value:
     """InstanceNormalization of groups, then scale and bias per channel (Wu & He 2018): opset 21, ONNX withdrew that of 18."""
-    x, scale, bias = _x(call), _input(call, 1), _input(call, 2)
+    x, scale, bias = call.required(0), call.required(1), call.required(2)
     groups = call.get("num_groups")
     ones, none = (op.Constant(value=ir.tensor([number] * groups, dtype=x.dtype)) for number in (1, 0))
     grouped = reshape(op, x, [0, groups, -1])
@@ -107,7 +97,7 @@ def group_normalization(op: Ops, call: Call) -> ir.Value:
 
 def mean_variance_normalization(op: Ops, call: Call) -> ir.Value:
     """Y = (x − μ)/(σ + 1e-9) over `axes`: ONNX Runtime cannot have the operator inside a function."""
-    x, axes = _x(call), call.get("axes", [0, 2, 3])
+    x, axes = call.required(0), call.get("axes", [0, 2, 3])
     centered = op.Sub(x, _mean(op, x, axes))
     deviation = op.Sqrt(_mean(op, op.Mul(centered, centered), axes))
     return op.Div(centered, op.Add(deviation, 1e-9))
@@ -117,7 +107,7 @@ def layer_normalization_gradient(
     op: Ops, call: Call, dy: ir.Value | None, dmean: ir.Value | None, dinverse: ir.Value | None
 ) -> list[ir.Value | None]:
     """Ba et al. 2016: y = s·x̂ + b, by ONNX Runtime's kernel; the outputs μ and r = 1/σ add dμ/n − dr·r³·(x − μ)/n."""
-    x, scale = _x(call), _input(call, 1)
+    x, scale = call.required(0), call.required(1)
     mean, inverse = call.outputs[1:3]
     dx = dscale = dbias = None
     if dy is not None:
@@ -135,7 +125,7 @@ def layer_normalization_gradient(
 
 
 def _statistics_gradient(op: Ops, call: Call, dmean: ir.Value | None, dinverse: ir.Value | None) -> ir.Value:
-    x, (mean, inverse) = _x(call), call.outputs[1:3]
+    x, (mean, inverse) = call.required(0), call.outputs[1:3]
     count = op.Cast(op.Div(op.Size(x), op.Size(mean)), to=x.dtype)
     total = None
     if dinverse is not None:
@@ -150,7 +140,7 @@ def _statistics_gradient(op: Ops, call: Call, dmean: ir.Value | None, dinverse: 
 
 def lp_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = x/n, n = ‖x‖ₚ along one axis: dx = (dy − c·Σ dy·y)/n with c = y for p = 2, sign x for p = 1; 0 where n = 0."""
-    x, y, axes, p = _x(call), call.outputs[0], [call.get("axis", -1)], call.get("p", 2)
+    x, y, axes, p = call.required(0), call.outputs[0], [call.get("axis", -1)], call.get("p", 2)
     norm = op.reduce("L1" if p == 1 else "L2", x, axes, keepdims=True)
     nonzero = op.Greater(norm, op.like(0.0, x))
     inverse = op.Where(nonzero, op.Reciprocal(norm), op.like(0.0, x))
@@ -164,7 +154,7 @@ def lrn_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
     dx = dy·D^(−β) − 2αβ·x · (mean of dy·y/D over the mirrored window), where the mean divides by the window's whole size.
     """
-    x, y, width = _x(call), call.outputs[0], call.get("size")
+    x, y, width = call.required(0), call.outputs[0], call.get("size")
     alpha, beta, bias = call.get("alpha", 1e-4), call.get("beta", 0.75), call.get("bias", 1.0)
     front, back = (width - 1) // 2, width - 1 - (width - 1) // 2
 

@@ -15,12 +15,6 @@ from onnxqat.train.gradients.shapes import added_up, reshape
 from onnxqat.train.gradients.windows import Window, begins_and_ends, padded, spatial, window
 
 
-def _x(call: Call) -> ir.Value:
-    x = call.inputs[0]
-    assert x is not None
-    return x
-
-
 def average_pool_rule(node: ir.Node) -> Rule:
     """ONNX Runtime's gradient where it is right: its kernel takes sizes from the model, not from the data, the batch's too."""
     x, attributes = node.inputs[0], node.attributes
@@ -40,7 +34,7 @@ def average_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
     The padding that `pads` states counts where `count_include_pad` says so; that which `ceil_mode` adds never does.
     """
-    x, w = _x(call), window(call)
+    x, w = call.required(0), window(call)
     begins, ends = begins_and_ends(op, x, w)
     one = ir.tensor([1], dtype=x.dtype)
     ones = op.ConstantOfShape(op.Concat(op.ints([1, 1]), spatial(op, x, w.rank), axis=0), value=one)
@@ -56,7 +50,7 @@ def average_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 def lp_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = (Σ|x|ᵖ)^(1/p): dx = Σ over the windows of x of dy·y^(1−p), times |x|^(p−1)·sign x; 0 where y = 0."""
-    x, w, p = _x(call), window(call), call.get("p", 2)
+    x, w, p = call.required(0), window(call), call.get("p", 2)
     begins, _ = begins_and_ends(op, x, w)
     return op.Mul(_spread(op, x, _outer(op, call, dy, p), w, begins), _inner(op, x, p))
 
@@ -64,12 +58,12 @@ def lp_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 def global_lp_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """The same with one window over all spatial axes."""
     p = call.get("p", 2)
-    return op.Mul(_inner(op, _x(call), p), _outer(op, call, dy, p))
+    return op.Mul(_inner(op, call.required(0), p), _outer(op, call, dy, p))
 
 
 def global_max_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Dx = dy where x = y; several maxima share it equally."""
-    x = _x(call)
+    x = call.required(0)
     flat = reshape(op, x, [0, 0, -1])
     chosen = op.Cast(op.Equal(flat, reshape(op, call.outputs[0], [0, 0, -1])), to=x.dtype)
     share = op.Div(reshape(op, dy, [0, 0, -1]), op.reduce("Sum", chosen, [2], keepdims=True))
@@ -89,7 +83,7 @@ def max_pool_rule(node: ir.Node) -> Rule:
 
 def max_pool_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = None) -> ir.Value:
     """Dy goes to the maximum of its window, whose number the second output tells."""
-    return added_up(op, dy, call.outputs[1], _x(call))
+    return added_up(op, dy, call.outputs[1], call.required(0))
 
 
 def _may_pool_padding_alone(node: ir.Node) -> bool:
@@ -100,7 +94,7 @@ def _may_pool_padding_alone(node: ir.Node) -> bool:
 
 def padded_max_pool(op: Ops, call: Call) -> ir.Value:
     """Pad with −∞, then pool all windows that begin before the padding at the end does."""
-    x, w = _x(call), window(call)
+    x, w = call.required(0), window(call)
     begins, ends = begins_and_ends(op, x, w)
     longer = op.Add(ends, op.ints([stride - 1 for stride in w.strides])) if w.ceil else ends
     kept = {"dilations": w.dilations, "kernel_shape": w.kernel, "strides": w.strides}
@@ -113,8 +107,8 @@ def padded_max_pool(op: Ops, call: Call) -> ir.Value:
 def row_major_max_pool(op: Ops, call: Call) -> list[ir.Value]:
     """The same maxima, and column-major indices from a pooling of their own."""
     attributes = {name: call.get(name) for name in call.attributes}
-    indices = op.many("MaxPool", _x(call), _outputs=2, **attributes)[1]
-    return [op.MaxPool(_x(call), **attributes | {"storage_order": 0}), indices][: len(call.outputs)]
+    indices = op.many("MaxPool", call.required(0), _outputs=2, **attributes)[1]
+    return [op.MaxPool(call.required(0), **attributes | {"storage_order": 0}), indices][: len(call.outputs)]
 
 
 def _kernel_of_ones(op: Ops, x: ir.Value, w: Window) -> ir.Value:

@@ -11,12 +11,6 @@ import onnx_ir as ir
 from onnxqat.train.gradients.rule import Call, Ops
 
 
-def _x(call: Call) -> ir.Value:
-    x = call.inputs[0]
-    assert x is not None
-    return x
-
-
 def _axes(call: Call) -> ir.Value | list[int] | None:
     """Returns the axes, an attribute in older operator sets; None: all of them."""
     given: ir.Value | list[int] | None = call.input(1) or call.get("axes")
@@ -39,32 +33,32 @@ def _reduce(op: Ops, call: Call, kind: str, x: ir.Value) -> ir.Value:
 def reduce_l1_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = Σ|xᵢ|: dxᵢ = dy·sign(xᵢ)."""
     (dy,) = _kept(op, call, dy)
-    return op.Mul(op.Sign(_x(call)), dy)
+    return op.Mul(op.Sign(call.required(0)), dy)
 
 
 def reduce_l2_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = √Σxᵢ²: dxᵢ = dy·xᵢ/y, and 0 where y = 0."""
     dy, y = _kept(op, call, dy, call.outputs[0])
     nonzero = op.Where(op.Greater(y, 0.0), y, op.like(1.0, y))
-    return op.Mul(_x(call), op.Div(dy, nonzero))
+    return op.Mul(call.required(0), op.Div(dy, nonzero))
 
 
 def reduce_sum_square_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = Σxᵢ²: dxᵢ = 2·dy·xᵢ."""
     (dy,) = _kept(op, call, dy)
-    return op.Mul(_x(call), op.Mul(dy, 2.0))
+    return op.Mul(call.required(0), op.Mul(dy, 2.0))
 
 
 def reduce_log_sum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = log Σxᵢ: dxᵢ = dy·e⁻ʸ."""
     dy, y = _kept(op, call, dy, call.outputs[0])
-    return op.Expand(op.Mul(dy, op.Exp(op.Neg(y))), op.Shape(_x(call)))
+    return op.Expand(op.Mul(dy, op.Exp(op.Neg(y))), op.Shape(call.required(0)))
 
 
 def reduce_log_sum_exp_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = log Σexp xᵢ: dxᵢ = dy·exp(xᵢ − y)."""
     dy, y = _kept(op, call, dy, call.outputs[0])
-    return op.Mul(op.Exp(op.Sub(_x(call), y)), dy)
+    return op.Mul(op.Exp(op.Sub(call.required(0), y)), dy)
 
 
 def reduce_prod_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -72,7 +66,7 @@ def reduce_prod_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
     With p the product of what is not zero: p/xᵢ where no other factor is zero, 0 elsewhere; for a lone zero that is p.
     """
-    x = _x(call)
+    x = call.required(0)
     (dy,) = _kept(op, call, dy)
     is_zero = op.Equal(x, op.like(0.0, x))
     factors = op.Where(is_zero, op.like(1.0, x), x)
@@ -84,7 +78,7 @@ def reduce_prod_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 def reduce_extremum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = max xᵢ or min xᵢ: dxᵢ = dy where xᵢ = y, divided by their number."""
-    x = _x(call)
+    x = call.required(0)
     dy, y = _kept(op, call, dy, call.outputs[0])
     chosen = op.Cast(op.Equal(x, y), to=x.dtype)
     return op.Mul(chosen, op.Div(dy, _reduce(op, call, "Sum", chosen)))

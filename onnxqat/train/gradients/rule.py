@@ -159,6 +159,12 @@ class Call:
         """Returns the input, None where it was left out."""
         return self.inputs[index] if index < len(self.inputs) else None
 
+    def required(self, index: int) -> ir.Value:
+        """Returns an input that the operator cannot do without."""
+        value = self.inputs[index]
+        assert value is not None
+        return value
+
     def get(self, name: str, default: Any = None) -> Any:
         """Returns an attribute's value (`default` where the model leaves it out)."""
         attribute = self.attributes.get(name)
