@@ -10,6 +10,18 @@ import onnx_ir.passes.common as passes
 
 from onnxqat.graph import io
 
+_NOT_TENSORS = frozenset(
+    {
+        "Optional",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceMap",
+        "SplitToSequence",
+    }
+)
+
 
 def infer(model: ir.Model) -> None:
     """Infers shapes and types in place; where inference fails at a node, types follow from what its operator asks for.
@@ -27,6 +39,9 @@ def infer(model: ir.Model) -> None:
     for node in model.graph:
         if any(value.dtype is None for value in node.outputs) and onnx.defs.has(node.op_type, version):
             _complete(node, onnx.defs.get_schema(node.op_type, version))
+        if node.op_type in _NOT_TENSORS:
+            for value in node.outputs:
+                value.type, value.shape = None, None  # the pass takes a sequence for a tensor like its elements
 
 
 def _merged(stated: ir.Shape, inferred: ir.Shape | None) -> ir.Shape:

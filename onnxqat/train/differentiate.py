@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.types import infer
 from onnxqat.train.flow import Step, captured_values, control_flow_uses, may_be_float, trace
 from onnxqat.train.gradient_graph import with_gradients
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered
@@ -100,7 +100,7 @@ def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Valu
             return steps
         for step, rule in expandable:
             expand(graph, step, rule, opset)
-        passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        infer(model)
 
 
 def _blocked(steps: Iterable[Step], parameters: Collection[ir.Value]) -> list[Blocked]:

@@ -189,3 +189,12 @@ def test_training_with_frozen_scales_gives_the_other_gradients_unchanged(qdq):
     assert set(found) == {name for name in expected if not name.endswith("scale")}
     for name, gradient in found.items():
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequence_beside_the_way_is_no_tensor() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]> g (float[2] x, float[4] k) => (float[2] y) { n = Constant <value_int=2> () '
+        "s = SplitToSequence (k, n) i = Constant <value_int=1> () f = SequenceAt (s, i) y = Mul (x, f) }"
+    )
+    feeds = {"x": np.ones(2, np.float32), "k": np.arange(4, dtype=np.float32)}
+    np.testing.assert_array_equal(onnxqat.gradients(proto, feeds, ["x"])[1]["x"], [2, 3])
