@@ -58,10 +58,12 @@ def obstacles(model: ir.Model) -> list[Blocked]:
 
 def _outlook(node: ir.Node) -> tuple[bool, str]:
     rule = rule_for(node)
-    if isinstance(rule, Refused | Stopped):
+    if isinstance(rule, Stopped):
         return False, rule.reason
-    if not any(may_be_float(output) for output in node.outputs):
+    if not any(may_be_float(output) for output in node.outputs) and not getattr(rule, "codes", False):
         return False, "its outputs are not floats"
+    if isinstance(rule, Refused):
+        return False, rule.reason
     if isinstance(rule, Custom | Registered):
         return True, "onnxqat's gradient"
     return True, "rewritten as differentiable operators" if isinstance(rule, Expanded) else "ONNX Runtime's gradient"
