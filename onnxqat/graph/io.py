@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external
 from onnxqat.graph.opsets import lowered
+from onnxqat.graph.types import check_ranks
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
         passes.InlinePass()(loaded)
         loaded.functions.clear()
     _check_operators(loaded)
+    check_ranks(loaded)
     if opset(loaded) > NEWEST_OPSET:
         loaded = lowered(loaded, NEWEST_OPSET)
     _check_opset(loaded, oldest_opset)

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxqat.graph import io
+from onnxqat.errors import InputError
 
 _NOT_TENSORS = frozenset(
     {
@@ -35,13 +35,29 @@ def infer(model: ir.Model) -> None:
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     for value, shape in stated.items():
         value.shape = _merged(shape, value.shape)
-    version = io.opset(model)
+    check_ranks(model)
+    version = model.opset_imports[""]
     for node in model.graph:
         if any(value.dtype is None for value in node.outputs) and onnx.defs.has(node.op_type, version):
             _complete(node, onnx.defs.get_schema(node.op_type, version))
         if node.op_type in _NOT_TENSORS:
             for value in node.outputs:
                 value.type, value.shape = None, None  # the pass takes a sequence for a tensor like its elements
+
+
+def check_ranks(model: ir.Model) -> None:
+    """Refuses convolutions of data without spatial axes, over which ONNX Runtime 1.19 ends the process.
+
+    Raises:
+        InputError: names the node.
+    """
+    for node in model.graph:
+        data = node.inputs[0] if node.op_type in ("Conv", "ConvTranspose") else None
+        if data is not None and data.shape is not None and data.shape.rank() < 3:
+            raise InputError(
+                f"model: {node.op_type} {node.name!r} reads {data.name!r}, which has {data.shape.rank()} axes and needs 3 or "
+                "more; export the model again"
+            )
 
 
 def _merged(stated: ir.Shape, inferred: ir.Shape | None) -> ir.Shape:

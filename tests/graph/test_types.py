@@ -2,6 +2,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.types import infer
 from tests.models import model, random
@@ -54,3 +55,11 @@ def test_shape_that_only_the_model_knows_is_kept():
     loaded = io.load(proto)
     infer(loaded)
     assert list(loaded.graph[0].outputs[0].shape) == [2, 3]
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("nodes", ["y = {}(x, w)", "a = Relu(x) y = {}(a, w)"], ids=["input", "computed"])
+def test_convolution_of_data_without_space_is_refused(operator, nodes):
+    proto = model(f"(float[N,4] x) => (float[A,B,C,D] y) {{ {nodes.format(operator)} }}", w=random(4, 4, 3, 3))
+    with pytest.raises(InputError, match=f"{operator} .* has 2 axes and needs 3 or more"):
+        infer(io.load(proto))
