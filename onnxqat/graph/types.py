@@ -46,17 +46,18 @@ def infer(model: ir.Model) -> None:
 
 
 def check_ranks(model: ir.Model) -> None:
-    """Refuses convolutions of data without spatial axes, over which ONNX Runtime 1.19 ends the process.
+    """Refuses convolutions of data that has other axes than the weight, over which ONNX Runtime 1.19 ends the process.
 
     Raises:
         InputError: names the node.
     """
     for node in model.graph:
-        data = node.inputs[0] if node.op_type in ("Conv", "ConvTranspose") else None
-        if data is not None and data.shape is not None and data.shape.rank() < 3:
+        pair = node.inputs[:2] if node.op_type in ("Conv", "ConvTranspose") else ()
+        ranks = [value.shape.rank() for value in pair if value is not None and value.shape is not None]
+        if len(ranks) == 2 and (ranks[0] != ranks[1] or ranks[0] < 3):
             raise InputError(
-                f"model: {node.op_type} {node.name!r} reads {data.name!r}, which has {data.shape.rank()} axes and needs 3 or "
-                "more; export the model again"
+                f"model: {node.op_type} {node.name!r} reads data of {ranks[0]} axes with a weight of {ranks[1]}; "
+                "export the model again"
             )
 
 

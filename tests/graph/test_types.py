@@ -59,7 +59,8 @@ def test_shape_that_only_the_model_knows_is_kept():
 
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
 @pytest.mark.parametrize("nodes", ["y = {}(x, w)", "a = Relu(x) y = {}(a, w)"], ids=["input", "computed"])
-def test_convolution_of_data_without_space_is_refused(operator, nodes):
-    proto = model(f"(float[N,4] x) => (float[A,B,C,D] y) {{ {nodes.format(operator)} }}", w=random(4, 4, 3, 3))
-    with pytest.raises(InputError, match=f"{operator} .* has 2 axes and needs 3 or more"):
+@pytest.mark.parametrize("shape", ["N,4", "N,4,8", "N,4,8,8,8"])
+def test_convolution_of_data_with_other_axes_than_its_weight_is_refused(operator, nodes, shape):
+    proto = model(f"(float[{shape}] x) => (float[A,B,C,D] y) {{ {nodes.format(operator)} }}", w=random(4, 4, 3, 3))
+    with pytest.raises(InputError, match=f"{operator} .* reads data of {shape.count(',') + 1} axes with a weight of 4"):
         infer(io.load(proto))
