@@ -29,6 +29,7 @@ from onnxqat.train.finite import REMEDY, norm_of, not_finite
 from onnxqat.train.graph import load_qdq, same_graph, training_graph, with_values
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
+from onnxqat.train.origin import Origin, arguments_of
 from onnxqat.train.schedules import Constant, Rate, Schedule
 from onnxqat.train.stages import Stages
 from onnxqat.train.state import State
@@ -117,7 +118,7 @@ class Trainer:
             "seed": seed,
         }
         self._threads = threads
-        self._made_from: checkpoint.Origin | None = None
+        self._made_from: Origin | None = None
         self._callbacks: Sequence[Callback] = ()
         self._remembered: checkpoint.Remembered | None = None
 
@@ -279,7 +280,7 @@ class Trainer:
         """
         workers = Workers.join() if given.get("distributed") else Workers()
         tensors, facts = workers.from_first(lambda: checkpoint.load(path))
-        trainer = cls(**checkpoint.arguments(tensors, facts, given))
+        trainer = cls(**arguments_of(tensors, facts, given))
         trainer._go_on(tensors, facts)
         return trainer
 
@@ -301,11 +302,11 @@ class Trainer:
         position = self.schedule.position
         log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
 
-    def _origin(self) -> checkpoint.Origin:
+    def _origin(self) -> Origin:
         """What checkpoints say this run was made from; the same as before unless the optimizer was exchanged."""
         if self._made_from is None or self._made_from.arguments["optimizer"] != self.optimizer:
             arguments = {**self._arguments, "optimizer": self.optimizer}
-            self._made_from = checkpoint.Origin(self._graph, arguments, self._threads, self._workers.size)
+            self._made_from = Origin(self._graph, arguments, self._threads, self._workers.size)
         return self._made_from
 
     def _epoch(self, source: data.Batches, judged: data.Batches | None, callbacks: Sequence[Callback]) -> None:
