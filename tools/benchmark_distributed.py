@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,8 @@ def turn(model: Path, rows: int, processes: int, threads: int, steps: int) -> di
     command = [sys.executable, *launcher, "-m", "tools.benchmark_distributed", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    found = [json.loads(text) for text in re.findall(r"\{[^}]*\}", output)]  # two may share a line
+    assert len(found) == processes, output
     return max(found, key=lambda one: float(one["step"]))
 
 
