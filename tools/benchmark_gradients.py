@@ -48,6 +48,8 @@ _BOUNDS = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
 AGAINST_ORT = {
     "Clip": Case("Clip (x, low, high)", _LARGE, fixed=_BOUNDS),
     "Gelu": Case("Gelu (x)", _LARGE),
+    "Relu": Case("Relu (x)", _LARGE),
+    "LeakyRelu": Case("LeakyRelu (x)", _LARGE),
     "Pow": Case("Pow (x, two)", _LARGE, fixed={"two": np.array(2, np.float32)}),
     "MaxPool": Case("MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> (x)", _IMAGES),
     "Pad": Case("Pad (x, pads)", _IMAGES, fixed={"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
@@ -129,7 +131,7 @@ def main() -> None:
         )
         ours, theirs = fastest([runner(case, options.threads), runner(case, options.threads, own)], options.rounds)
         print(f"{name:24}{ours:9.1f} ms{theirs:9.1f} ms{ours / theirs:8.2f}", flush=True)
-    print(f"\n{'forward + backward':24}{'onnxqat':>12}{'Relu, ORT':>12}{'ratio':>8}")
+    print(f"\n{'forward + backward':24}{'onnxqat':>12}{'Relu':>12}{'ratio':>8}")
     for name in AGAINST_RELU:
         if options.only and name not in options.only:
             continue

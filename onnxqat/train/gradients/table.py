@@ -36,12 +36,14 @@ def _custom(gradient: object, *inputs: int) -> Custom:
 
 _NAMES_TRUSTED = """
     Abs Add Cast Concat Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND GlobalAveragePool Identity
-    LeakyRelu Log LogSoftmax Max Min Mul Neg Reciprocal ReduceMean ReduceSum Relu Reshape Sigmoid Sin
+    Log LogSoftmax Max Min Mul Neg Reciprocal ReduceMean ReduceSum Reshape Sigmoid Sin
     Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze
 """
 _ORT: Mapping[str, RuleOrChoice] = dict.fromkeys(_NAMES_TRUSTED.split(), Trusted())
 _OURS: Mapping[str, RuleOrChoice] = {
-    "HardSwish": _custom(activations.hard_swish_gradient),
+    "Relu": _custom(activations.relu_gradient),
+    "LeakyRelu": _custom(activations.leaky_relu_gradient),
+    "HardSwish": Expanded(activations.hard_swish),
     "HardSigmoid": _custom(activations.hard_sigmoid_gradient),
     "Elu": _custom(activations.elu_gradient),
     "Celu": _custom(activations.celu_gradient),
