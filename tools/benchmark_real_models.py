@@ -16,27 +16,29 @@ from tools.readme import replace_section
 from tools.real_models.recipes import MODELS, RealModel
 from tools.real_models.run import Result, run
 
-KEPT = FOLDER.parent / "real_models.json"
+KEPT = FOLDER.parent / "real_models_results.json"
 
-Results = dict[str, list[Result]]
+WIDTHS = ("eight", "low")
+#: Results by model and width.
+Results = dict[str, dict[str, Result]]
 
 
 def main() -> None:
     """Runs the named models, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(model.name for model in MODELS))
-    parser.add_argument("--only", choices=["eight", "low"], help="run one of the two widths; the other is as it was")
+    parser.add_argument("--only", choices=WIDTHS, help="run one of the two widths; the other is as it was")
     parser.add_argument("--interpreter", type=Path, help="Python of an environment whose onnxruntime verifies")
     parser.add_argument("--readme", action="store_true")
     arguments = parser.parse_args()
     for model in [m for m in MODELS if m.name in (arguments.names or [m.name for m in MODELS])]:
         data = model.data()
-        for width in [arguments.only] if arguments.only else ["eight", "low"]:
+        for width in [arguments.only] if arguments.only else WIDTHS:
             result = run(model, getattr(model, width), data, interpreter=arguments.interpreter)
             results = _kept()
-            before = results.get(model.name, [])
-            results[model.name] = [result, *before[1:]] if width == "eight" else [*before[:1], result]
-            KEPT.write_text(json.dumps({name: [asdict(r) for r in rs] for name, rs in results.items()}, indent=1))
+            results.setdefault(model.name, {})[width] = result
+            plain = {name: {k: asdict(r) for k, r in found.items()} for name, found in results.items()}
+            KEPT.write_text(json.dumps(plain, indent=1))
             print(model.name, result, flush=True)
     text = table(_kept())
     print(text)
@@ -47,7 +49,7 @@ def main() -> None:
 def _kept() -> Results:
     if not KEPT.exists():
         return {}
-    return {name: [Result(**r) for r in rs] for name, rs in json.loads(KEPT.read_text()).items()}
+    return {name: {k: Result(**r) for k, r in found.items()} for name, found in json.loads(KEPT.read_text()).items()}
 
 
 def table(results: Results) -> str:
@@ -57,7 +59,8 @@ def table(results: Results) -> str:
         "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for model in MODELS:
-        lines += [_line(model, result) for result in results.get(model.name, [])]
+        found = results.get(model.name, {})
+        lines += [_line(model, found[width]) for width in WIDTHS if width in found]
     return "\n".join(lines)
 
 

@@ -72,7 +72,7 @@ def _weights(bits: int, lr: float, steps: int, **settings: object) -> Recipe:
     """One scale for the whole weight: far harder than one per channel."""
     config = Config(weight_bits=bits, weight_granularity="per_tensor", **settings)  # type: ignore[arg-type]
     ends = "" if config.first_last_bits is None else ", 8 in first and last layer"
-    ranges = ", min-max ranges" if config.weight_range == "min_max" else ""
+    ranges = ", min-max ranges" if "weight_range" in settings else ""
     return Recipe(f"{bits} bits per tensor{ends}{ranges}", config, lr, steps)
 
 
@@ -85,7 +85,7 @@ MODELS = (
         _weights(4, 5e-3, 50, first_last_bits=None, weight_range="min_max"),
     ),
     RealModel(
-        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 2e-2, 300, first_last_bits=None)
+        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 1e-2, 400, first_last_bits=None)
     ),
     RealModel("sentence embedding", "sentences", "texts", "%", 400, 300, _eight(), _weights(4, 5e-3, 60, first_last_bits=None)),
 )  # fmt: skip
