@@ -44,9 +44,10 @@ def call_rounding(model: ir.Model, biases: list[Bias]) -> None:
 
 
 def round_biases(model: ir.Model, names: Container[str | None]) -> None:
-    """Moves the biases of these names to their grid, in place; one that several layers share stays as it is."""
+    """Moves the biases of these names to their grid, in place; one that others than its layer read stays as it is."""
     for bias in integer_biases(model):
-        if bias.value.name in names and len(bias.value.uses()) == 1:
+        shared = len(bias.value.uses()) > 1 or bias.value.is_graph_output()
+        if bias.value.name in names and not shared:
             codes = np.rint(bias.array / bias.step)
             bias.value.const_value = ir.tensor((codes * bias.step).astype(np.float32), name=bias.value.name)
 
