@@ -19,8 +19,7 @@ def fold_bias(graph: ir.Graph, bias: Bias) -> None:
     Raises:
         InputError: a code does not fit into int32, so the scales are too small for the bias.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):  # a scale that underflows to 0 is refused below
-        codes = np.rint(bias.array.astype(np.float64) / bias.step)
+    codes = bias.codes
     _check_fits(bias, codes)
     name = str(bias.layer.name)
     bias.adder.replace_input_with(bias.index, _dequantized(graph, name, codes.astype(np.int32), bias.step))

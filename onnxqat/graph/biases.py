@@ -50,7 +50,14 @@ class Bias:
     @property
     def step(self) -> NDArray[np.float32]:
         """Its grid, sx · sw: [] or [C]."""
-        return np.asarray(self.data.scales.reshape(()) * self.weight.scales, np.float32)
+        with np.errstate(over="ignore"):
+            return np.asarray(self.data.scales.reshape(()) * self.weight.scales, np.float32)
+
+    @property
+    def codes(self) -> NDArray[np.float64]:
+        """Where on its grid it lies, of the bias's shape; what is beyond int32 or not finite is the caller's to judge."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # scales that underflow to 0
+            return np.asarray(np.rint(self.array.astype(np.float64) / self.step))
 
 
 def biases_are_integers(model: ir.Model) -> bool:

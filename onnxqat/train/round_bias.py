@@ -18,6 +18,7 @@ from onnxqat.train.gradients.rule import Ops
 from onnxqat.train.gradients.table import register
 
 DOMAIN, NAME = "onnxqat.bias", "RoundBias"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_call(node: ir.Node) -> bool:
@@ -44,12 +45,12 @@ def call_rounding(model: ir.Model, biases: list[Bias]) -> None:
 
 
 def round_biases(model: ir.Model, names: Container[str | None]) -> None:
-    """Moves the biases of these names to their grid, in place; one that others than its layer read stays as it is."""
+    """Moves the biases of these names to their grid, in place; one that others read too, or that diverged, stays as it is."""
     for bias in integer_biases(model):
         shared = len(bias.value.uses()) > 1 or bias.value.is_graph_output()
-        if bias.value.name in names and not shared:
-            codes = np.rint(bias.array / bias.step)
-            bias.value.const_value = ir.tensor((codes * bias.step).astype(np.float32), name=bias.value.name)
+        rounded = bias.codes * bias.step
+        if bias.value.name in names and not shared and (np.abs(rounded) <= LARGEST).all():
+            bias.value.const_value = ir.tensor(rounded.astype(np.float32), name=bias.value.name)
 
 
 def _function(version: int) -> ir.Function:

@@ -57,7 +57,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     """
     metric_name, score = named(metric)
     qdq_model, deployed_model = io.load(trained), io.load(deployed)
-    reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model)
+    reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model, oldest_opset=7)
     checked = data.batches(batches, deployed_model, transform=transform)
     with opened(runtime, interpreter, threads) as host:
         host.load("trained", qdq_model, simulate=True)

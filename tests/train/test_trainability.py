@@ -20,12 +20,13 @@ def _load(text: str, opset: int = 17) -> ir.Model:
 def test_every_operator_has_a_row_with_its_count_and_why() -> None:
     model = _load(
         "(float[n,4] x) => (float[n,4] y) <float[4,4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> "
-        "{ a = MatMul (x, w) b = HardSwish (a) c = MatMul (b, w) s = Shape (c) d = Reshape (c, s) "
+        "{ a = MatMul (x, w) b = Elu (a) h = HardSwish (b) c = MatMul (h, w) s = Shape (c) d = Reshape (c, s) "
         "e = Sum (d, d) u = Unique (e) y = Add (e, u) }"
     )
     assert trainability(model) == [
         OperatorRow("MatMul", "", 2, True, "ONNX Runtime's gradient"),
-        OperatorRow("HardSwish", "", 1, True, "onnxqat's gradient"),
+        OperatorRow("Elu", "", 1, True, "onnxqat's gradient"),
+        OperatorRow("HardSwish", "", 1, True, "rewritten as differentiable operators"),
         OperatorRow("Shape", "", 1, False, "its result only steers (a shape, an index or a condition)"),
         OperatorRow("Reshape", "", 1, True, "ONNX Runtime's gradient"),
         OperatorRow("Sum", "", 1, True, "rewritten as differentiable operators"),
