@@ -64,7 +64,7 @@ class RealModel:
         return make(train or self.train, test or self.test)
 
 
-def _eight(lr: float = 1e-4, steps: int = 50) -> Recipe:
+def _eight(lr: float = 1e-5, steps: int = 50) -> Recipe:
     return Recipe("8 bits", Config(), lr, steps)
 
 
@@ -77,15 +77,15 @@ def _weights(bits: int, lr: float, steps: int, **settings: object) -> Recipe:
 
 
 MODELS = (
-    RealModel("text recognition", "ocr", "words", "%", 400, 200, _eight(), _weights(6, 5e-3, 60, first_last_bits=None)),
-    RealModel("page orientation", "orientation", "pages", "%", 320, 200, _eight(), _weights(4, 1e-2, 60)),
+    RealModel("text recognition", "ocr", "words", "%", 400, 200, _eight(), _weights(6, 2e-3, 120, first_last_bits=None)),
+    RealModel("page orientation", "orientation", "pages", "%", 320, 200, _eight(), _weights(4, 3e-3, 120)),
     RealModel("file type", "file_type", "files", "%", 800, 300, _eight(), _weights(2, 5e-3, 60, first_last_bits=None)),
     RealModel(
         "pitch", "pitch", "tones", "%", 1600, 400, _eight(),
         _weights(4, 5e-3, 50, first_last_bits=None, weight_range="min_max"),
     ),
     RealModel(
-        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 1e-2, 400, first_last_bits=None)
+        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 5e-3, 400, first_last_bits=None)
     ),
-    RealModel("sentence embedding", "sentences", "texts", "%", 400, 300, _eight(), _weights(4, 5e-3, 60, first_last_bits=None)),
+    RealModel("sentence embedding", "sentences", "texts", "%", 400, 300, _eight(), _weights(3, 1e-3, 60, first_last_bits=None)),
 )  # fmt: skip

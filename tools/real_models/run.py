@@ -17,7 +17,7 @@ from onnxqat.train.schedules import Cosine
 from tools.real_models.model import Batch, Data
 from tools.real_models.recipes import RealModel, Recipe
 
-CALIBRATION_BATCHES, WARMUP_STEPS = 4, 10
+CALIBRATION_BATCHES, WARMUP_STEPS = 16, 10
 
 
 @dataclass(frozen=True)
