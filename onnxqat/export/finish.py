@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import io
+from onnxqat.graph.identities import eliminate_identities
 from onnxqat.runtime import Inference, short_reason
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -38,7 +39,7 @@ def tidy(proto: onnx.ModelProto) -> ir.Model:
     _check_known(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _fold_parameters(model.graph)
-    passes.IdentityEliminationPass()(model)
+    eliminate_identities(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     return model
