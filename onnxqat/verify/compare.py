@@ -113,8 +113,14 @@ class Comparison:
         return total / count if count else None
 
 
-def compared(host: Host, batches: Iterable[Arrays], metric: Metric) -> Comparison:
-    """Runs the models loaded as "trained" and "deployed" on all batches."""
+def class_axis(model: ir.Model) -> int:
+    """Along which axis of the first output classes compete: that of its Softmax where it ends in one, else 1."""
+    node = model.graph.outputs[0].producer()
+    return node.attributes.get_int("axis", -1) if node is not None and node.op_type in ("Softmax", "LogSoftmax") else 1
+
+
+def compared(host: Host, batches: Iterable[Arrays], metric: Metric, axis: int = 1) -> Comparison:
+    """Runs the models loaded as "trained" and "deployed" on all batches; classes are along `axis` of the first output."""
     result = Comparison()
     for batch in batches:
         inputs = {name: array for name, array in batch.items() if name != LABEL}
@@ -127,7 +133,7 @@ def compared(host: Host, batches: Iterable[Arrays], metric: Metric) -> Compariso
         result.first = result.first or inputs
         result.samples += rows(inputs)
         _add_scores(result, {"trained": trained, "deployed": deployed}, batch.get(LABEL), metric)
-        _add_agreement(result, _first(trained), _first(deployed))
+        _add_agreement(result, _first(trained), _first(deployed), axis)
         _add_differences(result, inputs, trained, deployed)
     return result
 
@@ -194,10 +200,10 @@ def _add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[A
         result.scores[model] = total + float(values.sum()), count + values.size
 
 
-def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any]) -> None:
-    if trained.ndim < 2 or trained.shape[1] < 2 or not np.issubdtype(trained.dtype, np.floating):
+def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], axis: int) -> None:
+    if trained.ndim < 2 or trained.shape[axis] < 2 or not np.issubdtype(trained.dtype, np.floating):
         return
-    same = trained.argmax(axis=1) == deployed.argmax(axis=1)
+    same = trained.argmax(axis=axis) == deployed.argmax(axis=axis)
     result.agreeing += int(same.sum())
     result.predictions += same.size
 

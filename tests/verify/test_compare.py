@@ -127,3 +127,13 @@ def test_output_that_is_not_finite_is_refused(host, network, batches):
     model = network("l = Log(xd) y = Mul(l, l)")
     with pytest.raises(InputError, match="output 'y': is not finite"):
         compared(host, model, model, batches)
+
+
+@pytest.mark.parametrize(("axis", "predictions"), [(-1, 3 * 4 * 2 * 4), (1, 3 * 4 * 4 * 4)], ids=["last", "first"])
+def test_predictions_agree_along_the_axis_of_the_softmax(host, network, batches, axis, predictions):
+    model = network(f"y = Softmax<axis = {axis}>(xd)", "float[N,2,4,4] y")
+    loaded = io.load(model)
+    host.load("trained", loaded, simulate=True)
+    host.load("deployed", loaded)
+    found = compare.compared(host, batches, accuracy, compare.class_axis(loaded))
+    assert (found.predictions, found.agreeing) == (predictions, predictions)
