@@ -1,8 +1,8 @@
 """Gradients of pooling (ONNX specification: AveragePool, LpPool, GlobalLpPool, GlobalMaxPool, MaxPool).
 
 Sum pooling is linear in x; the transposed map `_spread` lays every output's gradient on all elements of its window. The
-others follow by the chain rule. ONNX Runtime's AveragePoolGrad knows two dimensions of fixed size without dilation; its
-MaxPoolGrad crashes the process where a height or width is dynamic.
+others follow by the chain rule. ONNX Runtime's kernels take sizes from the model, not from the data, the batch's too: where one
+is dynamic its MaxPoolGrad crashes the process. Its AveragePoolGrad knows at most two dimensions, without dilation.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from onnxqat.train.gradients.windows import Window, begins_and_ends, padded, spa
 
 
 def average_pool_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient where it is right: its kernel takes sizes from the model, not from the data, the batch's too."""
-    x, attributes = node.inputs[0], node.attributes
-    sizes = [None] if x is None or x.shape is None else list(x.shape)
+    """ONNX Runtime's gradient where it is right."""
+    attributes = node.attributes
     plain = (
-        len(sizes) <= 4
-        and all(isinstance(size, int) for size in sizes)
+        _is_fixed_plane(node.inputs[0])
         and set(attributes.get_ints("dilations", ())) <= {1}
         and not attributes.get_int("ceil_mode", 0)
         and "auto_pad" not in attributes
@@ -75,7 +73,7 @@ def max_pool_rule(node: ir.Node) -> Rule:
     used = len(node.outputs) > 1 and (bool(node.outputs[1].uses()) or node.outputs[1].is_graph_output())
     padded_later = "auto_pad" in node.attributes or _may_pool_padding_alone(node)
     if not padded_later and not node.attributes.get_int("storage_order", 0):
-        return Custom(max_pool_gradient, outputs=2)
+        return Trusted(outputs=2) if _is_fixed_plane(node.inputs[0]) else Custom(max_pool_gradient, outputs=2)
     if padded_later and used:
         return Refused("its indices are used, and depend on padding that the model does not state; state pads")
     return Expanded(padded_max_pool if padded_later else row_major_max_pool)
@@ -84,6 +82,12 @@ def max_pool_rule(node: ir.Node) -> Rule:
 def max_pool_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = None) -> ir.Value:
     """Dy goes to the maximum of its window, whose number the second output tells."""
     return added_up(op, dy, call.outputs[1], call.required(0))
+
+
+def _is_fixed_plane(x: ir.Value | None) -> bool:
+    """Whether all sizes are known, and at most two of them are spatial."""
+    sizes = [None] if x is None or x.shape is None else list(x.shape)
+    return len(sizes) <= 4 and all(isinstance(size, int) for size in sizes)
 
 
 def _may_pool_padding_alone(node: ir.Node) -> bool:
