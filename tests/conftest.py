@@ -11,3 +11,8 @@ def _own_log(monkeypatch):
     logger = logging.getLogger("onnxqat")
     for name in ("handlers", "propagate", "level"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
+
+
+def pytest_collection_modifyitems(items):
+    """The slow ones come first, so that the longest file does not run alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
