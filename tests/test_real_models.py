@@ -14,9 +14,9 @@ pytestmark = pytest.mark.slow
 FLOAT = {"ocr": 98, "orientation": 99, "file_type": 89, "pitch": 98, "super_resolution": 31, "sentences": 58}
 #: How far behind the float model 8 bits may be, by unit of the score: points, or decibels.
 CLOSE = {"%": 0.5, "dB": 0.3}
-SHARE_RECOVERED = 0.7
-#: The sentence embedder loses too little at any width to speak of a share (see the README's table).
-RECOVERING = [model for model in MODELS if model.name != "sentences"]
+#: Share of the loss at few bits that training recovers, at least. The files and descriptions that judge two of the models are
+#: those that a machine has, so their scores differ between machines.
+RECOVERED = {"ocr": 0.7, "orientation": 0.7, "file_type": 0.5, "pitch": 0.7, "super_resolution": 0.7, "sentences": 0.5}
 
 
 def fetched(model: RealModel) -> RealModel:
@@ -33,9 +33,9 @@ def test_eight_bits_are_as_good_as_float_after_training(model):
     assert result.deployed >= result.float_model - CLOSE[model.unit]
 
 
-@pytest.mark.parametrize("model", RECOVERING, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_training_recovers_what_few_bits_lost(model):
     model = fetched(model)
     result = run(model, model.low, model.data())
     assert result.inserted < result.float_model - 2 * CLOSE[model.unit]
-    assert result.recovered >= SHARE_RECOVERED
+    assert result.recovered >= RECOVERED[model.name]
