@@ -42,7 +42,7 @@ class Row:
     steps: float
 
 
-def measure(model: str, target: str, bits: int, epochs: int, *, full: bool, threads: int) -> Row:
+def measure(model: str, target: str, bits: int, epochs: int, *, full: bool, threads: int, loss: str) -> Row:
     """Runs all stages."""
     layout = LAYOUTS[model]
     named = {split: f"models.fashion_mnist:{split}{layout}" for split in ("train", "calibration", "validation", "test")}
@@ -52,7 +52,7 @@ def measure(model: str, target: str, bits: int, epochs: int, *, full: bool, thre
         ROOT / "models" / f"{model}.onnx",
         pipeline.Data(**named),
         Config(target=target, weight_bits=bits, activation_bits=bits),
-        pipeline.Training(epochs=epochs, lr=RATES[bits], threads=threads),
+        pipeline.Training(epochs=epochs, lr=RATES[bits], threads=threads, loss=loss),
         pipeline.Judge(RUNTIMES[target]),
         keep=lambda _: None,
     )
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, choices=RATES, default=list(RATES))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="train on 59,000 images")
+    parser.add_argument("--loss", default="cross_entropy", help="distill forgets less of what the model knew at 8 bits")
     parser.add_argument("--threads", type=int, default=0, help="threads inside an operator, 0: one per core")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
@@ -89,7 +90,7 @@ def main() -> None:
     for model in arguments.models:
         for target in arguments.targets:
             for bits in arguments.bits:
-                options = {"full": arguments.full, "threads": arguments.threads}
+                options = {"full": arguments.full, "threads": arguments.threads, "loss": arguments.loss}
                 rows.append(measure(model, target, bits, arguments.epochs, **options))
                 console.print(table(rows[-1:]))
                 if arguments.json is not None:
