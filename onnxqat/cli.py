@@ -152,7 +152,7 @@ def train(
     seed: Seed = 0,
     freeze: Freeze = None,
     teacher: Annotated[Path | None, typer.Option(help="Float model for the loss distill.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Append a JSON line per step and epoch to this file.")] = None,
+    log_file: Annotated[Path | None, typer.Option(help="Append a JSON line per step and epoch to this file.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write event files for TensorBoard to this folder.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without improvement.")] = None,
     checkpoint: Annotated[
@@ -172,7 +172,7 @@ def train(
     _check_outputs(output)
     if resume and checkpoint is None:
         raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
-    callbacks = from_options(log, tensorboard, patience, checkpoint, checkpoint_every)
+    callbacks = from_options(log_file, tensorboard, patience, checkpoint, checkpoint_every)
     taught = None if teacher is None else str(teacher)
     settings = Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), taught, threads, launched())
     run = trainer(model, settings)

@@ -168,12 +168,14 @@ class Workers:
 
     def check_same(self, number: int, message: str) -> None:
         """Raises InputError with the message where the processes do not all have the same number."""
-        if self.size == 1:
-            return
-        ends = np.array([number, -number], np.int64)
-        self._run(lambda dist, tensor: dist.all_reduce(tensor, dist.ReduceOp.MAX), ends)
-        if ends[0] != -ends[1]:
+        if self.largest(number) != -self.largest(-number):
             raise InputError(message)
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the processes have."""
+        numbers = np.array([number], np.int64)
+        self._run(lambda dist, tensor: dist.all_reduce(tensor, dist.ReduceOp.MAX), numbers)
+        return int(numbers[0])
 
     def _bytes_of(self, rank: int, content: NDArray[np.uint8]) -> bytes:
         """The bytes that one process holds, on all of them."""

@@ -199,7 +199,19 @@ def test_ctrl_c_writes_what_was_reached_and_exits_130(data, tmp_path):
     base = [sys.executable, "-m", "onnxqat"]
     train = str(data / "train.npz")
     subprocess.run([*base, "insert", SEPARABLE, "--calibration", train, "-o", str(qdq)], cwd=ROOT, check=True)
-    command = [*base, "train", str(qdq), "--data", train, "--epochs", "100000", "--log", str(log), "-o", str(trained)]
+    command = [
+        *base,
+        "train",
+        str(qdq),
+        "--data",
+        train,
+        "--epochs",
+        "100000",
+        "--log-file",
+        str(log),
+        "-o",
+        str(trained),
+    ]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
     _wait_for(lambda: log.exists() and log.read_text().count("\n") > 2)
     child.send_signal(signal.SIGINT)

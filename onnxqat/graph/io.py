@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external
 from onnxqat.graph.opsets import lowered
+from onnxqat.graph.temporary import beside
 from onnxqat.graph.types import check_ranks
 
 log = logging.getLogger(__name__)
@@ -87,15 +88,15 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
     data = f"{path.name}.data" if external.weight_bytes(model) > external.TOO_LARGE else None
     check_writable(path)
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with beside(path) as folder:
             if data is None:
                 proto = model if isinstance(model, onnx.ModelProto) else to_proto(model)
-                (Path(folder) / path.name).write_bytes(proto.SerializeToString())
+                (folder / path.name).write_bytes(proto.SerializeToString())
             else:
                 large = model if isinstance(model, ir.Model) else ir.from_proto(model)
-                ir.save(large, Path(folder) / path.name, format="protobuf", external_data=data)
+                ir.save(large, folder / path.name, format="protobuf", external_data=data)
             for name in ([data] if data else []) + [path.name]:
-                (Path(folder) / name).replace(path.parent / name)
+                (folder / name).replace(path.parent / name)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
 
@@ -104,8 +105,8 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
     """Writes a text file by rename."""
     path = Path(path)
     check_writable(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        whole = Path(folder) / path.name
+    with beside(path) as folder:
+        whole = folder / path.name
         whole.write_text(text, encoding="utf-8")
         whole.replace(path)
 

@@ -27,7 +27,8 @@ class Callback:
     """Does nothing; override what is of interest. To end a run, set `trainer.stop = True`.
 
     Attributes:
-        main_only: whether only the first of several processes calls it, as what writes files must be.
+        main_only: whether only the first of several processes calls it, as what writes files must be. It may stop the run for
+            all, but not do what all processes do together (`Trainer.step`, `gradients`, `evaluate`).
     """
 
     main_only = False
@@ -201,10 +202,8 @@ class Checkpoints(Callback):
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Refuses a folder that holds the checkpoints of another run, rather than overwrite them."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self._folder}: is not a folder and cannot be made one; choose another path") from error
+        self._make_folder()
+        files.clear_folder(self._folder)
         present = files.numbered(self._folder)
         if present and not trainer.has_begun:
             raise InputError(
@@ -225,11 +224,20 @@ class Checkpoints(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         """Writes the next and deletes all but this and the one before, damaged ones that were passed over too."""
-        path = files.next_path(self._folder)
+        if not self._folder.is_dir():
+            log.warning("%s: was deleted while the run goes on; it is made again", self._folder)
+            self._make_folder()
+        path = files.next_path(self._folder, self._kept)
         trainer.save(path)
         self._kept = [*self._kept, path][-2:]
         for old in set(files.numbered(self._folder)) - set(self._kept):
             old.unlink(missing_ok=True)
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self._folder}: is not a folder and cannot be made one; choose another path") from error
 
 
 def score_of(metrics: Metrics) -> float:

@@ -7,8 +7,7 @@ import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.temporary import beside, clear
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,16 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Facts) -> None
     io.check_writable(path)
     text = json.dumps(facts, sort_keys=True)
     whole = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    # safetensors writes to a file of a random name first: in a folder of ours, what a killed process leaves is found again.
-    folder = path.with_name(f".{path.name}.tmp")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        save_file(whole, folder / path.name, {"facts": text, "sha256": _digest(whole, text)})
-        (folder / path.name).chmod(folder.stat().st_mode & 0o666)
-        _to_disk(folder / path.name)
-        (folder / path.name).replace(path)
-        folder.rmdir()
+        # safetensors writes to a file of a random name first: in a folder of ours, what a killed process leaves is found again
+        with beside(path) as folder:
+            written = folder / path.name
+            save_file(whole, written, {"facts": text, "sha256": _digest(whole, text)})
+            written.chmod(folder.stat().st_mode & 0o666)
+            _to_disk(written)
+            written.replace(path)
         _to_disk(path.parent)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
         raise InputError(f"{path}: cannot be written ({error}); free the disk or choose another path") from error
 
 
@@ -86,9 +83,15 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(found, key=_number)
 
 
-def next_path(folder: Path) -> Path:
-    """Path of the checkpoint to be written next."""
-    return folder / f"checkpoint-{max(map(_number, numbered(folder)), default=0) + 1:06d}.safetensors"
+def next_path(folder: Path, earlier: Iterable[Path] = ()) -> Path:
+    """Path of the checkpoint to be written next: behind those in the folder, and behind earlier ones that are gone from it."""
+    numbers = (_number(path) for path in (*numbered(folder), *earlier) if _NAME.fullmatch(path.name))
+    return folder / f"checkpoint-{max(numbers, default=0) + 1:06d}.safetensors"
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes what killed runs left half written."""
+    clear(folder, "checkpoint-*.safetensors")
 
 
 def read_newest(folder: Path) -> tuple[Path, Tensors, Facts]:

@@ -21,7 +21,8 @@ from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
 from onnxqat.runtime import check_packages
 from onnxqat.train import checkpoint, checkpoint_files, random_state
-from onnxqat.train.callbacks import BestModel, Callback, Checkpoints, Progress
+from onnxqat.train.callbacks import BestModel, Callback, Progress
+from onnxqat.train.calling import Callers
 from onnxqat.train.checkpoint import fingerprint
 from onnxqat.train.engine import Engine, Floats
 from onnxqat.train.feeds import feeds_for
@@ -180,22 +181,17 @@ class Trainer:
             judged.check_epochs(epochs, "validation")
         state = self.state
         self._set_length(source, epochs)
-        everyone = [Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks]
-        everyone.sort(
-            key=lambda callback: isinstance(callback, Checkpoints)
-        )  # they write what the others have made of it
-        self._callbacks = everyone
+        callers = Callers([Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks], self._workers)
+        self._callbacks = callers.mine
         try:
-            for callback in everyone:
-                callback.on_train_begin(self)
+            callers.begin(self)
             if self._remembered is not None:
-                self._remembered.put_back(everyone)
+                self._remembered.put_back(callers.mine)
             while state.schedule.position.epoch < state.first_epoch + epochs and not self.stop:
-                self._epoch(source, judged, everyone)
+                self._epoch(source, judged, callers)
             state.running, self._remembered = False, None
         finally:
-            for callback in everyone:
-                callback.on_train_end(self)
+            callers.end(self)
 
     def step(self, batch: Any) -> float:
         """One step on a batch: forward, backward, update; returns the loss before it. It advances `schedule` by a step.
@@ -309,7 +305,7 @@ class Trainer:
             self._made_from = Origin(self._graph, arguments, self._threads, self._workers.size)
         return self._made_from
 
-    def _epoch(self, source: data.Batches, judged: data.Batches | None, callbacks: Sequence[Callback]) -> None:
+    def _epoch(self, source: data.Batches, judged: data.Batches | None, callers: Callers) -> None:
         state = self.state
         number = state.schedule.position.epoch
         if state.random is None:
@@ -326,8 +322,7 @@ class Trainer:
                 continue
             loss = self._step(batch)
             state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss
-            for callback in callbacks:
-                callback.on_step_end(self, loss)
+            callers.step(self, loss)
             if self.stop:
                 return
         metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
@@ -335,8 +330,7 @@ class Trainer:
         state.batch, state.loss_sum, state.random = 0, 0.0, None
         if judged is not None:
             metrics |= {f"validation_{name}": value for name, value in self.evaluate(judged).items()}
-        for callback in callbacks:
-            callback.on_epoch_end(self, metrics)
+        callers.epoch(self, metrics)
 
     def _differentiate(self, batch: Batch) -> float:
         """Loss of a batch; its gradients are in the engine. Each process works on its rows, the results are those of all."""

@@ -146,7 +146,16 @@ def command(monkeypatch, qdq, tmp_path):
 
 
 def test_the_command_line_logs_and_stops_early(command, tmp_path):
-    options = ["--log", tmp_path / "log.jsonl", "--tensorboard", tmp_path / "board", "--lr", "1e-30", "--epochs", "9"]
+    options = [
+        "--log-file",
+        tmp_path / "log.jsonl",
+        "--tensorboard",
+        tmp_path / "board",
+        "--lr",
+        "1e-30",
+        "--epochs",
+        "9",
+    ]
     data = ["--validation", tmp_path / "data.npz", "--patience", "2"]
     assert command(*options, *data) == 0
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -158,7 +167,7 @@ def test_the_command_line_logs_and_stops_early(command, tmp_path):
     ("options", "message"),
     [
         (["--patience", "0"], "patience is 0; it must be 1 or more"),
-        (["--log", "absent/log.jsonl"], "absent/log.jsonl: cannot be written"),
+        (["--log-file", "absent/log.jsonl"], "absent/log.jsonl: cannot be written"),
     ],
     ids=["patience", "log"],
 )

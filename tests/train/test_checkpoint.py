@@ -2,6 +2,7 @@ import dataclasses
 import inspect
 import logging
 import random
+import shutil
 
 import numpy as np
 import onnx
@@ -310,3 +311,26 @@ def test_staged_quantization_goes_on_at_its_stage(tmp_path):
     resumed = Trainer.restore(tmp_path)
     resumed.fit(batches(), epochs=3)
     assert outcome(resumed) == outcome(whole)
+
+
+def test_a_folder_deleted_in_the_middle_is_made_again_and_numbers_go_on(qdq, tmp_path, caplog):
+    class Deletes(Callback):
+        def on_step_end(self, trainer, loss):
+            if trainer.schedule.position.step == 3:
+                shutil.rmtree(tmp_path / "runs")
+
+    whole, trainer = Trainer(qdq), Trainer(qdq)
+    whole.fit(batches(), epochs=1)
+    trainer.fit(batches(), epochs=1, callbacks=[Deletes(), Checkpoints(tmp_path / "runs" / "here", every=1)])
+    assert "was deleted" in caplog.text
+    assert outcome(trainer) == outcome(whole)
+    kept = checkpoint_files.numbered(tmp_path / "runs" / "here")
+    assert [path.stem for path in kept] == ["checkpoint-000006", "checkpoint-000007"]
+
+
+def test_what_a_killed_run_left_half_written_is_removed_by_the_next(qdq, tmp_path):
+    left = tmp_path / ".checkpoint-000009.safetensors.0123abcd.tmp"
+    left.mkdir()
+    (left / "half").write_bytes(b"half")
+    Trainer(qdq).fit(batches(1), epochs=1, callbacks=[Checkpoints(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001.safetensors"]

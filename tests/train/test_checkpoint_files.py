@@ -18,8 +18,8 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_nothing_but_the_file_is_left(tmp_path):
-    (tmp_path / ".x.tmp").mkdir()  # as a killed process leaves it
-    (tmp_path / ".x.tmp" / ".tmpAbc").write_bytes(b"half")
+    (tmp_path / ".x.0123abcd.tmp").mkdir()  # as a killed process leaves it
+    (tmp_path / ".x.0123abcd.tmp" / ".tmpAbc").write_bytes(b"half")
     write(tmp_path / "x", TENSORS, {})
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 

@@ -1,0 +1,56 @@
+"""Folders in which files are written before they are renamed, and what killed processes leave of them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A new folder beside a file that is to be written, removed at the end with whatever is still in it."""
+    clear(path.parent, glob.escape(path.name))
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    folder.mkdir()
+    try:
+        with _locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(folder: Path, names: str) -> None:
+    """Removes what killed processes left beside files of such names (a glob pattern); what is being written stays."""
+    for left in folder.glob(f".{names}.*.tmp"):
+        try:
+            with _locked(left):
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:
+            continue  # another process writes there, or has just finished
+
+
+if sys.platform == "win32":
+
+    @contextmanager
+    def _locked(folder: Path) -> Iterator[None]:
+        """Open files cannot be removed there, so a folder needs no lock."""
+        yield
+
+else:
+    import fcntl
+
+    @contextmanager
+    def _locked(folder: Path) -> Iterator[None]:
+        """Holds a lock, which ends with the process; OSError where another process holds it."""
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
