@@ -47,16 +47,17 @@ class Stages:
         """The stage of an epoch."""
         return Stage(**{kind: epoch >= start for kind, start in self._starts.items()})
 
-    def enter(self, epoch: int, engine: Engine) -> None:
-        """Lets the engine run the training graph of that epoch's stage, if it does not run it already."""
+    def enter(self, epoch: int, engine: Engine) -> bool:
+        """Lets the engine run the training graph of that epoch's stage; returns whether it did not do so before."""
         stage = self.at(epoch)
         if stage == self._entered:
-            return
+            return False
         whole = stage == Stage()
         engine.use(self._graph.training if whole else partial_training(self._graph, self._loss, stage.leaves_out))
         quantized = [kind for kind in KEYS if getattr(stage, kind)]
         log.info("epoch %d: %s quantized", epoch + 1, f"{' and '.join(quantized)} are" if quantized else "nothing is")
         self._entered = stage
+        return True
 
     def note(self, model: ir.Model, epoch: int) -> None:
         """Leaves in a model how many epochs are still to go, so that training it further begins where this run is."""

@@ -65,6 +65,6 @@ class State:
         self.running, self.batches = True, batches
         position.epochs, position.steps = self.first_epoch + epochs, None
         if batches is not None:
-            steps = batches // accumulate
+            steps = -(-batches // accumulate)
             before = position.step - self.batch // accumulate - (position.epoch - self.first_epoch) * steps
             position.steps = before + epochs * steps

@@ -24,7 +24,8 @@ from onnxqat.train import checkpoint, checkpoint_files, random_state
 from onnxqat.train.callbacks import BestModel, Callback, Progress
 from onnxqat.train.calling import Callers
 from onnxqat.train.checkpoint import fingerprint
-from onnxqat.train.engine import Engine, Floats
+from onnxqat.train.divergence import LossWatch
+from onnxqat.train.engine import Engine
 from onnxqat.train.feeds import feeds_for
 from onnxqat.train.finite import REMEDY, norm_of, not_finite
 from onnxqat.train.graph import load_qdq, same_graph, training_graph, with_values
@@ -55,12 +56,14 @@ class Trainer:
     Args:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
         loss: a name, names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar; see `losses`.
-        optimizer: `SGD` or `AdamW`.
+        optimizer: `SGD` or `AdamW`. A quantized model is near its best, so that rates at which networks are trained from scratch
+            may ruin it: begin with AdamW at 1e-4 to 3e-4. A loss that rises above where it began is warned of.
         schedule: learning-rate schedule.
         freeze: names or regular expressions of initializers or nodes that are left as they are.
         teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now.
         clip_norm: largest norm of the gradient; None: no limit.
-        accumulate: batches whose gradients are averaged into one optimizer step.
+        accumulate: batches whose gradients are averaged into one optimizer step; in `fit`, those left at the end of an epoch make
+            a step of their own.
         seed: what the order of data is drawn from.
         threads: threads inside an operator; 0: one for each core.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
@@ -122,6 +125,7 @@ class Trainer:
         self._made_from: Origin | None = None
         self._callbacks: Sequence[Callback] = ()
         self._remembered: checkpoint.Remembered | None = None
+        self._watch = LossWatch()
 
     @property
     def schedule(self) -> Schedule:
@@ -181,6 +185,7 @@ class Trainer:
             judged.check_epochs(epochs, "validation")
         state = self.state
         self._set_length(source, epochs)
+        self._watch = LossWatch()
         callers = Callers([Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks], self._workers)
         self._callbacks = callers.mine
         try:
@@ -196,7 +201,7 @@ class Trainer:
     def step(self, batch: Any) -> float:
         """One step on a batch: forward, backward, update; returns the loss before it. It advances `schedule` by a step.
 
-        With `accumulate`, parameters change at every so many calls.
+        With `accumulate`, parameters change at every so many calls, whatever epoch they belong to.
         """
         return self._step(check_batch(batch, self._signature()))
 
@@ -245,6 +250,12 @@ class Trainer:
 
     def model(self) -> onnx.ModelProto:
         """The Q/DQ model with the parameters as they are now, fully quantized at whatever stage."""
+        if self.state.summed and not self.schedule.position.step:
+            log.warning(
+                "accumulate is %d, %d batches have come: no step has been taken yet",
+                self._accumulate,
+                self.state.summed,
+            )
         model = with_values(self._graph.qdq, self._graph.layout, self.state.parameters)
         self._stages.note(model, self.schedule.position.epoch)
         return ir.to_proto(model)
@@ -325,6 +336,7 @@ class Trainer:
             callers.step(self, loss)
             if self.stop:
                 return
+        self._apply_accumulated()
         metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
         state.schedule.epoch_step()
         state.batch, state.loss_sum, state.random = 0, 0.0, None
@@ -334,7 +346,8 @@ class Trainer:
 
     def _differentiate(self, batch: Batch) -> float:
         """Loss of a batch; its gradients are in the engine. Each process works on its rows, the results are those of all."""
-        self._stages.enter(self.schedule.position.epoch, self._engine)
+        if self._stages.enter(self.schedule.position.epoch, self._engine):
+            self._watch = LossWatch()
         self._last = batch
         part, share = self._workers.split(batch, self._signature())
         if part is None:
@@ -353,27 +366,33 @@ class Trainer:
                 not_finite(self._engine, self._graph.outputs, self._feeds(batch)),
             )
             raise TrainingError(f"step {step}: {where}; {REMEDY}")
-        if self.state.accumulated is not None:
-            norm = self._accumulated(self.state.accumulated)
-            if self.state.summed:
-                return loss
+        if self._workers.is_first:
+            self._watch.saw(loss, self.optimizer.lr * self.state.schedule.factor)
+        if self.state.accumulated is None:
+            self._apply(norm)
+        else:
+            self.state.accumulated += self._engine.gradients
+            self.state.summed += 1
+            if self.state.summed == self._accumulate:
+                self._apply_accumulated()
+        return loss
+
+    def _apply_accumulated(self) -> None:
+        """One optimizer step on the mean of the gradients that no step has used yet, if there are any."""
+        running, gradients = self.state.accumulated, self._engine.gradients
+        if running is None or not self.state.summed:
+            return
+        np.multiply(running, np.float32(1 / self.state.summed), out=gradients)
+        running[:], self.state.summed = 0, 0
+        self._apply(norm_of(gradients))
+
+    def _apply(self, norm: float) -> None:
+        """One optimizer step on the gradients in the engine, whose norm is given."""
         limit = self._clip_norm if self._clip_norm is not None else np.inf
         factor = min(1.0, limit / norm) if norm > 0 else 1.0
         schedule = self.state.schedule
         self._update(self.optimizer.lr * schedule.factor, schedule.position.step + 1, factor)
         schedule.step()
-        return loss
-
-    def _accumulated(self, running: Floats) -> float:
-        """Adds the gradient to the running mean; when it is complete, puts it in place of the gradient."""
-        gradients = self._engine.gradients
-        running += gradients
-        self.state.summed = (self.state.summed + 1) % self._accumulate
-        if self.state.summed:
-            return 0.0
-        np.multiply(running, np.float32(1 / self._accumulate), out=gradients)
-        running[:] = 0
-        return norm_of(gradients)
 
     def _batches(self, source: Data, transform: data.Transform | None = None) -> data.Batches:
         return replace(data.batches(source, self._graph.qdq, transform=transform), signature=self._signature())
@@ -391,5 +410,9 @@ class Trainer:
             raise InputError(
                 f"data: has {per_epoch} batches, the run that is to go on had {self.state.batches}; "
                 "use the same data and batch size"
+            )
+        if per_epoch is not None and per_epoch < self._accumulate:
+            log.warning(
+                "accumulate is %d, an epoch has %d batches; each epoch is a single step", self._accumulate, per_epoch
             )
         self.state.begin(epochs, per_epoch, self._accumulate)

@@ -1,10 +1,13 @@
 """Training in one's own loop: single steps, gradients, and the schedule advanced by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
 import onnxqat
 from onnxqat.errors import InputError
+from onnxqat.train.divergence import LossWatch
 from onnxqat.train.schedules import Constant, Cosine, StepDecay
 from onnxqat.train.trainer import Trainer
 from tests.models import model
@@ -78,3 +81,63 @@ def test_cosine_without_a_plan_is_refused_rather_than_flat(qdq):
 def test_an_empty_plan_is_refused(plan, qdq):
     with pytest.raises(InputError, match="must be 1 or more"):
         Trainer(qdq).schedule.plan(*plan)
+
+
+@pytest.mark.parametrize("lr", [0.3, 0.01], ids=["far too large", "too large"])
+def test_a_loop_that_makes_the_model_worse_is_told_so_once_with_the_rate(lr, caplog):
+    """A model that agrees with its teacher but for rounding: any large step leads away from it."""
+    images = [{"x": b["x"]} for b in batches(2)]
+    trainer = Trainer(onnxqat.insert(model(BODY, **WEIGHTS), images), "distill", onnxqat.AdamW(lr=lr))
+    for batch in batches(6) * 8:
+        trainer.step({"x": batch["x"]})
+    (line,) = [r.getMessage() for r in caplog.records if "has risen" in r.getMessage()]
+    assert f"lower the learning rate, now {lr:.2g}" in line
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("spread", [0.1, 0.5, 1.5])
+def test_a_loss_that_only_scatters_is_not_taken_for_one_that_rises(spread, seed, caplog):
+    watch = LossWatch()
+    for noise in np.random.default_rng(seed).normal(size=500):
+        watch.saw(math.exp(spread * noise), 1e-3)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("first", [1.0, 1e-4, -3.0, 0.0], ids=["one", "small", "negative", "zero"])
+def test_a_loss_that_rises_by_half_is_noticed(first, caplog):
+    watch = LossWatch()
+    noise = np.random.default_rng(0).normal(size=60) * 0.05
+    watch.saw(first, 1e-3)
+    for step in range(60):
+        watch.saw(first + (abs(first) or 1.0) * (noise[step] + min(step / 60, 0.5)), 1e-3)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("accumulate", "count"), [(8, 5), (4, 5), (3, 6), (2, 5)])
+def test_batches_left_at_the_end_of_an_epoch_make_a_smaller_step(accumulate, count, qdq):
+    data = batches(count)
+    trainer = Trainer(qdq, optimizer=onnxqat.SGD(lr=0.05, momentum=0.0), accumulate=accumulate, freeze=[".*scale"])
+    by_hand = Trainer(qdq, freeze=[".*scale"])
+    trainer.fit(data, epochs=2)
+    for _ in range(2):
+        for begin in range(0, count, accumulate):
+            group = [by_hand.gradients(batch)[1] for batch in data[begin : begin + accumulate]]
+            for name, parameter in by_hand.parameters.items():
+                parameter -= np.float32(0.05) * np.mean([gradients[name] for gradients in group], axis=0)
+    position = trainer.schedule.position
+    assert position.step == position.steps == 2 * -(-count // accumulate)
+    assert trainer.state.summed == 0
+    for name, parameter in trainer.parameters.items():
+        np.testing.assert_allclose(by_hand.parameters[name], parameter, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_beyond_an_epoch_is_told_of(qdq, caplog):
+    Trainer(qdq, accumulate=8).fit(batches(2), epochs=1)
+    assert "accumulate is 8, an epoch has 2 batches" in caplog.text
+
+
+def test_a_loop_without_a_whole_step_is_told_of_where_its_model_is_asked_for(qdq, caplog):
+    trainer = Trainer(qdq, accumulate=4)
+    trainer.step(batches(1)[0])
+    trainer.model()
+    assert "no step has been taken yet" in caplog.text
