@@ -64,7 +64,7 @@ def _means(model: ir.Model, nodes: Sequence[ir.Node], batches: Iterable[Batch], 
     counts: dict[str, int] = {}
     for batch in _first(batches, samples, run.inputs):
         for node, array in zip(nodes, run(batch).values(), strict=True):
-            rows = np.moveaxis(array, _channel_axis(node), -1).reshape(-1, array.shape[_channel_axis(node)])
+            rows = _by_channel(node, array)
             name = str(node.name)
             sums[name] = sums.get(name, np.zeros(rows.shape[1])) + rows.sum(axis=0, dtype=np.float64)
             counts[name] = counts.get(name, 0) + len(rows)
@@ -80,8 +80,13 @@ def _first(batches: Iterable[Batch], samples: int, names: Sequence[str]) -> Iter
             return
 
 
-def _channel_axis(node: ir.Node) -> int:
-    return 1 if node.op_type in ("Conv", "ConvTranspose") else -1
+def _by_channel(node: ir.Node, output: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The output as [positions, C]; what MatMul makes of a vector has no axis of channels, so it has one."""
+    weight = node.inputs[1]
+    if weight is not None and weight.shape is not None and weight.shape.rank() == 1:
+        return output.reshape(-1, 1)
+    axis = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
+    return np.moveaxis(output, axis, -1).reshape(-1, output.shape[axis])
 
 
 def _shift_bias(graph: ir.Graph, node: ir.Node, shift: Floats) -> bool:
@@ -100,9 +105,11 @@ def _shift_bias(graph: ir.Graph, node: ir.Node, shift: Floats) -> bool:
     if index >= len(adder.inputs):
         adder.resize_inputs(index + 1)
     name = f"{node.name}_bias" if old is None else str(old.name)
+    shape = bias.shape if bias.size == len(shift) else shift.shape
+    moved = (bias + shift).astype(np.float32).reshape(shape)
     if old is not None and old.is_initializer() and len(old.uses()) == 1:
-        old.const_value = ir.tensor((bias + shift).astype(np.float32), name=name)
-        old.shape = ir.Shape(shift.shape)
+        old.const_value = ir.tensor(moved, name=name)
+        old.shape = ir.Shape(shape)
     else:
-        adder.replace_input_with(index, constant_value(graph, name, (bias + shift).astype(np.float32)))
+        adder.replace_input_with(index, constant_value(graph, name, moved))
     return True

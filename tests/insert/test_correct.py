@@ -99,3 +99,29 @@ def test_convolutions_that_onnxruntime_would_fuse_with_their_sum_are_corrected()
         insert(proto, batches(proto), Config(target="openvino", **LOW, bias_correction=count)) for count in (0, 12)
     )
     assert np.abs(bias_of_output(proto, corrected)).max() < 0.2 * np.abs(bias_of_output(proto, plain)).max()
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_bias_of_a_matmul_by_a_vector_is_one_number_however_the_rows_are_cut(shape):
+    proto = model(
+        "(float[N,8] x) => (float[N] y) { h = MatMul(x, w) r = Relu(h) m = MatMul(r, v) y = Add(m, c) }",
+        w=random(8, 6), v=random(6), c=random(1).reshape(shape),
+    )  # fmt: skip
+    rows = random(24, 8, seed=3, scale=1.0)
+    settings = {"weight_bits": 3, "quantize_activations": False, "first_last_bits": None}
+    plain = insert(proto, [{"x": rows}], Config(**settings))
+    shift = (outputs(proto, {"x": rows})[0] - outputs(plain, {"x": rows})[0]).mean()
+    for cuts in ([], [8, 16], [16, 17]):
+        data = [{"x": part} for part in np.split(rows, cuts)]
+        corrected = array(insert(proto, data, Config(**settings, bias_correction=24)), "c")
+        assert corrected.shape == shape
+        np.testing.assert_allclose(corrected - array(plain, "c"), shift, atol=1e-6)
+
+
+def test_bias_of_one_element_becomes_one_of_each_channel():
+    proto = model("(float[N,3,6] x) => (float[N,3,4] y) { m = MatMul(x, w) y = Add(m, c) }", w=random(6, 4), c=random(1))
+    settings = {"weight_bits": 3, "quantize_activations": False, "first_last_bits": None}
+    data = batches(proto)
+    plain, corrected = (insert(proto, data, Config(**settings, bias_correction=count)) for count in (0, 12))
+    shift = np.mean([outputs(proto, b)[0] - outputs(plain, b)[0] for b in data], axis=(0, 1, 2))
+    np.testing.assert_allclose(array(corrected, "c") - array(plain, "c"), shift, atol=1e-6)
