@@ -2,10 +2,12 @@
 
 The kernel adds the bias to its int32 accumulator, whose unit is the product of the scales of data and weight (Jacob et al.
 2018, section 2.4). At 8 bits the grid is fine; at 4 bits and fewer it is so coarse that rounding to it changes answers.
+Where weights or inputs are tiny beside the bias its codes would leave int32, so the weight's scale has a lower bound.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,15 @@ from numpy.typing import NDArray
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
 
+log = logging.getLogger(__name__)
+
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+#: What a bias and the products that it is added to may reach in int32; half of it is left for training.
+ROOM = 2.0**30
+#: The largest product of two 8-bit codes.
+PRODUCT = 255 * 128
+#: What is left to the bias where the products alone could fill int32.
+LEAST_ROOM = 2.0**24
 #: Metadata of a model: whether its biases are deployed as "int32" or "float".
 DEPLOYED_AS = "onnxqat.bias"
 
@@ -54,6 +64,22 @@ class Bias:
             return np.asarray(self.data.scales.reshape(()) * self.weight.scales, np.float32)
 
     @property
+    def room(self) -> float:
+        """How large its codes may be, so that they and the products fit into int32 together."""
+        return max(ROOM - PRODUCT * _products(self.layer, self.weight), LEAST_ROOM)
+
+    @property
+    def smallest_weight_scale(self) -> NDArray[np.float32]:
+        """The scale of the weight that gives its codes this room and its grid a normal number; of that scale's shape."""
+        needed = np.maximum(np.abs(self.array.astype(np.float64)) / self.room, np.finfo(np.float32).tiny)
+        if self.weight.scales.ndim == 0:
+            needed = needed.max(initial=0)
+        else:
+            rows = np.broadcast_to(needed, np.broadcast_shapes(needed.shape, self.weight.scales.shape))
+            needed = rows.reshape(-1, self.weight.scales.size).max(axis=0)
+        return np.asarray(needed / self.data.scales.reshape(()), np.float32)
+
+    @property
     def codes(self) -> NDArray[np.float64]:
         """Where on its grid it lies, of the bias's shape; what is beyond int32 or not finite is the caller's to judge."""
         with np.errstate(divide="ignore", invalid="ignore"):  # scales that underflow to 0
@@ -72,6 +98,30 @@ def integer_biases(model: ir.Model) -> list[Bias]:
     produced_by = by_output(quantizers(model))
     found = (_bias(node, produced_by) for node in model.graph if node.op_type in WEIGHTED)
     return [bias for bias in found if bias is not None]
+
+
+def make_room(model: ir.Model) -> None:
+    """Raises the scales of weights, in place, until the biases fit into int32 beside the products."""
+    raised = []
+    for bias in integer_biases(model):
+        scale = bias.weight.scale
+        held, smallest = np.asarray(constant(scale)), bias.smallest_weight_scale
+        if (held < smallest).any():
+            scale.const_value = ir.tensor(np.maximum(held, smallest), name=scale.name)
+            raised.append(str(bias.layer.name))
+    if raised:
+        log.info("raised the scales of weights, so that biases fit into int32: %s", ", ".join(raised))
+
+
+def _products(layer: ir.Node, weight: Quantizer) -> int:
+    """How many products the layer adds up for one output."""
+    array = constant(weight.source)
+    if array is None:
+        return 0
+    if layer.op_type == "Conv":
+        return int(np.prod(array.shape[1:]))
+    transposed = layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) == 1
+    return int(array.shape[-1 if transposed or array.ndim == 1 else -2])
 
 
 def _bias(layer: ir.Node, produced_by: dict[ir.Value, Quantizer]) -> Bias | None:

@@ -18,7 +18,7 @@ from onnxqat.config import Config
 from onnxqat.data import Batches, Source, Transform
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
-from onnxqat.graph.biases import DEPLOYED_AS
+from onnxqat.graph.biases import DEPLOYED_AS, make_room
 from onnxqat.graph.qdq import Spec, constant
 from onnxqat.insert.calibrate import Observed, Observer, calibrate
 from onnxqat.insert.correct import correct_biases
@@ -77,6 +77,8 @@ def insert(
     placements = [_weight_placement(graph, site) for site in weights]
     placements += _activation_placements(graph, activations, observers, table)
     place(graph, placements, table)
+    _note(prepared, skips, table, config)
+    make_room(prepared)
     if original is not None:
         correct_biases(
             original,
@@ -85,7 +87,7 @@ def insert(
             batches,
             config.bias_correction,
         )
-    _note(prepared, skips, table, config)
+        make_room(prepared)
     log.info(
         "inserted %d weight and %d activation quantizers; %d nodes stay in float",
         len(weights),

@@ -119,7 +119,9 @@ def test_bias_of_a_matmul_by_a_vector_is_one_number_however_the_rows_are_cut(sha
 
 
 def test_bias_of_one_element_becomes_one_of_each_channel():
-    proto = model("(float[N,3,6] x) => (float[N,3,4] y) { m = MatMul(x, w) y = Add(m, c) }", w=random(6, 4), c=random(1))
+    proto = model(
+        "(float[N,3,6] x) => (float[N,3,4] y) { m = MatMul(x, w) y = Add(m, c) }", w=random(6, 4), c=random(1)
+    )
     settings = {"weight_bits": 3, "quantize_activations": False, "first_last_bits": None}
     data = batches(proto)
     plain, corrected = (insert(proto, data, Config(**settings, bias_correction=count)) for count in (0, 12))
