@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.batch import Batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
+from onnxqat.insert.fills import without_fills
 from onnxqat.insert.ranges import Histogram, histogram_range, without_zeros
 from onnxqat.insert.settings import Estimate
 from onnxqat.runtime import Inference
@@ -150,7 +151,8 @@ def calibrate(
     count = samples = 0
     workers = workers or Workers()
     for batch in progress(batches, "calibrate"):
-        arrays = dict(zip(values, run(batch).values(), strict=True)) if workers.takes(count) else {}
+        computed = run(batch).values() if workers.takes(count) else ()
+        arrays = {value: without_fills(value, array) for value, array in zip(values, computed, strict=False)}
         for value, array in arrays.items():
             if not np.isfinite(array).all():
                 raise InputError(

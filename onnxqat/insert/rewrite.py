@@ -168,42 +168,57 @@ def _is_empty(value: ir.Value) -> bool:
 
 
 def merge_pads(graph: ir.Graph) -> None:
-    """A Pad with zeros in front of a Conv goes into the Conv's own pads, where no kernel of its own is needed."""
+    """A Pad with zeros in front of a Conv, or with the lowest number in front of a MaxPool, goes into that one's own pads.
+
+    There it needs no kernel of its own, and its fill is no part of any range.
+    """
     for node in list(graph):
-        pads = _zero_pads(node) if node.op_type == "Pad" else None
+        found = _spatial_pads(node) if node.op_type == "Pad" else None
         uses = list(node.outputs[0].uses())
-        if pads is None or node.outputs[0].is_graph_output() or not uses:
+        if found is None or node.outputs[0].is_graph_output() or not uses:
             continue
-        convs = [use.node for use in uses if use.idx == 0 and _takes_pads(use.node)]
-        if len(convs) != len(uses):
+        pads, fill = found
+        if not all(use.idx == 0 and _takes_pads(use.node, pads, fill) for use in uses):
             continue
-        for conv in convs:
-            own = conv.attributes.get_ints("pads") or [0] * len(pads)
-            total = [int(a) + int(b) for a, b in zip(own, pads, strict=True)]
-            conv.attributes["pads"] = ir.AttrInt64s("pads", total)
-            conv.replace_input_with(0, node.inputs[0])
+        for use in uses:
+            use.node.attributes["pads"] = ir.AttrInt64s("pads", _with_own(use.node, pads))
+            use.node.replace_input_with(0, node.inputs[0])
         graph.remove(node, safe=True)
 
 
-def _takes_pads(node: ir.Node) -> bool:
-    return node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+def _takes_pads(node: ir.Node, pads: list[int], fill: float) -> bool:
+    """Whether the node's own padding is of that fill; a window of MaxPool must not lie in the padding as a whole."""
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return False
+    if node.op_type == "Conv":
+        return fill == 0.0
+    kernel = node.attributes.get_ints("kernel_shape") if node.op_type == "MaxPool" else None
+    if not kernel or fill > np.finfo(np.float32).min or node.attributes.get_int("ceil_mode", 0) == 1:
+        return False
+    plain = not any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
+    return plain and all(pad < size for pad, size in zip(_with_own(node, pads), [*kernel, *kernel], strict=True))
 
 
-def _zero_pads(node: ir.Node) -> list[int] | None:
-    """Begins, then ends of the spatial axes (ONNX Conv's `pads`); None if it pads otherwise than with zeros in space."""
+def _with_own(node: ir.Node, pads: list[int]) -> list[int]:
+    own = node.attributes.get_ints("pads") or [0] * len(pads)
+    return [int(a) + int(b) for a, b in zip(own, pads, strict=True)]
+
+
+def _spatial_pads(node: ir.Node) -> tuple[list[int], float] | None:
+    """Begins, then ends of the spatial axes (ONNX Conv's `pads`), and the fill; None if it pads otherwise."""
     data = node.inputs[0]
     if data is None or data.shape is None or node.attributes.get_string("mode", "constant") != "constant":
         return None
     fill = constant(node.inputs[2]) if _given(node, 2) else np.float32(0)
     amounts, rank = constant(node.inputs[1]), data.shape.rank()
     axes = constant(node.inputs[3]) if _given(node, 3) else np.arange(rank)
-    if fill is None or amounts is None or axes is None or float(np.asarray(fill).item()) != 0.0:
+    if fill is None or amounts is None or axes is None:
         return None
     begins, ends = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
     begins[axes], ends[axes] = np.split(amounts, 2)
     if begins.min() < 0 or ends.min() < 0 or begins[:2].any() or ends[:2].any():
         return None
-    return [*begins[2:].tolist(), *ends[2:].tolist()]
+    return [*begins[2:].tolist(), *ends[2:].tolist()], float(np.asarray(fill).item())
 
 
 def _as_matrix(graph: ir.Graph, data: ir.Value, name: str) -> ir.Node:
