@@ -42,7 +42,7 @@ def share_zero_points(found: Iterable[Quantizer]) -> None:
 
 
 def _bounded(quantizer: Quantizer) -> tuple[ir.Node, float, float] | None:
-    """The Relu or Clip that only this quantizer reads, and its bounds; None where there is none."""
+    """The Relu or Clip that only this quantizer reads, and its bounds; None where there is none, or it must stay."""
     quantize_node = quantizer.quantize
     if quantize_node is None or quantizer.axis is not None or len(quantize_node.outputs[0].uses()) != 1:
         return None
@@ -50,8 +50,14 @@ def _bounded(quantizer: Quantizer) -> tuple[ir.Node, float, float] | None:
     node = None if value is None else value.producer()
     if value is None or node is None or len(value.uses()) != 1 or value.is_graph_output():
         return None
+    bounds = None if _reads_quantizer(node) else _bounds(node)
+    return None if bounds is None or bounds[0] > bounds[1] else (node, *bounds)
+
+
+def _bounds(node: ir.Node) -> tuple[float, float] | None:
+    """Lowest and highest value of a Relu or Clip; None for other nodes, and where they are computed at run time."""
     if node.op_type == "Relu":
-        return node, 0.0, float("inf")
+        return 0.0, float("inf")
     if node.op_type != "Clip":
         return None
     bounds = [float("-inf"), float("inf")]
@@ -60,7 +66,14 @@ def _bounded(quantizer: Quantizer) -> tuple[ir.Node, float, float] | None:
         if given is not None and (array is None or array.dtype != np.float32):
             return None
         bounds[index] = bounds[index] if array is None else float(array.item())
-    return (node, bounds[0], bounds[1]) if bounds[0] <= bounds[1] else None
+    return bounds[0], bounds[1]
+
+
+def _reads_quantizer(node: ir.Node) -> bool:
+    """Whether a pair stands before it: ONNX Runtime makes one of two pairs in a row, of another scale."""
+    data = node.inputs[0]
+    above = None if data is None else data.producer()
+    return above is not None and above.op_type == "DequantizeLinear"
 
 
 def _code(quantizer: Quantizer, limit: float) -> int:

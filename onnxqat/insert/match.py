@@ -119,18 +119,19 @@ def _attention_obstacle(group: Group, wholes: Mapping[ir.Node, Whole], target: T
 def _behind_activations(value: ir.Value, target: Target, ignored: set[ir.Node]) -> ir.Value:
     """The value behind the activations that vanish in the requantization of `value`'s producer."""
     user = sole_user(value)
-    while user is not None and user not in ignored and user.op_type in target.absorbs and _starts_at_zero(user, target):
+    while user is not None and user not in ignored and user.op_type in target.absorbs and _has_fixed_bounds(user):
         value = user.outputs[0]
         user = sole_user(value)
     return value
 
 
-def _starts_at_zero(node: ir.Node, target: Target) -> bool:
-    """Whether an activation ends where the codes do: a kernel that writes integers can stand for it only then."""
-    if node.op_type != "Clip" or not target.quantized_outputs:
+def _has_fixed_bounds(node: ir.Node) -> bool:
+    """Whether a Clip bounds codes as well as numbers: its bounds are constant, and there is something between them."""
+    if node.op_type != "Clip":
         return True
-    low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return low is not None and float(low) == 0.0
+    given = [value for value in node.inputs[1:] if value is not None]
+    bounds = [array.item() for value in given if (array := constant(value)) is not None]
+    return len(bounds) == len(given) and bounds == sorted(bounds)
 
 
 def _inside_integer_regions(

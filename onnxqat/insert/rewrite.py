@@ -52,7 +52,10 @@ def _is_matrix(value: ir.Value) -> bool:
 
 
 def bound_activations(graph: ir.Graph) -> None:
-    """Min and Max by scalars become Clip, also beside a Relu, in either order: exporters write ReLU6 so. Max(x, 0) is Relu."""
+    """Min and Max by scalars become Clip, two beside each other (a Relu may be one) a single Clip, and Max(x, 0) Relu.
+
+    Exporters write ReLU6 and hardtanh so; a Clip needs no kernel of its own in front of a quantizer.
+    """
     for node in list(graph):
         outer = _bound(node)
         if outer is None:
@@ -60,20 +63,33 @@ def bound_activations(graph: ir.Graph) -> None:
         above = outer.data.producer()
         inner = _bound(above) if above is not None and sole_user(outer.data) is node else None
         if inner is None or above is None or (outer.low is None) == (inner.low is None):
-            if node.op_type == "Max" and outer.low == 0.0:
-                _replace(graph, node, ir.node("Relu", [outer.data], name=node.name))
+            _write_alone(graph, node, outer)
             continue
         low, high = (outer.low, inner.high) if inner.low is None else (inner.low, outer.high)
         assert low is not None
         assert high is not None
         if low > high:
             continue
-        limits = [
-            constant_value(graph, f"{node.name}_{kind}", np.asarray(limit, np.float32))
-            for kind, limit in (("low", low), ("high", high))
-        ]
-        _replace(graph, node, ir.node("Clip", [inner.data, *limits], name=above.name), above.op_type)
+        clip = ir.node("Clip", [inner.data, *_limits(graph, node, low, high)], name=above.name)
+        _replace(graph, node, clip, above.op_type)
         graph.remove(above, safe=True)
+
+
+def _write_alone(graph: ir.Graph, node: ir.Node, bound: _Bound) -> None:
+    """Min and Max without a partner."""
+    if node.op_type == "Max" and bound.low == 0.0:
+        _replace(graph, node, ir.node("Relu", [bound.data], name=node.name))
+    elif node.op_type in ("Min", "Max"):
+        limits = _limits(graph, node, bound.low, bound.high)
+        _replace(graph, node, ir.node("Clip", [bound.data, *limits], name=node.name))
+
+
+def _limits(graph: ir.Graph, node: ir.Node, low: float | None, high: float | None) -> list[ir.Value | None]:
+    """The bounds as inputs of a Clip; None for one that is open."""
+    return [
+        None if limit is None else constant_value(graph, f"{node.name}_{kind}", np.asarray(limit, np.float32))
+        for kind, limit in (("low", low), ("high", high))
+    ]
 
 
 @dataclass(frozen=True)
