@@ -91,7 +91,7 @@ class Range(_Frozen):
             `mse`: the share of the full range with the least squared error. A weight counts as one sample.
         min_percentile: lower end for the percentiles; None: as far from 0 as `Config.percentile` is from 100.
         max_percentile: upper end; None: `Config.percentile`.
-        samples: how many samples of the calibration data count, in whole batches; None: all.
+        samples: how many samples of the calibration data count; None: all.
     """
 
     type: RangeEstimator

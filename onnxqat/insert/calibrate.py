@@ -158,12 +158,10 @@ def calibrate(
                 raise InputError(
                     f"calibration: value {value.name!r} is not finite on batch {count}; check the model and the data"
                 )
-        unsated = [one for one in observers if one.estimate.samples is None or samples < one.estimate.samples]
-        for one in unsated if arrays else ():
-            observers[one].observe(arrays[one.value])
-        if count == 0:
-            _begin_alike(observers, workers)
-        count, samples = count + 1, samples + rows_of(batch, run.inputs)
+        rows = rows_of(batch, run.inputs)
+        for one in observers if arrays else ():
+            observers[one].observe(_counting(arrays[one.value], rows, one.estimate.samples, samples))
+        count, samples = count + 1, samples + rows
         if all(one.estimate.samples is not None and samples >= one.estimate.samples for one in observers):
             break
     if count == 0:
@@ -172,11 +170,12 @@ def calibrate(
     return merged(observers, workers)
 
 
-def _begin_alike(observers: dict[Observed, Observer], workers: Workers) -> None:
-    """Gives all processes the bins that the first one chose on the first batch, so that their histograms merge exactly."""
-    for one, first in _gathered(observers, workers)[0].items() if workers.size > 1 else ():
-        if first.histogram is not None and not workers.is_first:
-            observers[one].histogram = first.histogram.empty()
+def _counting(array: NDArray[np.float32], rows: int, wanted: int | None, seen: int) -> NDArray[np.float32]:
+    """What counts of a batch of `rows` samples after `seen` others: a part only where the first axis counts samples."""
+    left = rows if wanted is None else min(max(wanted - seen, 0), rows)
+    if not left:
+        return array.reshape(-1)[:0]
+    return array[:left] if array.ndim and len(array) == rows else array
 
 
 def merged(observers: dict[Observed, Observer], workers: Workers) -> dict[Observed, Observer]:
@@ -204,7 +203,7 @@ def _gathered(observers: dict[Observed, Observer], workers: Workers) -> list[dic
     ]
 
 
-_ARRAYS = ("low", "high", "sums", "samples", "start", "width", "counts")
+_ARRAYS = ("low", "high", "sums", "samples", "exponent", "first", "counts")
 
 
 def _arrays(observer: Observer) -> dict[str, NDArray[Any]]:
@@ -215,13 +214,13 @@ def _arrays(observer: Observer) -> dict[str, NDArray[Any]]:
         "samples": np.array([observer.samples]),
     }
     if observer.histogram is not None:
-        arrays |= {name: getattr(observer.histogram, name) for name in ("start", "width", "counts")}
+        arrays |= {name: getattr(observer.histogram, name) for name in ("exponent", "first", "counts")}
     return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
 
 def _observer(one: Observed, arrays: Mapping[str, NDArray[Any]]) -> Observer:
     """The inverse of `_arrays`."""
-    histogram = Histogram(arrays["start"], arrays["width"], arrays["counts"]) if "counts" in arrays else None
+    histogram = Histogram(arrays["exponent"], arrays["first"], arrays["counts"]) if "counts" in arrays else None
     seen = arrays["low"], arrays["high"], arrays["sums"], int(arrays["samples"][0])
     return Observer(one.axis, one.estimate, *seen, histogram)
 

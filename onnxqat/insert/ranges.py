@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ from onnxqat.insert.settings import Estimate
 from onnxqat.numerics import scale_and_zero_point
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Rows = Sequence[NDArray[np.float32]] | NDArray[np.float32]
 
-BINS = 2048
+BINS = 4096
+#: No bin is narrower than 2^FINEST, nor than the largest magnitude in its channel by 2^DIGITS.
+FINEST, DIGITS = -126, 40
 #: Shares of the full range that the MSE search tries, and what it then tries around the best of them.
 COARSE = np.linspace(1.0, 0.1, 31)
 FINE = np.array([-0.02, -0.01, 0.01, 0.02])
@@ -25,79 +29,91 @@ BLOCK = 2**17
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of values in equal bins; the range grows by doubling, so that earlier counts are merged exactly.
+    """Counts of values in equal bins; the smallest and the largest value alone decide which.
+
+    A bin is 2^exponent wide and begins at a multiple of that, and the exponent is the smallest for which all values fit. Growing
+    merges whole bins, so the counts do not depend on how the values came: in one piece or in many, or in which order.
 
     Attributes:
-        start: lower edge of the first bin, [C].
-        width: width of a bin, [C].
-        counts: [C, BINS].
+        exponent: [C].
+        first: the bin of the smallest value, [C]: it begins at first · 2^exponent.
+        counts: [C, BINS]; all 0 where there was no value.
     """
 
-    start: Floats
-    width: Floats
-    counts: NDArray[np.int64]
+    exponent: Integers
+    first: Integers
+    counts: Integers
 
     @classmethod
     def of(cls, rows: Rows) -> Histogram:
         """Histogram of `rows`: C rows of any length, 0 too."""
-        low, high = _ends(rows)
-        width = np.maximum((high - low) / (BINS - 1), np.finfo(np.float32).tiny)
-        return cls(low - width / 2, width, np.zeros((len(rows), BINS), np.int64)).add(rows)
+        channels = [_counted(np.asarray(row, np.float32)) for row in rows]
+        exponent, first = (np.array([channel[i] for channel in channels], np.int64) for i in (0, 1))
+        return cls(exponent, first, np.stack([counts for _, _, counts in channels]))
 
     def add(self, rows: Rows) -> Histogram:
         """The histogram with the values of `rows`, C of them, counted in."""
-        grown = self._grown_to(*_ends(rows))
-        counts = grown.counts.copy()
-        for channel, values in enumerate(rows):
-            index = ((values - grown.start[channel]) / grown.width[channel]).astype(np.int64)
-            counts[channel] += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
-        return Histogram(grown.start, grown.width, counts)
-
-    def empty(self) -> Histogram:
-        """The same bins without counts; what is counted in several such merges exactly."""
-        return Histogram(self.start, self.width, np.zeros_like(self.counts))
+        return self.merge(Histogram.of(rows))
 
     def merge(self, other: Histogram) -> Histogram:
-        """The histogram with another one's counts, each bin's at its centre: exact where both grew from the same bins."""
-        occupied = np.where(other.counts > 0, other.centres, np.nan)
-        none = ~(other.counts > 0).any(axis=1)
-        occupied[none] = self.start[none, None]
-        grown = self._grown_to(np.nanmin(occupied, axis=1), np.nanmax(occupied, axis=1), np.where(none, 0, other.width))
-        index = ((other.centres - grown.start[:, None]) / grown.width[:, None]).astype(np.int64)
-        counts = grown.counts.copy()
-        for channel, places in enumerate(np.clip(index, 0, BINS - 1)):
-            np.add.at(counts[channel], places, other.counts[channel])
-        return Histogram(grown.start, grown.width, counts)
+        """The histogram of the values of both."""
+        exponent, first, counts = self.exponent.copy(), self.first.copy(), self.counts.copy()
+        for channel in range(len(first)):
+            parts = [h._occupied(channel) for h in (self, other) if h.counts[channel].any()]
+            if len(parts) == 2:
+                exponent[channel], first[channel], counts[channel] = _joined(*parts)
+            elif other.counts[channel].any():
+                for mine, theirs in ((exponent, other.exponent), (first, other.first), (counts, other.counts)):
+                    mine[channel] = theirs[channel]
+        return Histogram(exponent, first, counts)
+
+    @property
+    def width(self) -> Floats:
+        """Width of a bin, [C]."""
+        return np.asarray(np.ldexp(1.0, self.exponent))
+
+    @property
+    def start(self) -> Floats:
+        """Lower edge of the first bin, [C]."""
+        return np.asarray(self.first * self.width)
 
     @property
     def centres(self) -> Floats:
         """Middle of each bin, [C, BINS]."""
         return self.start[:, None] + self.width[:, None] * (np.arange(BINS) + 0.5)
 
-    def _grown_to(self, low: Floats, high: Floats, least: Floats | float = 0.0) -> Histogram:
-        """The histogram with bins doubled until they reach from `low` to `high` [C] and are at least `least` [C] wide."""
-        start, width, counts = self.start.copy(), self.width.copy(), self.counts.copy()
-        narrow = np.broadcast_to(np.asarray(least) * (1 - 1e-9), start.shape)
-        for channel in range(len(start)):
-            while (
-                low[channel] < start[channel]
-                or high[channel] > start[channel] + width[channel] * BINS
-                or width[channel] < narrow[channel]
-            ):
-                merged = counts[channel].reshape(-1, 2).sum(axis=1)
-                downwards = low[channel] < start[channel]
-                counts[channel] = np.concatenate(
-                    [np.zeros_like(merged), merged] if downwards else [merged, np.zeros_like(merged)]
-                )
-                start[channel] -= width[channel] * BINS if downwards else 0.0
-                width[channel] *= 2
-        return Histogram(start, width, counts)
+    def _occupied(self, channel: int) -> tuple[int, Integers, Integers]:
+        """A channel's exponent, the numbers of the bins with values in them (in units of their width), and how many."""
+        places = np.flatnonzero(self.counts[channel])
+        return int(self.exponent[channel]), self.first[channel] + places, self.counts[channel][places]
 
 
-def _ends(rows: Rows) -> tuple[Floats, Floats]:
-    """Smallest and largest value [C] of each row; 0 for an empty one."""
-    pairs = np.array([(row.min(), row.max()) if row.size else (0, 0) for row in rows], np.float64)
-    return pairs[:, 0], pairs[:, 1]
+def _counted(values: NDArray[np.float32]) -> tuple[int, int, Integers]:
+    """Exponent, first bin and counts of one channel."""
+    if not values.size:
+        return FINEST, 0, np.zeros(BINS, np.int64)
+    low, high = float(values.min()), float(values.max())
+    exponent = max(FINEST, math.frexp(max(-low, high))[1] - DIGITS)
+    while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= BINS:
+        exponent += 1
+    first = math.floor(math.ldexp(low, -exponent))
+    # exact: a power of two moves the point of a float only
+    bins = values * np.float32(2.0**-exponent)
+    np.floor(bins, out=bins)
+    bins -= np.float32(first)
+    return exponent, first, np.bincount(bins.astype(np.intp).ravel(), minlength=BINS)
+
+
+def _joined(left: tuple[int, Integers, Integers], right: tuple[int, Integers, Integers]) -> tuple[int, int, Integers]:
+    """Exponent, first bin and counts of two channels' occupied bins together."""
+    exponent = max(left[0], right[0])
+    bins = np.concatenate([numbers >> (exponent - own) for own, numbers, _ in (left, right)])
+    while bins.max() - bins.min() >= BINS:
+        bins, exponent = bins >> 1, exponent + 1
+    first = int(bins.min())
+    counts = np.zeros(BINS, np.int64)
+    np.add.at(counts, bins - first, np.concatenate([left[2], right[2]]))
+    return exponent, first, counts
 
 
 def without_zeros(rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -104,7 +104,7 @@ def doubled() -> tuple[ir.Model, ir.Value]:
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(None, 10), (1, 2), (4, 2), (5, 4), (9, 6)], ids=str)
-def test_samples_are_counted_in_whole_batches(samples, expected):
+def test_so_many_samples_count_as_are_asked_for(samples, expected):
     net, value = doubled()
     batches = [{"x": np.full((4, 2), n, np.float32)} for n in range(1, 6)]
     wanted = Observed(value, None, Estimate("min_max", samples=samples))
@@ -124,7 +124,7 @@ def test_reading_ends_when_every_value_has_its_samples():
     wanted = [Observed(value, None, Estimate("min_max", samples=count)) for count in (3, 8)]
     found = calibrate(net, wanted, batches(), progress=lambda items, what: items)
     assert len(read) == 2
-    assert [found[one].samples for one in wanted] == [4, 8]
+    assert [found[one].samples for one in wanted] == [3, 8]
 
 
 def test_value_that_is_not_finite_is_refused():
@@ -132,3 +132,25 @@ def test_value_that_is_not_finite_is_refused():
     huge = [{"x": np.full((1, 2), 3e38, np.float32)}]
     with pytest.raises(InputError, match="'y' is not finite on batch 0"):
         calibrate(net, [Observed(value, None, Estimate())], huge, progress=lambda items, what: items)
+
+
+ESTIMATORS = ["min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"]
+
+
+@pytest.mark.parametrize("samples", [None, 50], ids=str)
+@pytest.mark.parametrize("axis", [None, 1], ids=["per tensor", "per channel"])
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_range_does_not_depend_on_how_the_samples_are_cut_into_batches(kind, axis, samples):
+    scales = np.linspace(0.1, 3, 64)[:, None]
+    rows = np.random.default_rng(7).laplace(0.3, scales, (64, 20)).astype(np.float32)
+    net, value = doubled()
+    net.graph.inputs[0].shape = value.shape = ir.Shape(["N", 20])
+    wanted = Observed(value, axis, Estimate(kind, 1.0, 99.0, samples))
+    ranges = []
+    for size in (1, 7, 64):
+        batches = [{"x": rows[start : start + size]} for start in range(0, 64, size)]
+        found = calibrate(net, [wanted], batches, progress=lambda items, what: items)
+        ranges.append(found[wanted].range(256, symmetric=False))
+    for low, high in ranges[1:]:
+        np.testing.assert_allclose(low, ranges[0][0], rtol=1e-12)
+        np.testing.assert_allclose(high, ranges[0][1], rtol=1e-12)
