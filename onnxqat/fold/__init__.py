@@ -10,7 +10,7 @@ import onnx_ir.passes.common as passes
 from onnxqat.errors import InputError
 from onnxqat.fold.activations import fold_activation, share_zero_points
 from onnxqat.fold.biases import fold_bias
-from onnxqat.fold.weights import check_scale, fold_weight
+from onnxqat.fold.weights import check_scale, fold_weight, separate_readers
 from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.qdq import quantizers
@@ -51,6 +51,9 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
                 fold_activation(graph, quantizer)
     for quantizer in weights:
         fold_weight(graph, quantizer)
+    for quantizer in quantizers(folded):
+        if quantizer.is_weight:
+            separate_readers(graph, quantizer)
     share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)
     graph.sort()

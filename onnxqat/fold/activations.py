@@ -29,8 +29,13 @@ def fold_activation(graph: ir.Graph, quantizer: Quantizer) -> None:
 
 
 def share_zero_points(found: Iterable[Quantizer]) -> None:
-    """Lets equal per-tensor zero points be one initializer: in a small net, one each would be a hundredth of the file."""
+    """Lets equal per-tensor zero points be one initializer: in a small net, one each would be a hundredth of the file.
+
+    Not those of weights (see `weights.separate_readers`).
+    """
     for quantizer in found:
+        if quantizer.is_weight:
+            continue
         zero_point, graph = quantizer.zero_point, quantizer.dequantize.graph
         codes = None if zero_point is None else constant(zero_point)
         if codes is None or codes.ndim or not isinstance(graph, ir.Graph):

@@ -15,6 +15,8 @@ from onnxqat.numerics import quantize
 
 #: Below this many elements the nodes that unpack a weight take more room than packing saves.
 SMALLEST_PACKED = 4096
+#: The largest int8 code of a pair of which no sum of two products leaves 16 bits.
+SAFE_CODE = 64
 
 
 def fold_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
@@ -74,6 +76,34 @@ def _packed(graph: ir.Graph, name: str, codes: NDArray[np.integer[Any]], bits: i
     nodes[-1].outputs[0].shape = ir.Shape(codes.shape)
     graph.extend(nodes)
     return nodes[-1].outputs[0]
+
+
+def separate_readers(graph: ir.Graph, quantizer: Quantizer) -> None:
+    """Gives each node that reads an int8 weight its own codes and zero point.
+
+    `session.x64quantprecision` rewrites them to uint8 node by node, and ONNX Runtime 1.32 fails at the second node that reads the
+    same ones. It leaves codes alone that are no larger than `SAFE_CODE`.
+    """
+    dequantize = quantizer.dequantize
+    codes = constant(dequantize.inputs[0])
+    if codes is None or codes.dtype != np.int8 or np.abs(codes.astype(np.int16)).max(initial=0) <= SAFE_CODE:
+        return
+    for use in list(quantizer.output.uses())[1:]:
+        inputs = [
+            value if value is None or value is quantizer.scale else _copy(graph, value) for value in dequantize.inputs
+        ]
+        name = fresh_name(graph, str(dequantize.name))
+        own = ir.Node("", "DequantizeLinear", inputs, dequantize.attributes.values(), name=name)
+        own.outputs[0].name = fresh_value_name(graph, name)
+        own.outputs[0].type, own.outputs[0].shape = quantizer.output.type, quantizer.output.shape
+        graph.insert_after(dequantize, own)
+        use.node.replace_input_with(use.idx, own.outputs[0])
+
+
+def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    array = constant(value)
+    assert array is not None
+    return constant_value(graph, str(value.name), array)
 
 
 def check_scale(quantizer: Quantizer) -> None:

@@ -41,8 +41,14 @@ def rows(seed, low, high, count=1000):
 
 @pytest.mark.parametrize(
     "ends",
-    [((0, 1), (0, 1)), ((0, 1), (-50, 70)), ((-50, 70), (0, 1)), ((0, 1), (100, 101))]
-    + [((-1e-30, 1e-30), (5, 5)), ((0, 0), (3, 4))],
+    [
+        ((0, 1), (0, 1)),
+        ((0, 1), (-50, 70)),
+        ((-50, 70), (0, 1)),
+        ((0, 1), (100, 101)),
+        ((-1e-30, 1e-30), (5, 5)),
+        ((0, 0), (3, 4)),
+    ],
     ids=["alike", "wider", "narrower", "apart", "tiny", "zeros"],
 )
 def test_merged_histograms_are_that_of_all_values(ends):
