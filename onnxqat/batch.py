@@ -6,7 +6,7 @@ PyTorch tensors and TensorFlow tensors are read through NumPy's array protocol, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.graph.empty import check_not_empty, fatal_when_empty
+from onnxqat.samples import Samples
 
 Batch = dict[str, NDArray[Any]]
 
@@ -26,14 +28,25 @@ class Signature:
         inputs: dtype and shape (None where free) of each model input, in the model's order.
         labels: names of the label arrays, in the order of a tuple batch's tail.
         needs_labels: whether a batch without them is refused.
+        samples: which axes count samples.
+        fatal_when_empty: inputs that ONNX Runtime does not survive without an element, with the operator.
     """
 
     inputs: dict[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]]
     labels: tuple[str, ...] = ("label",)
     needs_labels: bool = False
+    samples: Samples = field(default_factory=Samples)
+    fatal_when_empty: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: ir.Model, labels: Sequence[str] = ("label",), *, needs_labels: bool = False) -> Signature:
+    def of(
+        cls,
+        model: ir.Model,
+        labels: Sequence[str] = ("label",),
+        *,
+        needs_labels: bool = False,
+        sample_axis: int | None = None,
+    ) -> Signature:
         """The signature of a model's inputs; initializers that are listed among the inputs do not count."""
         inputs = {}
         for value in model.graph.inputs:
@@ -44,7 +57,8 @@ class Signature:
                 dims = tuple(d if isinstance(d, int) and d > 0 else None for d in value.shape)
             dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
             inputs[value.name] = (np.dtype(dtype.numpy()), dims)
-        return cls(inputs, tuple(labels), needs_labels)
+        samples = Samples.of(model, sample_axis)
+        return cls(inputs, tuple(labels), needs_labels, samples, fatal_when_empty(model.graph))
 
 
 def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
@@ -72,6 +86,7 @@ def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
             array = _fitting(array, name, signature.inputs[name], number)
         _check_content(array, name, number)
         batch[name] = array
+    _check_samples(batch, signature, number)
     return batch
 
 
@@ -134,9 +149,17 @@ def check_alike(batch: Batch, first: Batch, number: int) -> None:
             )
 
 
+def _check_samples(batch: Batch, signature: Signature, number: int) -> None:
+    """Refuses a batch of no samples; an input may be empty along another axis, as a cache is at the first step."""
+    empty = [name for name in batch if batch[name].size == 0]
+    labelled = any(name in signature.labels for name in empty)
+    if empty and (labelled or signature.samples.without(batch, list(signature.inputs))):
+        shape = list(batch[empty[0]].shape)
+        raise InputError(f"batch {number}: {empty[0]!r} is empty (shape {shape}); drop empty batches")
+    check_not_empty(signature.fatal_when_empty, batch)
+
+
 def _check_content(array: NDArray[Any], name: str, number: int) -> None:
-    if array.size == 0:
-        raise InputError(f"batch {number}: {name!r} is empty (shape {list(array.shape)}); drop empty batches")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         raise InputError(f"batch {number}: {name!r} holds NaN or infinity; clean the data")
 

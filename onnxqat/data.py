@@ -144,14 +144,18 @@ def batches(
     needs_labels: bool = False,
     batch_size: int = 64,
     transform: Transform | None = None,
+    sample_axis: int | None = None,
 ) -> Batches:
-    """Checked batches of whatever the user named, for this model (see `read` and `Batches`)."""
+    """Checked batches of whatever the user named, for this model (see `read`, `Batches` and `samples`)."""
     if transform is not None and not callable(transform):
         raise InputError(f"transform: is a {type(transform).__name__}; give a function from loader item to batch")
     if isinstance(data, Batches):
         return data if transform is None else replace(data, transform=transform)
-    signature = Signature.of(model, labels, needs_labels=needs_labels)
+    signature = Signature.of(model, labels, needs_labels=needs_labels, sample_axis=sample_axis)
     source = read(data, batch_size)
+    axes = signature.samples.cut(labels)
+    if isinstance(source, Rows | Arrays) and axes and not source.axes:
+        source = replace(source, axes=axes)
     if _is_one_batch(source, signature):
         raise InputError(
             "data: is a single batch, not an iterable of batches; wrap it in a list, "

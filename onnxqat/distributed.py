@@ -90,7 +90,7 @@ class Workers:
     def split(self, batch: Batch, signature: Signature) -> tuple[Batch | None, float]:
         """This process's rows of a batch (None: it gets none), and their share of all its rows.
 
-        Arrays whose first axis is as long as the first input's are split. A batch smaller than those before it, as the last
+        Arrays are split along the axes that count samples (see `samples`). A batch smaller than those before it, as the last
         of an epoch may be, is split as evenly as can be; every other must be a multiple of the number of processes.
 
         Raises:
@@ -98,7 +98,8 @@ class Workers:
         """
         if self.size == 1:
             return batch, 1.0
-        rows = next((len(batch[name]) for name in signature.inputs if batch[name].ndim), 1)
+        samples = signature.samples
+        rows = samples.rows(batch, list(signature.inputs))
         if rows >= self._full and rows % self.size:
             raise InputError(
                 f"batch: has {rows} rows, which {self.size} processes cannot share evenly; choose a batch size that is a "
@@ -106,14 +107,15 @@ class Workers:
             )
         self._full = max(self._full, rows)
         start, stop = (rows * number // self.size for number in (self.rank, self.rank + 1))
-        split = {name for name, array in batch.items() if array.ndim and len(array) == rows}
+        axes = {name: samples.axis_of(name, array, rows) for name, array in batch.items()}
         for name, (_, shape) in signature.inputs.items():
-            if name in split and shape is not None and shape[0] is not None:
+            axis = axes[name]
+            if axis is not None and shape is not None and shape[axis] is not None:
                 raise InputError(
                     f"input {name!r}: the model takes {rows} rows, no more and no less, so a batch cannot be shared; "
                     "export it with a dynamic batch"
                 )
-        part = {name: array[start:stop] if name in split else array for name, array in batch.items()}
+        part = {name: _cut(array, axes[name], start, stop) for name, array in batch.items()}
         return part if stop > start else None, (stop - start) / rows
 
     def takes(self, index: int) -> bool:
@@ -203,6 +205,10 @@ class Workers:
             ) from error
         if moved is not tensor:
             tensor.copy_(moved)
+
+
+def _cut(array: NDArray[Any], axis: int | None, start: int, stop: int) -> NDArray[Any]:
+    return array if axis is None else array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def launched() -> bool:

@@ -23,18 +23,20 @@ class Rows:
     Attributes:
         arrays: arrays by name of input or label; their first axis counts the same rows.
         batch_size: rows per batch; the last one may be smaller.
+        axes: by name, the axis that counts rows where it is another one, as in time-first recurrent networks.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     batch_size: int = 64
     where: str = field(default="data", repr=False)
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch size is {self.batch_size}; it must be at least 1")
         if not self.arrays or any(np.ndim(array) == 0 for array in self.arrays.values()):
             raise InputError(f"{self.where}: holds no arrays of rows; write arrays whose first axis counts the samples")
-        lengths = {name: len(array) for name, array in self.arrays.items()}
+        lengths = {name: np.shape(array)[self._axis(name)] for name, array in self.arrays.items()}
         if len(set(lengths.values())) != 1:
             raise InputError(
                 f"{self.where}: its arrays have different lengths ({lengths}); the first axis must count the same rows"
@@ -43,7 +45,16 @@ class Rows:
     @property
     def count(self) -> int:
         """Number of rows."""
-        return len(next(iter(self.arrays.values())))
+        name = next((name for name in self.axes if name in self.arrays), next(iter(self.arrays)))
+        return int(np.shape(self.arrays[name])[self.axes.get(name, 0)])
+
+    def _axis(self, name: str) -> int:
+        """The axis of an array that counts rows: the one that `axes` says, or, of labels, the one of as many elements."""
+        shape = np.shape(self.arrays[name])
+        axis = self.axes.get(name, 0)
+        if not self.axes or (axis < len(shape) and shape[axis] == self.count):
+            return axis
+        return next((axis for axis, size in enumerate(shape) if size == self.count), 0)
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
@@ -58,7 +69,7 @@ class Rows:
     def _cut(self, order: NDArray[np.int64]) -> Iterator[Batch]:
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            yield {name: array[rows] for name, array in self.arrays.items()}
+            yield {name: array[(slice(None),) * self._axis(name) + (rows,)] for name, array in self.arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,12 @@ class Arrays:
     Attributes:
         files: the files, in order.
         batch_size: rows per batch; the last one of each file may be smaller.
+        axes: see `Rows`.
     """
 
     files: tuple[Path, ...]
     batch_size: int
+    axes: Mapping[str, int] = field(default_factory=dict)
     _cache: dict[Path, Rows] = field(default_factory=dict, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -94,7 +107,7 @@ class Arrays:
             if not is_zipfile(file):
                 raise InputError(f"{file}: not an .npz file, or cut off; write it with numpy.savez")
             with np.load(file, allow_pickle=False) as archive:
-                rows = Rows({name: archive[name] for name in archive.files}, self.batch_size, str(file))
+                rows = Rows({name: archive[name] for name in archive.files}, self.batch_size, str(file), self.axes)
         except (OSError, ValueError, BadZipFile, EOFError, ZlibError) as error:
             if isinstance(error, InputError):
                 raise

@@ -18,6 +18,7 @@ from onnxqat.insert.fills import without_fills
 from onnxqat.insert.ranges import Histogram, histogram_range, without_zeros
 from onnxqat.insert.settings import Estimate
 from onnxqat.runtime import Inference
+from onnxqat.samples import Samples
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ def calibrate(
     wanted: Iterable[Observed],
     batches: Iterable[Batch],
     workers: Workers | None = None,
+    samples: Samples | None = None,
     *,
     progress: Callable[[Iterable[Batch], str], Iterable[Batch]],
 ) -> dict[Observed, Observer]:
@@ -141,15 +143,15 @@ def calibrate(
     Of several processes each runs its part of the batches, and all return what all have observed.
 
     Raises:
-        InputError: no batch came, or a value was not finite.
+        InputError: no batch came, a value was not finite, or it was empty in all batches.
     """
     observers = {one: Observer(one.axis, one.estimate) for one in wanted}
     if not observers:
         return {}
     values = list(dict.fromkeys(one.value for one in observers))
     run = Inference(with_outputs(model, values), [str(value.name) for value in values])
-    count = samples = 0
-    workers = workers or Workers()
+    count = seen = 0
+    workers, samples = workers or Workers(), samples or Samples.of(model)
     for batch in progress(batches, "calibrate"):
         computed = run(batch).values() if workers.takes(count) else ()
         arrays = {value: without_fills(value, array) for value, array in zip(values, computed, strict=False)}
@@ -158,16 +160,26 @@ def calibrate(
                 raise InputError(
                     f"calibration: value {value.name!r} is not finite on batch {count}; check the model and the data"
                 )
-        rows = rows_of(batch, run.inputs)
+        rows = samples.rows(batch, run.inputs)
         for one in observers if arrays else ():
-            observers[one].observe(_counting(arrays[one.value], rows, one.estimate.samples, samples))
-        count, samples = count + 1, samples + rows
-        if all(one.estimate.samples is not None and samples >= one.estimate.samples for one in observers):
+            observers[one].observe(_counting(arrays[one.value], rows, one.estimate.samples, seen))
+        count, seen = count + 1, seen + rows
+        if all(one.estimate.samples is not None and seen >= one.estimate.samples for one in observers):
             break
     if count == 0:
         raise InputError("calibration: no batches came; give at least one")
     log.info("calibrated %d values on %d batches", len(values), count)
-    return merged(observers, workers)
+    found = merged(observers, workers)
+    _check_seen(found)
+    return found
+
+
+def _check_seen(observers: Mapping[Observed, Observer]) -> None:
+    for one, observer in observers.items():
+        if observer.samples == 0:
+            raise InputError(
+                f"calibration: value {one.value.name!r} was empty in all batches; add batches in which it is not"
+            )
 
 
 def _counting(array: NDArray[np.float32], rows: int, wanted: int | None, seen: int) -> NDArray[np.float32]:
@@ -223,11 +235,6 @@ def _observer(one: Observed, arrays: Mapping[str, NDArray[Any]]) -> Observer:
     histogram = Histogram(arrays["exponent"], arrays["first"], arrays["counts"]) if "counts" in arrays else None
     seen = arrays["low"], arrays["high"], arrays["sums"], int(arrays["samples"][0])
     return Observer(one.axis, one.estimate, *seen, histogram)
-
-
-def rows_of(batch: Batch, inputs: Sequence[str]) -> int:
-    """Samples of a batch: the length of the first axis of the first input that has one."""
-    return next((len(batch[name]) for name in inputs if batch[name].ndim), 1)
 
 
 def with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:

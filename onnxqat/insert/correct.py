@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from onnxqat.batch import Batch
 from onnxqat.graph.edit import constant_value
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.calibrate import rows_of, with_outputs
+from onnxqat.insert.calibrate import with_outputs
 from onnxqat.insert.groups import inputs, sole_user
 from onnxqat.progress import track
 from onnxqat.runtime import Inference
+from onnxqat.samples import Samples
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _means(model: ir.Model, nodes: Sequence[ir.Node], batches: Iterable[Batch], 
     run = Inference(with_outputs(model, values), [str(value.name) for value in values])
     sums: dict[str, Floats] = {}
     counts: dict[str, int] = {}
-    for batch in _first(batches, samples, run.inputs):
+    for batch in _first(batches, samples, Samples.of(model), run.inputs):
         for node, array in zip(nodes, run(batch).values(), strict=True):
             rows = _by_channel(node, array)
             name = str(node.name)
@@ -71,11 +72,11 @@ def _means(model: ir.Model, nodes: Sequence[ir.Node], batches: Iterable[Batch], 
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _first(batches: Iterable[Batch], samples: int, names: Sequence[str]) -> Iterator[Batch]:
+def _first(batches: Iterable[Batch], samples: int, axes: Samples, names: Sequence[str]) -> Iterator[Batch]:
     seen = 0
     for batch in batches:
         yield batch
-        seen += rows_of(batch, names)
+        seen += axes.rows(batch, names)
         if seen >= samples:
             return
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
+from onnxqat.graph.empty import check_not_empty, fatal_when_empty
 from onnxqat.graph.io import ModelLike, load
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.train import ortgrad
@@ -20,8 +21,6 @@ from onnxqat.train.restore_float import restore_float
 
 Array = npt.NDArray[np.generic]
 COTANGENT = "/cotangent"
-#: Operators at which ONNX Runtime 1.19 ends the process, by a division by zero or worse, if a tensor has no element.
-_FATAL_WHEN_EMPTY = frozenset({"Einsum", "GRU", "LSTM", "LpNormalization", "TopK"})
 
 
 def gradients(
@@ -51,7 +50,7 @@ def gradients(
     """
     forward = load(model, oldest_opset=7)
     graph = forward.graph
-    _check_not_empty(graph, feeds)
+    check_not_empty(fatal_when_empty(graph), feeds)
     if is_quantized(forward):
         restore_float(forward)
         call_quantizers(forward)
@@ -63,15 +62,6 @@ def gradients(
     bound |= {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
     results = ortgrad.run(ir.to_proto(trained), {**bound, **feeds})
     return {name: results[name] for name in names}, {name: results[f"{name}_grad"] for name in wrt}
-
-
-def _check_not_empty(graph: ir.Graph, feeds: Mapping[str, Array]) -> None:
-    empty = [name for name, array in feeds.items() if np.size(array) == 0]
-    fatal = sorted({node.op_type for node in graph.all_nodes()} & _FATAL_WHEN_EMPTY)
-    if empty and fatal:
-        raise InputError(
-            f"input {empty[0]!r}: is empty, which ONNX Runtime does not survive at {', '.join(fatal)}; feed an element"
-        )
 
 
 def add_weighted_sum(graph: ir.Graph, cotangents: Collection[str] | None) -> None:
