@@ -17,6 +17,7 @@ from onnxqat.config import Config, TargetName
 from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
 from onnxqat.errors import InputError, OnnxqatError
 from onnxqat.graph import io
+from onnxqat.labels import Labelling
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,7 +62,14 @@ Freeze = Annotated[
     list[str] | None, typer.Option(help="Name or pattern of nodes or initializers to leave as they are.")
 ]
 
-MetricName = Annotated[str, typer.Option(help="accuracy, top5, mse or psnr.")]
+MetricName = Annotated[str, typer.Option(help="accuracy, binary_accuracy, top5, mse or psnr.")]
+ClassAxis = Annotated[
+    int | None, typer.Option(help="Axis of the first output along which classes compete, where labels leave it open.")
+]
+IgnoreLabel = Annotated[int | None, typer.Option(help="Label that does not count: -100 or 255, say.")]
+SampleAxis = Annotated[
+    int | None, typer.Option(help="Axis of the first input that counts samples, where the model leaves it open.")
+]
 Json = Annotated[Path | None, typer.Option(help="Write the report to this file too.", show_default=False)]
 
 
@@ -151,6 +159,9 @@ def train(
     batch_size: BatchSize = 64,
     seed: Seed = 0,
     freeze: Freeze = None,
+    class_axis: ClassAxis = None,
+    ignore_label: IgnoreLabel = None,
+    sample_axis: SampleAxis = None,
     teacher: Annotated[Path | None, typer.Option(help="Float model for the loss distill.")] = None,
     log_file: Annotated[Path | None, typer.Option(help="Append a JSON line per step and epoch to this file.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write event files for TensorBoard to this folder.")] = None,
@@ -174,7 +185,8 @@ def train(
         raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
     callbacks = from_options(log_file, tensorboard, patience, checkpoint, checkpoint_every)
     taught = None if teacher is None else str(teacher)
-    settings = Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), taught, threads, launched())
+    labelling = Labelling(class_axis, ignore_label, sample_axis)
+    settings = Training(tuple(loss), epochs, lr, seed, tuple(freeze or ()), taught, threads, launched(), labelling)
     run = trainer(model, settings)
     if resume and checkpoint is not None:
         run.resume(checkpoint)
@@ -204,13 +216,17 @@ def evaluate(
     model: Model,
     data: Data,
     metric: MetricName = "accuracy",
+    class_axis: ClassAxis = None,
+    ignore_label: IgnoreLabel = None,
+    sample_axis: SampleAxis = None,
     runtime: Runtime = "ort",
     interpreter: Interpreter = None,
 ) -> None:
     """Print the metric of a model on labelled data."""
-    from onnxqat.verify.run import evaluate as stage
+    from onnxqat.pipeline import Judge
 
-    console.print(f"{metric} {stage(model, data, metric=metric, runtime=runtime, interpreter=interpreter):.4f}")
+    judge = Judge(runtime, interpreter, metric, Labelling(class_axis, ignore_label, sample_axis))
+    console.print(f"{metric} {judge.score(model, data):.4f}")
 
 
 @app.command()
@@ -219,6 +235,9 @@ def verify(
     deployed: Annotated[Path, typer.Argument(help="What fold made of it.", show_default=False)],
     data: Data,
     metric: MetricName = "accuracy",
+    class_axis: ClassAxis = None,
+    ignore_label: IgnoreLabel = None,
+    sample_axis: SampleAxis = None,
     runtime: Runtime = "ort",
     interpreter: Interpreter = None,
     json: Json = None,
@@ -227,7 +246,17 @@ def verify(
     from onnxqat.verify.run import verify as stage
 
     _check_outputs(json)
-    report = stage(trained, deployed, data, metric=metric, runtime=runtime, interpreter=interpreter)
+    report = stage(
+        trained,
+        deployed,
+        data,
+        metric=metric,
+        runtime=runtime,
+        interpreter=interpreter,
+        class_axis=class_axis,
+        ignore_label=ignore_label,
+        sample_axis=sample_axis,
+    )
     if json is not None:
         io.write_text(report.to_json(), json)
     console.print(report)
@@ -250,7 +279,12 @@ def run(
     lr: Rate = 1e-4,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
-    metric: MetricName = "accuracy",
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, binary_accuracy, top5, mse or psnr. [default: that of the loss]")
+    ] = None,
+    class_axis: ClassAxis = None,
+    ignore_label: IgnoreLabel = None,
+    sample_axis: SampleAxis = None,
     runtime: Runtime = "ort",
     interpreter: Interpreter = None,
     json: Json = None,
@@ -263,12 +297,14 @@ def run(
     from onnxqat import pipeline
 
     _check_outputs(output, json)
+    labelling = Labelling(class_axis, ignore_label, sample_axis)
+    training = pipeline.Training(tuple(loss), epochs, lr, seed, distributed=launched(), labelling=labelling)
     outcome = pipeline.run(
         model,
         pipeline.Data(data, calibration, validation, test, batch_size),
         _config(config, target, weight_bits, activation_bits),
-        pipeline.Training(tuple(loss), epochs, lr, seed, distributed=launched()),
-        pipeline.Judge(runtime, interpreter, metric),
+        training,
+        pipeline.Judge(runtime, interpreter, metric or training.metric, labelling),
         keep=lambda deployed: _write(deployed, output),
     )
     if outcome is None:

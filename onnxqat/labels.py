@@ -47,12 +47,14 @@ class Decisions:
         axis: along which axis classes compete; None until labels have told.
         ignored: class number that does not count.
         samples: the output's axis that counts samples, along which classes do not compete.
+        sided: whether labels have said that each element of the output is a decision of its own.
     """
 
     activation: str | None = None
     axis: int | None = None
     ignored: int | None = None
     samples: int | None = 0
+    sided: bool = False
 
     @classmethod
     def of(cls, output: ir.Value, labelling: Labelling, samples: int | None = 0) -> Decisions:
@@ -96,9 +98,28 @@ class Decisions:
         self._check_range(found, sizes[self.axis], name)
         return np.ascontiguousarray(found, np.int64)
 
-    def counted(self, numbers: Array) -> NDArray[np.bool_]:
+    def counted(self, label: Array) -> NDArray[np.bool_]:
         """Which labels count."""
-        return np.ones(numbers.shape, bool) if self.ignored is None else np.asarray(numbers != self.ignored)
+        return np.ones(label.shape, bool) if self.ignored is None else np.asarray(label != self.ignored)
+
+    def hits(self, output: Array, label: Array) -> NDArray[np.bool_]:
+        """Whether each decision is the label's, of those that count: of classes, or of sides where labels stand for elements."""
+        if self.are_sides(label, output.shape):
+            return self.side_hits(output, label)
+        numbers = self.numbers(label, output.shape)
+        hits = output.argmax(axis=self.class_axis(output)) == numbers
+        return np.asarray(hits[self.counted(numbers)])
+
+    def side_hits(self, output: Array, label: Array) -> NDArray[np.bool_]:
+        """Whether each element is on its label's side of the threshold, of those that count."""
+        sides = self.sides(label, output.shape)
+        self.sided = True
+        return np.asarray((self.chosen(output) == (sides > 0.5))[self.counted(sides)])
+
+    def class_axis(self, output: Array) -> int:
+        """The class axis, of an output whose labels have told it."""
+        assert self.axis is not None
+        return self.axis % output.ndim
 
     def sides(self, label: Array, sizes: Sizes, name: str = "label") -> Array:
         """Labels between 0 and 1, one for each element of the output, in its shape.
@@ -130,7 +151,8 @@ class Decisions:
         """The classes, or sides, that an output is for; None where nothing tells along which axis classes compete."""
         if not np.issubdtype(output.dtype, np.floating):
             return None
-        if self.activation == "Sigmoid" and (output.ndim < 2 or self.axis is None or output.shape[self.axis] == 1):
+        column = output.ndim < 2 or self.axis is None or output.shape[self.axis] == 1
+        if self.sided or (self.activation == "Sigmoid" and column):
             return self.chosen(output)
         axis = self.axis if self.axis is not None or output.ndim != 2 else 1
         if axis is None or not -output.ndim <= axis < output.ndim or output.shape[axis] < 2:
@@ -156,6 +178,11 @@ class Decisions:
         return fitting[0]
 
     def _check_range(self, numbers: Array, classes: int | None, name: str) -> None:
+        if classes == 1:
+            raise InputError(
+                "output: has one column, which is a decision between two, not between classes; use the loss "
+                "bce_with_logits or the metric binary_accuracy, with labels between 0 and 1"
+            )
         numbers = numbers[self.counted(numbers)]
         if classes is None or not numbers.size:
             return

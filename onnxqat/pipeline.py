@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from onnxqat.distributed import rank
 from onnxqat.fold import fold
 from onnxqat.graph import io
 from onnxqat.insert import insert
+from onnxqat.labels import Labelling
 from onnxqat.train.losses import Loss
 from onnxqat.train.optimizers import AdamW
 from onnxqat.train.schedules import Cosine
@@ -29,6 +30,8 @@ from onnxqat.verify.run import evaluate, verify
 WARMUP_STEPS = 20
 #: Samples of the training data that calibration reads where no data of its own is given; more change ranges little.
 CALIBRATION_SAMPLES = 1024
+#: By what a model is judged where no metric is named: by what the labels of its loss are.
+METRIC_OF = {"cross_entropy": "accuracy", "bce_with_logits": "binary_accuracy", "mse": "mse", "l1": "mse"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Training:
         teacher: model for the loss `distill`.
         threads: threads inside an operator; 0: one for each core.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
+        labelling: how labels belong to the first output.
     """
 
     loss: Loss = "cross_entropy"
@@ -77,6 +81,13 @@ class Training:
     teacher: str | None = None
     threads: int = 0
     distributed: bool = False
+    labelling: Labelling = field(default_factory=Labelling)
+
+    @property
+    def metric(self) -> str:
+        """What models are judged by where the user names no metric: what the labels of the loss are."""
+        names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
+        return next((METRIC_OF[name] for name in names if name in METRIC_OF), "accuracy")
 
 
 @dataclass(frozen=True)
@@ -86,10 +97,18 @@ class Judge:
     runtime: RuntimeName = "ort"
     interpreter: Path | None = None
     metric: str = "accuracy"
+    labelling: Labelling = field(default_factory=Labelling)
 
     def score(self, model: io.ModelLike, data: datasets.Source) -> float:
         """The metric of a model, as the runtime executes it."""
-        return evaluate(model, data, metric=self.metric, runtime=self.runtime, interpreter=self.interpreter)
+        return evaluate(
+            model,
+            data,
+            metric=self.metric,
+            runtime=self.runtime,
+            interpreter=self.interpreter,
+            **asdict(self.labelling),
+        )
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,7 @@ def run(
         interpreter=judge.interpreter,
         metric=judge.metric,
         float_model=model,
+        **asdict(judge.labelling),
     )
     labelled = report.deployed is not None
     scores = [judge.score(m, judged) if labelled else None for m in (model, fold(inserted))]
@@ -189,6 +209,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         teacher=training.teacher,
         threads=training.threads,
         distributed=training.distributed,
+        **asdict(training.labelling),
     )
 
 
@@ -203,4 +224,4 @@ def _briefly(config: Config) -> Config:
 def _shown(metric: str, score: float | None) -> str:
     if score is None:
         return ""
-    return f"{100 * score:.2f} %" if metric in ("accuracy", "top5") else f"{score:.4g}"
+    return f"{100 * score:.2f} %" if metric in ("accuracy", "binary_accuracy", "top5") else f"{score:.4g}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,33 +16,49 @@ from onnxqat.batch import Batch, Signature
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.without import without_quantizers
+from onnxqat.labels import aligned
 from onnxqat.runtime import Inference
 from onnxqat.train.graph import TrainingGraph
+from onnxqat.train.logits import CLASS_AXIS
 from onnxqat.train.losses import TEACHER, AttachedLoss
 
+log = logging.getLogger(__name__)
+
 Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+Sizes = tuple[int | None, ...]
+
+#: How far from 1 probabilities of quantized outputs may sum up, for each class.
+_ROUNDING = 1 / 255
 
 
-@dataclass(frozen=True)
+@dataclass
 class Feeds:
     """Prepares batches for one training graph.
 
     Attributes:
-        loss: what the loss needs.
-        shapes: static shape of each label where the graph says it, None where a dimension is free.
-        classes: says for a batch how many classes there are; None where labels are not class numbers.
+        graph: the training graph.
+        base: what its batches hold, labels aside.
+        sizes: the first output's shape as far as the graph says it, None where its rank is not known.
+        rows: the axis of `sizes` that is as long as a batch has samples, None where that is not known.
         teacher: gives the teacher's outputs for a batch; None where no loss distills.
     """
 
-    loss: AttachedLoss
-    shapes: Mapping[str, tuple[int | None, ...] | None]
-    classes: Callable[[Batch], int] | None
+    graph: TrainingGraph
+    base: Signature
+    sizes: Sizes | None
+    rows: int | None
     teacher: Teacher | None
+    _looked: bool = field(default=False, init=False)
 
-    def signature(self, model: ir.Model, *, needs_labels: bool = True) -> Signature:
+    @property
+    def loss(self) -> AttachedLoss:
+        """What the loss needs."""
+        return self.graph.loss
+
+    def signature(self, *, needs_labels: bool = True) -> Signature:
         """What a batch must hold; without labels where the loss takes none (one named `label` is let through)."""
         names = tuple(self.loss.labels) or ("label",)
-        return Signature.of(model, names, needs_labels=needs_labels and bool(self.loss.labels))
+        return replace(self.base, labels=names, needs_labels=needs_labels and bool(self.loss.labels))
 
     def __call__(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Inputs, labels and teacher outputs by the training graph's names.
@@ -48,35 +66,112 @@ class Feeds:
         Raises:
             InputError: a label has the wrong type, shape or range.
         """
-        labels = {name: self._label(name, batch[name], batch) for name in self.loss.labels}
-        inputs = {name: array for name, array in batch.items() if name not in labels}
+        inputs = {name: array for name, array in batch.items() if name not in self.loss.labels}
+        labels = {name: self._label(name, batch[name], inputs) for name in self.loss.labels}
+        if self._asks_for_axis:
+            labels[CLASS_AXIS] = np.array([self.loss.decisions.axis])
         taught = self.teacher(inputs) if self.teacher is not None else {}
         return {**inputs, **labels, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
 
-    def _label(self, name: str, array: NDArray[Any], batch: Batch) -> NDArray[Any]:
-        dtype = self.loss.labels[name]
-        if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
-            raise InputError(f"label {name!r}: has type {array.dtype}, the loss takes class numbers; cast it to int64")
-        self._check_shape(name, array, batch)
-        if self.classes is not None:
-            low, high, classes = int(array.min()), int(array.max()), self.classes(batch)
-            if low < 0 or high >= classes:
-                raise InputError(
-                    f"label {name!r}: runs from {low} to {high}, the model has {classes} classes; "
-                    f"labels must be 0 to {classes - 1}"
-                )
-        return np.ascontiguousarray(array, dtype)
+    def counted(self, feeds: Mapping[str, NDArray[Any]], inputs: Batch) -> int:
+        """How much a batch weighs in a mean: its labels that count, of classes or sides; else its samples."""
+        if self.loss.judged in ("classes", "sides"):
+            return int(self.loss.decisions.counted(feeds["label"]).sum())
+        return self.base.samples.rows(inputs, list(self.base.inputs))
 
-    def _check_shape(self, name: str, array: NDArray[Any], batch: Batch) -> None:
-        shape = self.shapes.get(name)
-        if shape is None:
-            return
-        rows = next((a.shape[0] for n, a in batch.items() if n not in self.loss.labels and a.ndim), None)
-        wanted = (rows if shape and shape[0] is None else shape[0], *shape[1:]) if shape else shape
-        fits = array.ndim == len(wanted) and all(d is None or d == n for d, n in zip(wanted, array.shape, strict=True))
-        if not fits:
-            text = ", ".join("any" if d is None else str(d) for d in wanted)
-            raise InputError(f"label {name!r}: has shape {list(array.shape)}, the loss takes [{text}]; reshape it")
+    def share(self, part: Batch, batch: Batch, of_rows: float) -> float:
+        """What the mean over a part weighs in that over the batch: its share of rows, or of the labels that count."""
+        if self.loss.decisions.ignored is None or self.loss.judged not in ("classes", "sides"):
+            return of_rows
+        ours, all_of_them = (int(self.loss.decisions.counted(b["label"]).sum()) for b in (part, batch))
+        return ours / all_of_them if all_of_them else of_rows
+
+    def hits(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Whether each decision of the first output is the label's; empty where labels say none."""
+        if self.loss.judged == "classes":
+            return self.loss.decisions.hits(output, feeds["label"])
+        return (
+            self.loss.decisions.side_hits(output, feeds["label"]) if self.loss.judged == "sides" else np.zeros(0, bool)
+        )
+
+    def _label(self, name: str, array: NDArray[Any], inputs: Batch) -> NDArray[Any]:
+        dtype = self.loss.labels[name]
+        if self.loss.judged is None:
+            if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
+                raise InputError(
+                    f"label {name!r}: has type {array.dtype}, the loss takes class numbers; cast it to int64"
+                )
+            return np.ascontiguousarray(array, dtype)
+        found = (
+            self._classes(name, array, inputs) if self.loss.judged == "classes" else self._elements(name, array, inputs)
+        )
+        if self.loss.judged != "values" and not self.loss.decisions.counted(found).any():
+            raise InputError(
+                f"label {name!r}: all are {self.loss.decisions.ignored}, which do not count; drop the batch"
+            )
+        return np.ascontiguousarray(found, dtype)
+
+    def _classes(self, name: str, array: NDArray[Any], inputs: Batch) -> NDArray[Any]:
+        decisions = self.loss.decisions
+        sizes = self._sizes(inputs)
+        told = sizes is not None and decisions.axis is not None and sizes[decisions.axis] is not None
+        exact = sizes is not None and None not in sizes
+        if not (told or exact):
+            sizes = self._output(inputs).shape
+        assert sizes is not None
+        numbers = decisions.numbers(array, sizes, name)
+        if not self._looked and decisions.activation is None:
+            self._check_logits(self._output(inputs))
+        self._looked = True
+        return numbers
+
+    def _elements(self, name: str, array: NDArray[Any], inputs: Batch) -> NDArray[Any]:
+        sizes = self._sizes(inputs)
+        sizes = self._output(inputs).shape if sizes is None else sizes
+        if self.loss.judged == "values":
+            return aligned(array, sizes, name)
+        found = self.loss.decisions.sides(array, sizes, name)
+        if not self._looked and self.loss.decisions.activation is None:
+            self._suspect_probabilities(self._output(inputs))
+        self._looked = True
+        return found
+
+    def _sizes(self, inputs: Batch) -> Sizes | None:
+        """The first output's shape for a batch, as far as the graph says it."""
+        if self.sizes is None or self.rows is None:
+            return self.sizes
+        count = self.base.samples.rows(inputs, list(self.base.inputs))
+        return (*self.sizes[: self.rows], count, *self.sizes[self.rows + 1 :])
+
+    def _output(self, inputs: Batch) -> NDArray[Any]:
+        return self._inference(inputs)[self.graph.outputs[0]]
+
+    @cached_property
+    def _inference(self) -> Inference:
+        return Inference(self.graph.qdq, self.graph.outputs[:1])
+
+    @cached_property
+    def _asks_for_axis(self) -> bool:
+        return any(value.name == CLASS_AXIS for value in self.graph.evaluation.graph.inputs)
+
+    def _check_logits(self, output: NDArray[Any]) -> None:
+        """Refuses probabilities whose Softmax was not found, as one that is written as other operators."""
+        axis = self.loss.decisions.class_axis(output)
+        classes = output.shape[axis]
+        apart = np.abs(output.sum(axis=axis, dtype=np.float64) - 1)
+        if output.min() >= 0 and apart.max() <= 1e-3 + classes * _ROUNDING / 2:
+            raise InputError(
+                f"output {self.graph.outputs[0]!r}: holds probabilities, which sum up to 1, of no Softmax that is known; "
+                "cross_entropy takes logits: make them the first output, or give a function of your own as the loss"
+            )
+
+    def _suspect_probabilities(self, output: NDArray[Any]) -> None:
+        if output.min() >= 0 and output.max() <= 1 and output.size > 1:
+            log.warning(
+                "output %r: lies between 0 and 1 as probabilities do, but comes from no Sigmoid that is known; "
+                "bce_with_logits takes it for logits",
+                self.graph.outputs[0],
+            )
 
 
 def feeds_for(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
@@ -95,41 +190,18 @@ def feeds_for(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
         taught = Inference(model, graph.loss.distilled)
     elif teacher is not None:
         raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
-    shapes = _label_shapes(graph.evaluation, graph.loss)
-    return Feeds(graph.loss, shapes, _classes(graph), taught)
+    base = Signature.of(graph.qdq, (), sample_axis=graph.labelling.sample_axis)
+    output = next(value for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
+    sizes = None if output.shape is None else tuple(d if isinstance(d, int) else None for d in output.shape)
+    return Feeds(graph, base, sizes, _rows_axis(graph.qdq, output, base), taught)
 
 
-def _classes(graph: TrainingGraph) -> Callable[[Batch], int] | None:
-    """Says how many classes the first output has: by its shape, or by running the model where that leaves it open.
-
-    ONNX Runtime would read past the logits' end for a class that does not exist, so the number must be known.
-    """
-    if not graph.loss.counts_accuracy:
+def _rows_axis(model: ir.Model, output: ir.Value, base: Signature) -> int | None:
+    """The output's axis that is as long as a batch has samples: of the same name, or of none as the inputs' is."""
+    axis = base.samples.outputs.get(str(output.name))
+    name, of_input = next(iter(base.samples.inputs.items()), ("", None))
+    first = next((value for value in model.graph.inputs if value.name == name), None)
+    if axis is None or of_input is None or first is None or first.shape is None or output.shape is None:
         return None
-    shape = next(value.shape for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
-    if shape is not None and shape.rank() > 1 and isinstance(shape[1], int):
-        known = int(shape[1])
-        return lambda _: known
-    return _cache_first(lambda batch: int(Inference(graph.qdq)(batch)[graph.outputs[0]].shape[1]))
-
-
-def _cache_first(function: Callable[[Batch], int]) -> Callable[[Batch], int]:
-    """A function that answers every call as it did the first."""
-    answers: list[int] = []
-
-    def answer(batch: Batch) -> int:
-        if not answers:
-            answers.append(function(batch))
-        return answers[0]
-
-    return answer
-
-
-def _label_shapes(evaluation: ir.Model, loss: AttachedLoss) -> dict[str, tuple[int | None, ...] | None]:
-    """Static shapes of the label inputs of a graph."""
-    shapes: dict[str, tuple[int | None, ...] | None] = {}
-    for value in evaluation.graph.inputs:
-        if value.name in loss.labels:
-            dims = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
-            shapes[str(value.name)] = dims
-    return shapes
+    ours, theirs = output.shape[axis] if axis < output.shape.rank() else 0, first.shape[of_input]
+    return axis if isinstance(ours, ir.SymbolicDim) and ours == theirs else None

@@ -19,6 +19,7 @@ from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
+from onnxqat.labels import Labelling
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.losses import LOSS, AttachedLoss, Loss, attach_loss
 from onnxqat.train.parameters import Layout, initial_values, lay_out, trainable
@@ -42,6 +43,7 @@ class TrainingGraph:
         layout: place of each parameter in the flat array.
         initial: the flat array as the model has it.
         loss: what the loss needs.
+        labelling: what the user says about labels.
     """
 
     qdq: ir.Model
@@ -51,6 +53,7 @@ class TrainingGraph:
     layout: Layout
     initial: NDArray[np.float32]
     loss: AttachedLoss
+    labelling: Labelling
 
 
 def load_qdq(model: io.ModelLike) -> ir.Model:
@@ -68,7 +71,9 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
     return qdq
 
 
-def training_graph(qdq: ir.Model, loss: Loss, freeze: Sequence[str] = ()) -> TrainingGraph:
+def training_graph(
+    qdq: ir.Model, loss: Loss, freeze: Sequence[str] = (), labelling: Labelling | None = None
+) -> TrainingGraph:
     """Builds the training graph of a model that `load_qdq` returned.
 
     Raises:
@@ -77,13 +82,14 @@ def training_graph(qdq: ir.Model, loss: Loss, freeze: Sequence[str] = ()) -> Tra
     """
     forward, layout = forward_graph(qdq, freeze)
     initial = initial_values(forward.graph, layout)
-    attached = attach_loss(forward, loss)
+    labelling = labelling or Labelling()
+    attached = attach_loss(forward, loss, labelling)
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
     names = [parameter.name for parameter in layout.parameters]
     evaluation = _evaluation(forward, names, outputs)
     training = _differentiated(forward, names)
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached)
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling)
 
 
 def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
@@ -93,7 +99,7 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
         InputError: nothing but those scales is trained.
     """
     forward, _ = forward_graph(without_quantizers(graph.qdq, unquantized))
-    attach_loss(forward, loss)
+    attach_loss(forward, loss, graph.labelling)
     names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
     if not names:
         raise InputError("model: only scales of quantizers that are not switched on yet are trained; freeze less")

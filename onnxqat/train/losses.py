@@ -3,37 +3,41 @@
 The named losses look at the model's first output, `distill` at all float ones. Labels are called `label`; those of a user's own
 function have the names of its formal inputs.
 
-- `cross_entropy`: mean over the batch; int64 class numbers [N, ...] for logits [N, C, ...]. Where the model ends in Softmax or
-  LogSoftmax, their input is taken as the logits.
+- `cross_entropy`: mean over the labels that count; int64 class numbers in the output's shape without its class axis (see
+  `onnxqat.labels`). Where the output comes from Softmax or LogSoftmax, also through movement and its own quantizer, their input
+  is taken as the logits.
 - `mse`, `l1`: mean over all elements; float32 labels of the output's shape.
-- `bce_with_logits`: mean over all elements; float32 labels in [0, 1] of the output's shape. Where the model ends in Sigmoid,
+- `bce_with_logits`: mean over all elements; float32 labels in [0, 1] of the output's shape. Where the output comes from Sigmoid,
   its input is taken as the logits.
 - `distill`: against a teacher's outputs, no labels: KL divergence (mean over the batch) where an output is made of logits or
-  probabilities, mean squared error otherwise (Hinton et al. 2015, temperature 1).
+  probabilities, mean squared error otherwise (Hinton et al. 2015, temperature 1). What both models mask by infinity counts 0.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
+from onnxqat.graph.ending import ending
 from onnxqat.graph.io import opset
+from onnxqat.labels import Decisions, Labelling
+from onnxqat.samples import Samples
 from onnxqat.train.gradients.rule import Ops
-
-log = logging.getLogger(__name__)
+from onnxqat.train.logits import CLASS_AXIS, by_class, logits_of, moved
 
 #: A loss's name, several names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar.
 Loss: TypeAlias = "str | Sequence[str] | Mapping[str, float] | onnx.FunctionProto | Any"
 
 LOSS = "onnxqat_loss"
 TEACHER = "teacher_"
+#: Where a logarithm of a probability is cut off, so that nothing is taken from infinity.
+_LEAST_LOG = -1e4
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,38 @@ class AttachedLoss:
     Attributes:
         labels: numpy dtype of each label, by name.
         distilled: the outputs that are compared to a teacher's.
-        counts_accuracy: whether labels are class numbers of the first output.
+        judged: what labels of the first output are: "classes", "sides" of a threshold, "values", or None where there are none,
+            or a function of the user's takes them.
+        decisions: how labels belong to the first output.
     """
 
     labels: dict[str, np.dtype[Any]]
     distilled: tuple[str, ...]
-    counts_accuracy: bool
+    judged: Literal["classes", "sides", "values"] | None
+    decisions: Decisions
 
 
-Term: TypeAlias = Callable[[Ops, ir.Graph, ir.Value], ir.Value]
+@dataclass(frozen=True)
+class Site:
+    """Where a named loss is attached.
+
+    Attributes:
+        graph: the forward graph.
+        output: the output that it looks at.
+        decisions: what that decides.
+        samples: its axis that counts samples.
+    """
+
+    graph: ir.Graph
+    output: ir.Value
+    decisions: Decisions
+    samples: int
 
 
-def attach_loss(model: ir.Model, loss: Loss) -> AttachedLoss:
+Term: TypeAlias = Callable[[Ops, Site], ir.Value]
+
+
+def attach_loss(model: ir.Model, loss: Loss, labelling: Labelling | None = None) -> AttachedLoss:
     """Adds the loss to a forward model, in place: the value `LOSS`, and graph inputs for labels and teacher outputs.
 
     Raises:
@@ -62,25 +86,37 @@ def attach_loss(model: ir.Model, loss: Loss) -> AttachedLoss:
     """
     op = Ops(opset(model))
     before = {value.name for value in model.graph.inputs}
+    labelling = labelling or Labelling()
+    samples = Samples.of(model, labelling.sample_axis)
+    sites = [_site(model.graph, output, labelling, samples) for output in model.graph.outputs]
+    judged: Literal["classes", "sides", "values"] | None = None
     if isinstance(loss, str | Sequence | Mapping):
         weights = _weights(loss)
-        total = _sum(op, [_weighted(op, _term(op, model.graph, name), weight) for name, weight in weights.items()])
-        accuracy = "cross_entropy" in weights
+        judged = next((kind for name, kind in _JUDGED.items() if name in weights), None)
+        if labelling.ignore_label is not None and judged not in ("classes", "sides"):
+            raise InputError("ignore_label: given, but the loss takes no classes as labels; leave it out")
+        total = _sum(op, [_weighted(op, _term(op, sites, name), weight) for name, weight in weights.items()])
     else:
-        total, accuracy = _call(op, model, loss), False
+        total = _call(op, model, loss)
     scalar = op.Reshape(total, op.Constant(value=ir.tensor(np.zeros(0, np.int64))))
     scalar.name, scalar.type, scalar.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     for number, node in enumerate(op.nodes):
         node.name = f"onnxqat_loss/{node.op_type}_{number}"
     model.graph.extend(op.nodes)
-    added = {str(value.name): value for value in model.graph.inputs if value.name not in before}
+    added = {str(value.name): value for value in model.graph.inputs if value.name not in {*before, CLASS_AXIS}}
     distilled = tuple(name.removeprefix(TEACHER) for name in added if name.startswith(TEACHER))
     labels = {
         name: np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
         for name, value in added.items()
         if not name.startswith(TEACHER)
     }
-    return AttachedLoss(labels, distilled, accuracy)
+    return AttachedLoss(labels, distilled, judged, sites[0].decisions)
+
+
+def _site(graph: ir.Graph, output: ir.Value, labelling: Labelling, samples: Samples) -> Site:
+    axis = samples.outputs.get(str(output.name), 0) or 0
+    said = labelling if output is graph.outputs[0] else Labelling()
+    return Site(graph, output, Decisions.of(output, said, axis), axis)
 
 
 def _weights(loss: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
@@ -99,13 +135,13 @@ def _known() -> str:
     return ", ".join(_TERMS)
 
 
-def _term(op: Ops, graph: ir.Graph, name: str) -> ir.Value:
+def _term(op: Ops, sites: Sequence[Site], name: str) -> ir.Value:
     if name == "distill":
-        floats = [output for output in graph.outputs if output.dtype in (None, ir.DataType.FLOAT)]
+        floats = [site for site in sites if site.output.dtype in (None, ir.DataType.FLOAT)]
         if not floats:
             raise InputError("loss 'distill': the model has no float output to compare; choose another loss")
-        return _sum(op, [_distill(op, graph, output) for output in floats])
-    return _TERMS[name](op, graph, graph.outputs[0])
+        return _sum(op, [_distill(op, site) for site in floats])
+    return _TERMS[name](op, sites[0])
 
 
 def _sum(op: Ops, terms: Sequence[ir.Value]) -> ir.Value:
@@ -119,50 +155,68 @@ def _weighted(op: Ops, term: ir.Value, weight: float) -> ir.Value:
     return term if weight == 1.0 else op.Mul(term, _float(op, weight))
 
 
-def _cross_entropy(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
-    logits = _before(output, ("Softmax", "LogSoftmax"), axis=1)
-    shape = None if logits.shape is None else [d for i, d in enumerate(logits.shape) if i != 1]
-    label = _extra_input(graph, "label", ir.DataType.INT64, shape)
+def _cross_entropy(op: Ops, site: Site) -> ir.Value:
+    logits = logits_of(op, site.output, "cross_entropy", ("Softmax", "LogSoftmax"))
+    label = _extra_input(site.graph, "label", ir.DataType.INT64)
+    logits, label = by_class(op, site.graph, logits, label, site.decisions.axis)
+    ignored = site.decisions.ignored
+    attributes: dict[str, Any] = {} if ignored is None else {"ignore_index": ignored}
     # The second output must be there, or ONNX Runtime does not differentiate the operator.
-    return op.many("SoftmaxCrossEntropyLoss", logits, label, _outputs=2, reduction="mean")[0]
+    return op.many("SoftmaxCrossEntropyLoss", logits, label, _outputs=2, reduction="mean", **attributes)[0]
 
 
-def _mse(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
-    difference = op.Sub(output, _extra_input(graph, "label", ir.DataType.FLOAT, output.shape))
+def _mse(op: Ops, site: Site) -> ir.Value:
+    difference = op.Sub(site.output, _elements(op, site))
     return _mean(op, op.Mul(difference, difference))
 
 
-def _l1(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
-    return _mean(op, op.Abs(op.Sub(output, _extra_input(graph, "label", ir.DataType.FLOAT, output.shape))))
+def _l1(op: Ops, site: Site) -> ir.Value:
+    return _mean(op, op.Abs(op.Sub(site.output, _elements(op, site))))
 
 
-def _bce_with_logits(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
+def _bce_with_logits(op: Ops, site: Site) -> ir.Value:
     """max(z, 0) - z·t + log(1 + exp(-|z|)): the form that does not overflow."""
-    logits = _before(output, ("Sigmoid",))
-    label = _extra_input(graph, "label", ir.DataType.FLOAT, output.shape)
+    logits = logits_of(op, site.output, "bce_with_logits", ("Sigmoid",))
+    label = _elements(op, site)
     tail = op.Log(op.Add(op.Exp(op.Neg(op.Abs(logits))), _float(op, 1.0)))
-    return _mean(op, op.Add(op.Sub(op.Relu(logits), op.Mul(logits, label)), tail))
+    each = op.Add(op.Sub(op.Relu(logits), op.Mul(logits, label)), tail)
+    if site.decisions.ignored is None:
+        return _mean(op, each)
+    counted = op.Cast(op.Not(op.Equal(label, _float(op, site.decisions.ignored))), to=ir.DataType.FLOAT)
+    total = op.ReduceSum(op.Mul(each, counted), keepdims=0)
+    return op.Div(total, op.ReduceSum(counted, keepdims=0))
 
 
-def _distill(op: Ops, graph: ir.Graph, output: ir.Value) -> ir.Value:
-    teacher = _extra_input(graph, f"{TEACHER}{output.name}", ir.DataType.FLOAT, output.shape)
-    producer = output.producer()
-    if producer is not None and producer.op_type == "Softmax" and producer.inputs[0] is not None:
-        axis = producer.attributes.get_int("axis", -1)
-        log_teacher = op.Log(op.Max(teacher, _float(op, float(np.finfo(np.float32).tiny))))
-        return _divergence(op, teacher, log_teacher, op.LogSoftmax(producer.inputs[0], axis=axis))
+def _elements(op: Ops, site: Site) -> ir.Value:
+    """Labels of the output's elements, in its shape: nothing may be broadcast."""
+    return op.Reshape(_extra_input(site.graph, "label", ir.DataType.FLOAT), op.Shape(site.output))
+
+
+def _distill(op: Ops, site: Site) -> ir.Value:
+    output = site.output
+    teacher = _extra_input(site.graph, f"{TEACHER}{output.name}", ir.DataType.FLOAT, output.shape)
+    found = ending(output)
+    if found is not None and found.activation.op_type in ("Softmax", "LogSoftmax"):
+        axis = found.activation.attributes.get_int("axis", -1)
+        student = moved(op, found.movement, op.LogSoftmax(found.logits, axis=axis))
+        if found.activation.op_type == "LogSoftmax":
+            return _divergence(op, site, op.Exp(teacher), teacher, student)
+        tiny = _float(op, float(np.finfo(np.float32).tiny))
+        return _divergence(op, site, teacher, op.Log(op.Max(teacher, tiny)), student)
     if _holds_logits(output):
         student, log_teacher = op.LogSoftmax(output, axis=-1), op.LogSoftmax(teacher, axis=-1)
-        return _divergence(op, op.Softmax(teacher, axis=-1), log_teacher, student)
-    difference = op.Sub(output, teacher)
+        return _divergence(op, site, op.Softmax(teacher, axis=-1), log_teacher, student)
+    difference = op.Where(op.Equal(output, teacher), _float(op, 0.0), op.Sub(output, teacher))
     return _mean(op, op.Mul(difference, difference))
 
 
-def _divergence(op: Ops, teacher: ir.Value, log_teacher: ir.Value, log_student: ir.Value) -> ir.Value:
-    """Σ p·(log p - log q) over classes, mean over everything else of the batch's first dimension."""
-    total = op.ReduceSum(op.Mul(teacher, op.Sub(log_teacher, log_student)), keepdims=0)
-    rows = op.Cast(op.Slice(op.Shape(teacher), op.ints([0]), op.ints([1])), to=ir.DataType.FLOAT)
-    return op.Div(total, op.Reshape(rows, op.Constant(value=ir.tensor(np.zeros(0, np.int64)))))
+def _divergence(op: Ops, site: Site, teacher: ir.Value, log_teacher: ir.Value, log_student: ir.Value) -> ir.Value:
+    """Σ p·(log p - log q) over classes, mean over everything else of the batch's samples."""
+    least = _float(op, _LEAST_LOG)
+    apart = op.Sub(op.Max(log_teacher, least), op.Max(log_student, least))
+    total = op.ReduceSum(op.Mul(teacher, apart), keepdims=0)
+    rows = op.Slice(op.Shape(teacher), op.ints([site.samples]), op.ints([site.samples + 1]))
+    return op.Div(total, op.Reshape(op.Cast(rows, to=ir.DataType.FLOAT), op.ints([])))
 
 
 def _holds_logits(output: ir.Value) -> bool:
@@ -192,7 +246,7 @@ def _call(op: Ops, model: ir.Model, loss: Any) -> ir.Value:
         )
     function = ir.serde.deserialize_function(proto)
     types = _label_types(model, proto)
-    labels = [_extra_input(model.graph, name, dtype, None) for name, dtype in types.items()]
+    labels = [_extra_input(model.graph, name, dtype) for name, dtype in types.items()]
     model.functions[function.identifier()] = function
     for domain, version in function.opset_imports.items():
         model.graph.opset_imports.setdefault(domain, version)
@@ -221,23 +275,7 @@ def _type_checks(model: ir.Model, proto: onnx.FunctionProto, labels: int, dtype:
     return True
 
 
-def _before(output: ir.Value, activations: tuple[str, ...], axis: int | None = None) -> ir.Value:
-    """The input of the activation that makes `output`, if it is one of these; else `output` itself."""
-    node = output.producer()
-    if node is None or node.op_type not in activations or node.inputs[0] is None:
-        return output
-    along = node.attributes.get_int("axis", -1)
-    if (
-        axis is not None
-        and along != axis
-        and not (along == -1 and output.shape is not None and output.shape.rank() == 2)
-    ):
-        return output
-    log.info("the loss takes the input of %s %r as logits", node.op_type, node.name)
-    return node.inputs[0]
-
-
-def _extra_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Any) -> ir.Value:
+def _extra_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Any = None) -> ir.Value:
     for value in graph.inputs:
         if value.name == name:
             if value.dtype == dtype:
@@ -258,6 +296,13 @@ def _float(op: Ops, number: float) -> ir.Value:
     return op.Constant(value=ir.tensor(np.float32(number)))
 
 
+#: What the labels of a loss are.
+_JUDGED: dict[str, Literal["classes", "sides", "values"]] = {
+    "cross_entropy": "classes",
+    "bce_with_logits": "sides",
+    "mse": "values",
+    "l1": "values",
+}
 _TERMS: dict[str, Term] = {
     "cross_entropy": _cross_entropy,
     "mse": _mse,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from onnxqat.batch import Batch, Signature, check_batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
+from onnxqat.labels import Labelling
 from onnxqat.runtime import check_packages
 from onnxqat.train import checkpoint, checkpoint_files, random_state
 from onnxqat.train.callbacks import BestModel, Callback, Progress
@@ -64,6 +65,9 @@ class Trainer:
         clip_norm: largest norm of the gradient; None: no limit.
         accumulate: batches whose gradients are averaged into one optimizer step; in `fit`, those left at the end of an epoch make
             a step of their own.
+        class_axis: axis of the first output along which classes compete; None: told by the model's Softmax and the labels' shape.
+        ignore_label: label that does not count, -100 or 255 say; None: all count.
+        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
         seed: what the order of data is drawn from.
         threads: threads inside an operator; 0: one for each core.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
@@ -85,6 +89,9 @@ class Trainer:
         teacher: io.ModelLike | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
+        class_axis: int | None = None,
+        ignore_label: int | None = None,
+        sample_axis: int | None = None,
         seed: int = 0,
         threads: int = 0,
         distributed: bool = False,
@@ -97,7 +104,8 @@ class Trainer:
         if accumulate < 1:
             raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
         model = load_qdq(qdq)
-        self._graph = training_graph(model, loss, freeze)
+        labelling = Labelling(class_axis, ignore_label, sample_axis)
+        self._graph = training_graph(model, loss, freeze, labelling)
         self._graph = same_graph(self._graph, self._workers)
         self._stages = Stages(self._graph, loss)
         self._feeds = feeds_for(self._graph, teacher)
@@ -120,6 +128,7 @@ class Trainer:
             "clip_norm": clip_norm,
             "accumulate": accumulate,
             "seed": seed,
+            **asdict(labelling),
         }
         self._threads = threads
         self._made_from: Origin | None = None
@@ -168,7 +177,8 @@ class Trainer:
         Args:
             batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
             epochs: passes over the data.
-            validation: data on which each epoch is judged: by accuracy for `cross_entropy`, by the loss otherwise.
+            validation: data on which each epoch is judged: by accuracy for `cross_entropy` and `bce_with_logits`, by the loss
+                otherwise.
             callbacks: called after steps and epochs, besides the progress display and the keeping of the best model.
             transform: turns an item of either loader into a batch.
 
@@ -214,19 +224,20 @@ class Trainer:
         return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
 
     def evaluate(self, batches: Data, *, transform: data.Transform | None = None) -> dict[str, float]:
-        """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy`; `transform` makes batches of its items."""
-        total, correct, rows, decisions = 0.0, 0, 0, 0
+        """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy` and `bce_with_logits`.
+
+        Args:
+            batches: data with labels.
+            transform: turns an item of the loader into a batch.
+        """
+        sums = np.zeros(4)  # of losses and their weights, of hits and decisions
         for index, batch in enumerate(self._batches(batches, transform)):
             if not self._workers.takes(index):
                 continue
             feeds = self._feeds(batch)
             first, *_, loss = self._engine.evaluate(feeds, [*self._graph.outputs, LOSS])
-            count = len(first) if first.ndim else 1
-            total, rows = total + float(loss) * count, rows + count
-            if self._graph.loss.counts_accuracy:
-                hits = first.argmax(axis=1) == feeds["label"]
-                correct, decisions = correct + int(hits.sum()), decisions + hits.size
-        sums = np.array([total, rows, correct, decisions], np.float64)
+            weight, hits = self._feeds.counted(feeds, batch), self._feeds.hits(first, feeds)
+            sums += float(loss) * weight, weight, hits.sum(), hits.size
         self._workers.sum(sums)
         metrics = {"loss": float(sums[0] / sums[1])}
         if sums[3]:
@@ -242,7 +253,7 @@ class Trainer:
         """
         seen: Iterable[Batch] = [] if self._last is None else [self._last]
         if batches is not None:
-            unlabelled = self._feeds.signature(self._graph.qdq, needs_labels=False)
+            unlabelled = self._feeds.signature(needs_labels=False)
             seen = replace(self._batches(batches, transform), signature=unlabelled)
         layout, now = self._graph.layout, self.state
         current = with_values(self._graph.qdq, layout, now.parameters)
@@ -350,7 +361,9 @@ class Trainer:
             self._watch = LossWatch()
         self._last = batch
         part, share = self._workers.split(batch, self._signature())
-        if part is None:
+        if part is not None:
+            share = self._feeds.share(part, batch, share)
+        if part is None or not share:
             self._engine.results[:] = 0
         else:
             self._engine.step(self._feeds(part))
@@ -398,7 +411,7 @@ class Trainer:
         return replace(data.batches(source, self._graph.qdq, transform=transform), signature=self._signature())
 
     def _signature(self) -> Signature:
-        return self._feeds.signature(self._graph.qdq)
+        return self._feeds.signature()
 
     def _set_length(self, source: data.Batches, epochs: int) -> None:
         """Tells the schedule how long the run will be."""

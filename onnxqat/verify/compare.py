@@ -1,4 +1,8 @@
-"""Runs two models on the same batches and says how far apart their outputs are, in the output's own steps."""
+"""Runs two models on the same batches and says how far apart their outputs are, in the output's own steps.
+
+Outputs whose size depends on the data (boxes that were kept, places that are not zero) may differ in shape. They are compared
+where their shapes agree, and by how many of their entries, whole rows along the axis of varying size, both models give.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,10 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph import qdq
+from onnxqat.labels import Decisions
+from onnxqat.samples import Samples
 from onnxqat.verify import models
+from onnxqat.verify.entries import Sizes
 from onnxqat.verify.host import Arrays, Host
 from onnxqat.verify.metrics import Metric
 
@@ -43,16 +50,21 @@ class OutputDifference:
 
     Attributes:
         output: its name.
-        largest: largest absolute difference over all samples and elements.
+        largest: largest absolute difference over all samples and elements; where shapes differ, over the batches in which
+            they do not.
         step: what one step of this output is, in its own unit (see `step_from`).
         step_from: "quantizer": the scale of the quantizer that the output comes out of (the largest, per channel);
             "range": 1/255 of the Q/DQ model's largest minus smallest value of this output on the data; "integer": 1.
+        batches: how many batches `largest` is over.
+        sizes: how many entries were given, for an output whose shape differs between the models; None otherwise.
     """
 
     output: str
     largest: float
     step: float
     step_from: Literal["quantizer", "range", "integer"]
+    batches: int
+    sizes: Sizes | None = None
 
     @property
     def steps(self) -> float:
@@ -87,17 +99,20 @@ class Comparison:
 
     Attributes:
         samples: rows seen.
+        batches: batches seen.
         scores: sum and count of the metric's values per model.
         agreeing: predictions in which the largest score is at the same place.
         predictions: predictions seen; 0 where the first output has no class scores.
-        largest: largest difference of each output.
+        largest: largest difference of each output, where the shapes are equal.
         low: smallest value of each output of the Q/DQ model.
         high: largest value likewise.
         first: inputs of the first batch.
         worst: for each output the inputs of the batch with the largest difference, and the row of it.
+        sizes: for each output whose shape differs between the models how many entries they gave.
     """
 
     samples: int = 0
+    batches: int = 0
     scores: dict[str, tuple[float, int]] = field(default_factory=dict)
     agreeing: int = 0
     predictions: int = 0
@@ -106,6 +121,7 @@ class Comparison:
     high: dict[str, float] = field(default_factory=dict)
     first: Arrays = field(default_factory=dict)
     worst: dict[str, tuple[Arrays, int]] = field(default_factory=dict)
+    sizes: dict[str, Sizes] = field(default_factory=dict)
 
     def score(self, model: str) -> float | None:
         """Mean of the metric; None where the batches had no labels."""
@@ -113,15 +129,12 @@ class Comparison:
         return total / count if count else None
 
 
-def class_axis(model: ir.Model) -> int:
-    """Along which axis of the first output classes compete: that of its Softmax where it ends in one, else 1."""
-    node = model.graph.outputs[0].producer()
-    return node.attributes.get_int("axis", -1) if node is not None and node.op_type in ("Softmax", "LogSoftmax") else 1
-
-
-def compared(host: Host, batches: Iterable[Arrays], metric: Metric, axis: int = 1) -> Comparison:
-    """Runs the models loaded as "trained" and "deployed" on all batches; classes are along `axis` of the first output."""
+def compared(
+    host: Host, batches: Iterable[Arrays], metric: Metric, decisions: Decisions, samples: Samples | None = None
+) -> Comparison:
+    """Runs the models loaded as "trained" and "deployed" on all batches, and judges what they decide."""
     result = Comparison()
+    samples = samples or Samples()
     for batch in batches:
         inputs = {name: array for name, array in batch.items() if name != LABEL}
         trained, deployed = host.run("trained", inputs), host.run("deployed", inputs)
@@ -131,10 +144,11 @@ def compared(host: Host, batches: Iterable[Arrays], metric: Metric, axis: int = 
                 "give a pair that belongs together"
             )
         result.first = result.first or inputs
-        result.samples += rows(inputs)
+        result.batches += 1
+        result.samples += samples.rows(inputs, list(inputs))
         _add_scores(result, {"trained": trained, "deployed": deployed}, batch.get(LABEL), metric)
-        _add_agreement(result, _first(trained), _first(deployed), axis)
-        _add_differences(result, inputs, trained, deployed)
+        _add_agreement(result, _first(trained), _first(deployed), decisions)
+        _add_differences(result, inputs, trained, deployed, samples)
     return result
 
 
@@ -159,12 +173,14 @@ def differences(result: Comparison, deployed: ir.Model) -> tuple[OutputDifferenc
             continue
         quantizer = _behind(value, quantizers)
         step_from: Literal["quantizer", "range", "integer"] = "range"
-        step = (result.high[name] - result.low[name]) / 255 or 1.0
+        step = (result.high.get(name, 0) - result.low.get(name, 0)) / 255 or 1.0
         if quantizer is not None:
             step, step_from = float(quantizer.scales.max()), "quantizer"
         elif value.dtype is not None and value.dtype.is_integer():
             step, step_from = 1.0, "integer"
-        found.append(OutputDifference(name, result.largest[name], step, step_from))
+        sizes = result.sizes.get(name)
+        batches = result.batches - (0 if sizes is None else sizes.batches)
+        found.append(OutputDifference(name, result.largest[name], step, step_from, batches, sizes))
     return tuple(found)
 
 
@@ -183,6 +199,8 @@ def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[A
     expected, actual = host.run("trained", inputs), host.run("deployed", inputs)
     undisturbed = all(np.array_equal(before[name], actual[name]) for name in before)
     for name, quantizer in common.items():
+        if expected[name].shape != actual[name].shape:
+            continue  # a consequence of decisions before it
         steps = float(np.abs(expected[name] - actual[name]).max(initial=0)) / float(quantizer.scales.max())
         if steps > MORE_THAN_ONE_STEP:
             node = quantizer.source.producer()
@@ -200,29 +218,47 @@ def _add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[A
         result.scores[model] = total + float(values.sum()), count + values.size
 
 
-def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], axis: int) -> None:
-    if trained.ndim < 2 or trained.shape[axis] < 2 or not np.issubdtype(trained.dtype, np.floating):
+def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], decisions: Decisions) -> None:
+    if trained.shape != deployed.shape:
         return
-    same = trained.argmax(axis=axis) == deployed.argmax(axis=axis)
+    ours, theirs = decisions.predicted(trained), decisions.predicted(deployed)
+    if ours is None or theirs is None:
+        return
+    same = ours == theirs
     result.agreeing += int(same.sum())
     result.predictions += same.size
 
 
-def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deployed: Arrays) -> None:
+def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deployed: Arrays, samples: Samples) -> None:
     for name, expected in trained.items():
-        if not (np.isfinite(expected).all() and np.isfinite(deployed[name]).all()):
-            raise InputError(
-                f"output {name!r}: is not finite in one of the two models; check how the model was trained"
-            )
-        apart = np.abs(expected.astype(np.float64) - deployed[name])
-        if apart.size == 0:
+        found = deployed[name]
+        result.largest.setdefault(name, 0.0)
+        if expected.shape != found.shape:
+            result.sizes[name] = result.sizes.get(name, Sizes()) + Sizes.of(expected, found)
+            result.worst.setdefault(name, (inputs, 0))
+        if expected.shape != found.shape or expected.size == 0:
             continue
+        apart = _apart(name, expected, found)
         if name not in result.worst or apart.max() > result.largest[name]:
-            row = int(np.unravel_index(apart.argmax(), apart.shape)[0]) if apart.ndim else 0
-            result.worst[name] = inputs, row
+            axis = samples.outputs.get(name, 0) or 0
+            place = np.unravel_index(apart.argmax(), apart.shape)
+            result.worst[name] = inputs, int(place[axis]) if axis < apart.ndim else 0
             result.largest[name] = float(apart.max())
-        result.low[name] = min(float(expected.min()), result.low.get(name, np.inf))
-        result.high[name] = max(float(expected.max()), result.high.get(name, -np.inf))
+        finite = expected[np.isfinite(expected)]
+        if finite.size:
+            result.low[name] = min(float(finite.min()), result.low.get(name, np.inf))
+            result.high[name] = max(float(finite.max()), result.high.get(name, -np.inf))
+
+
+def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
+    """Absolute differences; 0 where both are the same infinity, as masks are by design."""
+    masked = np.isinf(expected) & (expected == found)
+    if not (np.isfinite(expected) | masked).all() or not (np.isfinite(found) | masked).all():
+        undefined = np.isnan(expected).any() or np.isnan(found).any()
+        what = "is NaN" if undefined else "is not finite, at other places than in the other,"
+        raise InputError(f"output {name!r}: {what} in one of the two models; check how the model was trained")
+    with np.errstate(invalid="ignore"):
+        return np.where(masked, 0.0, np.abs(expected.astype(np.float64) - found))
 
 
 def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Quantizer | None:
@@ -238,16 +274,15 @@ def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Q
 
 def _one_row(inputs: Arrays, row: int, model: ir.Model) -> Arrays:
     """That row of every input, where the model takes any number (probing every value of a batch would need much memory)."""
-    shapes = [value.shape for value in model.graph.inputs if value.name in inputs]
-    if any(shape is None or shape.rank() == 0 or isinstance(shape[0], int) for shape in shapes):
-        return inputs
-    return {name: array[row : row + 1] for name, array in inputs.items()}
-
-
-def rows(inputs: Arrays) -> int:
-    """Samples in a batch: the length of the first input."""
-    first = _first(inputs)
-    return len(first) if first.ndim else 1
+    samples = Samples.of(model)
+    count = samples.rows(inputs, list(inputs))
+    axes = {name: samples.axis_of(name, array, count) for name, array in inputs.items()}
+    shapes = {str(value.name): value.shape for value in model.graph.inputs if value.name in inputs}
+    for name, axis in axes.items():
+        shape = shapes[name]
+        if shape is None or shape.rank() == 0 or (axis is not None and isinstance(shape[axis], int)):
+            return inputs
+    return {name: array if (axis := axes[name]) is None else array.take([row], axis) for name, array in inputs.items()}
 
 
 def _first(arrays: Arrays) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""How well outputs match labels: a metric is a function from an output and its labels to one value per sample."""
+"""How well outputs match labels: a metric is a function from an output and its labels to one value per sample or decision."""
 
 from __future__ import annotations
 
@@ -9,45 +9,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.labels import Decisions, aligned
 
 Array = NDArray[Any]
 Metric = Callable[[Array, Array], Array]
 
 #: A perfect reconstruction counts as 100 dB, so that means stay finite.
 LEAST_ERROR = 1e-10
+BEST = 5
 
 
-def accuracy(output: Array, label: Array) -> Array:
-    """1 where the largest of the scores [N, C, ...] is that of the label [N, ...] (class numbers), else 0: [N, ...]."""
-    classes = _classes(output, label)
-    return np.asarray(output.argmax(axis=1) == classes, np.float64)
+def accuracy(output: Array, label: Array, decisions: Decisions) -> Array:
+    """1 where the decision is the label's, else 0, for those that count (see `labels`): [decisions]."""
+    return np.asarray(decisions.hits(output, label), np.float64)
 
 
-def top5(output: Array, label: Array) -> Array:
-    """1 where the label [N] is among the five largest of the scores [N, C], else 0: [N]."""
-    classes = _classes(output, label)
-    best = np.argsort(-output, axis=1, kind="stable")[:, :5]
-    return np.asarray((best == classes[:, None]).any(axis=1), np.float64)
+def binary_accuracy(output: Array, label: Array, decisions: Decisions) -> Array:
+    """1 where an element is on the side of the threshold that its label, between 0 and 1, is on: [decisions]."""
+    return np.asarray(decisions.side_hits(output, label), np.float64)
 
 
-def mse(output: Array, label: Array) -> Array:
+def top5(output: Array, label: Array, decisions: Decisions) -> Array:
+    """1 where the label is among the five classes of the largest scores, for those that count: [decisions]."""
+    numbers = decisions.numbers(label, output.shape)
+    scores = np.moveaxis(output, decisions.class_axis(output), -1)
+    best = np.argsort(-scores, axis=-1, kind="stable")[..., :BEST]
+    return np.asarray((best == numbers[..., None]).any(axis=-1)[decisions.counted(numbers)], np.float64)
+
+
+def mse(output: Array, label: Array, decisions: Decisions) -> Array:
     """Mean squared difference of each sample: [N]."""
-    if output.shape != label.shape:
-        raise InputError(f"label: has shape {list(label.shape)}, the output {list(output.shape)}; they must be equal")
-    difference = output.astype(np.float64) - label
-    return np.asarray(np.square(difference).reshape(len(output), -1).mean(axis=1))
+    difference = output.astype(np.float64) - aligned(label, output.shape)
+    rows = np.moveaxis(difference, decisions.samples or 0, 0) if difference.ndim else difference.reshape(1)
+    return np.asarray(np.square(rows).reshape(len(rows), -1).mean(axis=1))
 
 
-def psnr(output: Array, label: Array) -> Array:
+def psnr(output: Array, label: Array, decisions: Decisions) -> Array:
     """Peak signal-to-noise ratio in dB of each sample, for values whose full range is 1: [N]."""
-    return np.asarray(-10 * np.log10(np.maximum(mse(output, label), LEAST_ERROR)))
+    return np.asarray(-10 * np.log10(np.maximum(mse(output, label, decisions), LEAST_ERROR)))
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "top5": top5, "mse": mse, "psnr": psnr}
+METRICS: dict[str, Callable[[Array, Array, Decisions], Array]] = {
+    "accuracy": accuracy,
+    "binary_accuracy": binary_accuracy,
+    "top5": top5,
+    "mse": mse,
+    "psnr": psnr,
+}
 
 
-def named(metric: str | Metric) -> tuple[str, Metric]:
-    """A metric with its name.
+def named(metric: str | Metric, decisions: Decisions | None = None) -> tuple[str, Metric]:
+    """A metric with its name; those with a name here judge what the model decides.
 
     Raises:
         InputError: no metric has this name.
@@ -56,21 +68,5 @@ def named(metric: str | Metric) -> tuple[str, Metric]:
         return getattr(metric, "__name__", "metric"), metric
     if metric not in METRICS:
         raise InputError(f"metric {metric!r}: is not one of {', '.join(map(repr, METRICS))}; choose one of them")
-    return metric, METRICS[metric]
-
-
-def _classes(output: Array, label: Array) -> Array:
-    if output.ndim < 2:
-        raise InputError(f"output: has shape {list(output.shape)}, no class scores [N, C]; choose another metric")
-    expected = (output.shape[0], *output.shape[2:])
-    classes = label.reshape(expected) if label.size == np.prod(expected) else label
-    if classes.shape != expected or not np.issubdtype(label.dtype, np.integer):
-        raise InputError(
-            f"label: is {label.dtype} of shape {list(label.shape)}; class numbers of shape {list(expected)} are needed"
-        )
-    if classes.min() < 0 or classes.max() >= output.shape[1]:
-        raise InputError(
-            f"label: holds {int(classes.min())} to {int(classes.max())}, the model has classes 0 to {output.shape[1] - 1}; "
-            "check the labels"
-        )
-    return classes
+    judge, judged = METRICS[metric], Decisions() if decisions is None else decisions
+    return metric, lambda output, label: judge(output, label, judged)

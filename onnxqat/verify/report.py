@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxqat.verify.compare import Divergence, OutputDifference
+from onnxqat.verify.entries import Sizes
 from onnxqat.verify.fusion import Kernel
 
 #: Beyond this many output steps the report says where the difference arises.
@@ -127,6 +128,10 @@ class Report:
         if self.agreement is not None:
             table.add_row("same top-1", "", f"{self.agreement:.2%}")
         for output in self.outputs:
+            if output.sizes is not None:
+                table.add_row(f"entries of {output.output}", *_entries(output.sizes))
+            if not output.batches:
+                continue
             steps = f"{output.largest:.3g} = {output.steps:.2f} steps of {output.step:.3g} ({output.step_from})"
             table.add_row(f"largest difference of {output.output}", "", steps)
         weighted, layers = self.integer_count()
@@ -158,6 +163,12 @@ class Report:
         if not found.undisturbed:
             text += " Reading these values changed the deployed model's outputs, so other kernels may have run."
         return [Text(text)]
+
+
+def _entries(sizes: Sizes) -> tuple[str, str]:
+    """How many entries each model gave, in the batches in which their numbers differ."""
+    shared = "" if sizes.shared is None else f", {sizes.shared} in both"
+    return str(sizes.trained), f"{sizes.deployed}{shared} ({sizes.batches} batches differ in size)"
 
 
 def _kernel_table(kernels: Iterable[Kernel]) -> Table:

@@ -12,8 +12,11 @@ import onnx_ir as ir
 
 from onnxqat import data
 from onnxqat.graph import io
+from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
+from onnxqat.labels import Decisions, Labelling
 from onnxqat.progress import track
+from onnxqat.samples import Samples
 from onnxqat.verify import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verify.host import Arrays, Host, RuntimeName, opened
 from onnxqat.verify.metrics import Metric, named
@@ -34,6 +37,9 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     interpreter: str | os.PathLike[str] | None = None,
     metric: str | Metric = "accuracy",
     float_model: io.ModelLike | None = None,
+    class_axis: int | None = None,
+    ignore_label: int | None = None,
+    sample_axis: int | None = None,
     transform: data.Transform | None = None,
     threads: int = 2,
 ) -> Report:
@@ -47,25 +53,31 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         batches: iterable of batches, with labels under "label" for the metric; or what `data.read` takes.
         runtime: "ort" or "openvino".
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
-        metric: "accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per sample.
+        metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
+            sample.
         float_model: what size and latency are compared with; None: the Q/DQ model without its quantizers.
+        class_axis: axis of the first output along which classes compete; None: told by the model's Softmax and the labels' shape.
+        ignore_label: label that does not count, -100 or 255 say; None: all count.
+        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
         transform: turns an item of the loader into a batch.
         threads: how many threads the runtime may use.
 
     Raises:
         InputError: models or data do not fit, or the runtime refuses them; interpreter or runtime are missing.
     """
-    metric_name, score = named(metric)
     qdq_model, deployed_model = io.load(trained), io.load(deployed)
+    decisions = _decisions(qdq_model, Labelling(class_axis, ignore_label, sample_axis))
+    metric_name, score = named(metric, decisions)
     reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model, oldest_opset=7)
-    checked = data.batches(batches, deployed_model, transform=transform)
+    checked = data.batches(batches, deployed_model, transform=transform, sample_axis=sample_axis)
+    samples = checked.signature.samples
     with opened(runtime, interpreter, threads) as host:
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
         float_file = host.load("float", reference)
-        found = compare.compared(host, track(checked, "verify"), score, compare.class_axis(qdq_model))
+        found = compare.compared(host, track(checked, "verify"), score, decisions, samples)
         outputs = compare.differences(found, deployed_model)
-        latency = _latency(host, found.first)
+        latency = _latency(host, found.first, samples)
         kernels = _kernels(host, deployed_model)
         worst = max(outputs, key=lambda output: output.steps)
         report = Report(
@@ -90,20 +102,23 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     return report
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     model: io.ModelLike,
     batches: str | Path | data.Source | data.Batches,
     *,
     metric: str | Metric = "accuracy",
     runtime: RuntimeName = "ort",
     interpreter: str | os.PathLike[str] | None = None,
+    class_axis: int | None = None,
+    ignore_label: int | None = None,
+    sample_axis: int | None = None,
     transform: data.Transform | None = None,
     threads: int = 2,
 ) -> float:
     """The metric of one model on labelled data, as the runtime executes it (see `verify` for the arguments)."""
-    _, score = named(metric)
     loaded = io.load(model, oldest_opset=7)
-    checked = data.batches(batches, loaded, needs_labels=True, transform=transform)
+    _, score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
+    checked = data.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
     with opened(runtime, interpreter, threads) as host:
         host.load("model", loaded)
         return compare.scored(host, track(checked, "evaluate"), score, "model")
@@ -116,14 +131,23 @@ def _size(given: io.ModelLike | None, written: Path) -> int:
     return models.size(given if isinstance(given, (str, os.PathLike)) else written)
 
 
-def _latency(host: Host, inputs: Arrays) -> Latency:
+def _decisions(model: ir.Model, labelling: Labelling) -> Decisions:
+    """What the model's first output decides; shapes are inferred on a copy, as files need not hold them."""
+    inferred = model.clone()
+    infer(inferred)
+    output = inferred.graph.outputs[0]
+    samples = Samples.of(inferred, labelling.sample_axis)
+    return Decisions.of(output, labelling, samples.outputs.get(str(output.name), 0))
+
+
+def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:
     taken = host.time(["float", "deployed"], inputs, TIMING_SECONDS)
     return Latency(
         deployed=1e3 * float(np.median(taken["deployed"])),
         float_model=1e3 * float(np.median(taken["float"])),
         ratio=float(np.median(taken["deployed"] / taken["float"])),
         rounds=len(taken["float"]),
-        batch=compare.rows(inputs),
+        batch=samples.rows(inputs, list(inputs)),
         threads=host.threads,
     )
 

@@ -5,9 +5,10 @@ import pytest
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.labels import Decisions, Labelling
 from onnxqat.verify import compare
 from onnxqat.verify.host import opened
-from onnxqat.verify.metrics import accuracy
+from onnxqat.verify.metrics import named
 
 CHAIN = """
   c = Conv(xd, w1d, b1d)
@@ -40,7 +41,8 @@ def batches():
 def compared(host, trained, deployed, batches):
     host.load("trained", io.load(trained), simulate=True)
     host.load("deployed", io.load(deployed))
-    return compare.compared(host, batches, accuracy)
+    decisions = Decisions.of(io.load(trained).graph.outputs[0], Labelling())
+    return compare.compared(host, batches, named("accuracy", decisions)[1], decisions)
 
 
 def test_step_of_an_output_from_a_quantizer_is_its_scale(host, network, batches):
@@ -123,17 +125,52 @@ def test_models_of_different_outputs_are_refused(host, network, batches):
         compared(host, network(CHAIN), other, batches)
 
 
-def test_output_that_is_not_finite_is_refused(host, network, batches):
+def test_output_that_is_not_a_number_is_refused(host, network, batches):
     model = network("l = Log(xd) y = Mul(l, l)")
-    with pytest.raises(InputError, match="output 'y': is not finite"):
+    with pytest.raises(InputError, match="output 'y': is NaN"):
         compared(host, model, model, batches)
+
+
+MASKED = "g = Greater(xd, low) n = Log(low) y = Where(g, xd, n)"
+
+
+def test_places_that_both_models_mask_by_infinity_are_equal(host, network, batches):
+    model = network(MASKED)
+    (found,) = compare.differences(compared(host, model, model, batches), io.load(model))
+    assert found.largest == 0
+    assert 0 < found.step < 1
+
+
+def test_an_infinity_in_one_of_the_models_is_refused(host, network, batches):
+    other = network(MASKED.replace("Where(g, xd, n)", "Where(g, n, xd)"))
+    with pytest.raises(InputError, match="output 'y': is not finite, at other places"):
+        compared(host, network(MASKED), other, batches)
+
+
+FOUND = "g = Greater(xd, low) y = NonZero(g)"
+
+
+def test_entries_are_counted_where_sizes_differ(host, network, batches):
+    fewer = network(FOUND.replace("low", "six"), "int64[4,K] y")
+    result = compared(host, network(FOUND, "int64[4,K] y"), fewer, batches[:2])
+    positive = [int((batch["x"] > 0.025).sum()) for batch in batches[:2]]
+    (found,) = compare.differences(result, io.load(fewer))
+    assert (found.sizes.trained, found.sizes.deployed, found.sizes.shared) == (sum(positive), 0, 0)
+    assert (found.sizes.batches, found.batches) == (2, 0)
+
+
+def test_entries_that_both_models_give_are_counted_wherever_they_stand(host, network, batches):
+    body = "g = Greater(xd, t) y = NonZero(g)"
+    models = [network(f"t = Mul(six, {scale}) {body}", "int64[4,K] y") for scale in ("s", "s6")]
+    (found,) = compare.differences(compared(host, *models, batches[:1]), io.load(models[1]))
+    grid = np.clip(np.rint(batches[0]["x"] / 0.05), -128, 127) * np.float32(0.05)
+    above = [set(zip(*np.nonzero(grid > np.float32(6) * np.float32(t)), strict=True)) for t in (0.05, 0.0235)]
+    assert (found.sizes.trained, found.sizes.deployed) == tuple(map(len, above))
+    assert found.sizes.shared == len(above[0] & above[1]) > 0
 
 
 @pytest.mark.parametrize(("axis", "predictions"), [(-1, 3 * 4 * 2 * 4), (1, 3 * 4 * 4 * 4)], ids=["last", "first"])
 def test_predictions_agree_along_the_axis_of_the_softmax(host, network, batches, axis, predictions):
     model = network(f"y = Softmax<axis = {axis}>(xd)", "float[N,2,4,4] y")
-    loaded = io.load(model)
-    host.load("trained", loaded, simulate=True)
-    host.load("deployed", loaded)
-    found = compare.compared(host, batches, accuracy, compare.class_axis(loaded))
+    found = compared(host, model, model, batches)
     assert (found.predictions, found.agreeing) == (predictions, predictions)

@@ -177,5 +177,5 @@ def test_evaluate_without_labels_is_refused(batches):
 
 def test_labels_out_of_range_are_refused(batches):
     wrong = {**batches[0], "label": batches[0]["label"] + 10}
-    with pytest.raises(InputError, match="the model has classes 0 to 9"):
+    with pytest.raises(InputError, match="the model has 10 classes, 0 to 9"):
         evaluate(MODEL, [wrong])
