@@ -131,7 +131,7 @@ def _bias(layer: ir.Node, produced_by: dict[ir.Value, Quantizer]) -> Bias | None
     adder, index = layer, 2
     if layer.op_type == "MatMul":
         uses = list(layer.outputs[0].uses())
-        if len(uses) != 1 or uses[0].node.op_type != "Add":
+        if len(uses) != 1 or uses[0].node.op_type != "Add" or uses[0].node.graph is not layer.graph:
             return None
         adder, index = uses[0].node, 1 - uses[0].idx
     value = adder.inputs[index] if len(adder.inputs) > index else None

@@ -33,6 +33,30 @@ def shared_code(graph: ir.Graph, code: NDArray[Any]) -> ir.Value:
     return shared_constant(graph, f"{code.dtype}_{code}".replace("-", "minus_"), code)
 
 
+def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Lets all readers of `old`, which a node of the graph computes, read `new`; an output of the graph keeps its name.
+
+    `new` takes the name over where it can. An input, an initializer, another output or a value of an outer graph has a name to
+    keep itself: an Identity then makes the output.
+    """
+    if old.is_graph_output():
+        new = _under_name_of(graph, old, new)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _under_name_of(graph: ir.Graph, old: ir.Value, new: ir.Value) -> ir.Value:
+    producer, name = new.producer(), str(old.name)
+    bound = producer is None or producer.graph not in (graph, None) or new.is_graph_output()
+    if bound:
+        carrier = ir.node("Identity", [new], name=fresh_name(graph, f"{name}_Identity"))
+        carrier.outputs[0].type, carrier.outputs[0].shape = old.type, old.shape
+        graph.append(carrier)
+        new = carrier.outputs[0]
+    old.name = fresh_value_name(graph, f"{name}_replaced")  # goes with its node
+    new.name = name
+    return new
+
+
 def fresh_name(graph: ir.Graph, name: str) -> str:
     """A node name that the graph does not use yet: `name` itself where it is free."""
     return _free(name, graph.meta.setdefault(_NODES, set()) or _taken(graph, _NODES))
@@ -55,8 +79,9 @@ def _taken(graph: ir.Graph, kind: str) -> set[str]:
         taken = {str(node.name) for node in nodes}
     else:
         taken = {str(value.name) for node in nodes for value in node.outputs}
-        taken.update(str(value.name) for value in graph.inputs)
-        taken.update(graph.initializers)
+        for one in (graph, *graph.subgraphs()):  # a name inside a branch must not be one of the graph around it
+            taken.update(str(value.name) for value in one.inputs)
+            taken.update(one.initializers)
     graph.meta[kind] = taken
     return taken
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.graph import io, qdq
-from onnxqat.graph.edit import constant_value, fresh_value_name
+from onnxqat.graph.edit import constant_value, replace_value
 from onnxqat.numerics import dequantize
 
 
@@ -30,12 +30,4 @@ def _take_out(graph: ir.Graph, quantizer: qdq.Quantizer) -> None:
             return
         floats = dequantize(codes, quantizer.scales, quantizer.zero_points, quantizer.axis)
         replacement = constant_value(graph, f"{quantizer.source.name}_float", floats)
-    if quantizer.output.is_graph_output():
-        # the output keeps its name, whatever computes it
-        carrier = ir.node("Identity", [replacement])
-        name = str(quantizer.output.name)
-        carrier.outputs[0].name, quantizer.output.name = name, fresh_value_name(graph, f"{name}_quantized")
-        graph.insert_after(quantizer.dequantize, carrier)
-        replacement = carrier.outputs[0]
-        replacement.dtype, replacement.shape = ir.DataType.FLOAT, quantizer.output.shape
-    ir.convenience.replace_all_uses_with(quantizer.output, replacement, replace_graph_outputs=True)
+    replace_value(graph, quantizer.output, replacement)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.groups import inputs, is_float, sole_user
 
@@ -38,7 +38,7 @@ def fold_affine(graph: ir.Graph) -> None:
         if producer is not None and sole_user(affine.data) is node and _fold_into(graph, producer, affine):
             result = producer.outputs[0]
             result.shape = node.outputs[0].shape if result.shape is None else result.shape
-            replace_value(node.outputs[0], result)
+            replace_value(graph, node.outputs[0], result)
             graph.remove(node, safe=True)
 
 
@@ -59,16 +59,8 @@ def decompose_batch_normalization(graph: ir.Graph) -> None:
         graph.insert_before(node, [multiply, add])
         multiply.outputs[0].name = fresh_value_name(graph, f"{multiply.name}_output")
         add.outputs[0].name = fresh_value_name(graph, f"{add.name}_output")
-        replace_value(node.outputs[0], add.outputs[0])
+        replace_value(graph, node.outputs[0], add.outputs[0])
         graph.remove(node, safe=True)
-
-
-def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Lets all users of `old` read `new`; a graph output keeps its name."""
-    if old.is_graph_output():
-        name, old.name = old.name, f"{old.name}_replaced"  # goes with its node
-        new.name = name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _read(node: ir.Node) -> Affine | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.batch import Batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
+from onnxqat.graph.nesting import captured_values
 from onnxqat.insert.fills import without_fills
 from onnxqat.insert.ranges import Histogram, histogram_range, without_zeros
 from onnxqat.insert.settings import Estimate
@@ -248,10 +249,7 @@ def with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
         if needed.isdisjoint(node.outputs):
             continue
         nodes.append(node)
-        inner = [
-            n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH for n in a.as_graph().all_nodes()
-        ]
-        needed.update(value for one in (node, *inner) for value in one.inputs if value is not None)
+        needed.update(value for value in (*node.inputs, *captured_values(node)) if value is not None)
     view = ir.GraphView(
         graph.inputs,
         values,

@@ -52,6 +52,9 @@ def inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def sole_user(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value; None if there are more, or if it is a graph output."""
+    """The one node that reads the value; None if there are more, if it is in a branch or body, or if it is a graph output."""
     uses = value.uses()
-    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user = next(iter(uses)).node
+    return user if user.graph is value.graph else None

@@ -11,22 +11,28 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.config import ORIGINAL_TYPE
-from onnxqat.graph.edit import constant_value, fresh_value_name
+from onnxqat.graph.edit import constant_value, fresh_value_name, replace_value
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.affine import replace_value
 from onnxqat.insert.groups import inputs, is_float, sole_user
 
 
 def drop_inference_noops(graph: ir.Graph) -> None:
-    """Removes Dropout, which does nothing outside training."""
+    """Dropout, which does nothing outside training, becomes Identity, as does a Cast to the type that a value has."""
     for node in list(graph):
-        if node.op_type == "Dropout" and node.inputs[0] is not None and not any(v.uses() for v in node.outputs[1:]):
+        if node.inputs and node.inputs[0] is not None and _does_nothing(node):
             identity = ir.node("Identity", [node.inputs[0]], name=node.name)
             identity.outputs[0].name = fresh_value_name(graph, f"{node.name}_passed")
             identity.outputs[0].type, identity.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
             graph.insert_before(node, identity)
-            replace_value(node.outputs[0], identity.outputs[0])
+            replace_value(graph, node.outputs[0], identity.outputs[0])
             graph.remove(node, safe=True)
+
+
+def _does_nothing(node: ir.Node) -> bool:
+    if node.op_type != "Dropout" or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        return False
+    training = constant(node.inputs[2]) if _given(node, 2) else np.False_
+    return training is not None and not training.any()
 
 
 def sum_bias_in_gemm(graph: ir.Graph) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.nesting import captured_values
 from onnxqat.graph.types import infer
-from onnxqat.train.flow import Step, captured_values, control_flow_uses, may_be_float, trace
+from onnxqat.train.flow import Step, control_flow_uses, may_be_float, trace
 from onnxqat.train.gradient_graph import with_gradients
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered
 from onnxqat.train.prepare_gradients import prepare

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxqat.graph.nesting import captured_values, subgraphs
 from onnxqat.train.gradients.rule import FLOAT_TYPES, Refused, Rule, Stopped
 from onnxqat.train.gradients.table import rule_for
 
@@ -87,25 +88,7 @@ def control_flow_uses(graph: ir.Graph) -> Iterator[tuple[ir.Node, int]]:
     The gradient builder ends the process when it follows such a node back to a value that a subgraph captures. No gradient passes
     there, so it need not see the way.
     """
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     for node in graph:
-        if any(attribute.type in kinds for attribute in node.attributes.values()):
+        if subgraphs(node):
             uses = [use for output in node.outputs for use in output.uses() if use.node.graph is graph]
             yield from ((use.node, use.idx) for use in uses)
-
-
-def captured_values(node: ir.Node) -> Iterator[ir.Value]:
-    """Yields the outer values that the node's subgraphs use."""
-    for attribute in node.attributes.values():
-        graphs = (
-            [attribute.as_graph()]
-            if attribute.type == ir.AttributeType.GRAPH
-            else list(attribute.as_graphs())
-            if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )
-        for graph in graphs:
-            own = {value for inner in graph.all_nodes() for value in inner.outputs} | set(graph.inputs)
-            for inner in graph.all_nodes():
-                yield from (value for value in inner.inputs if value is not None and value not in own)
-            yield from (value for value in graph.outputs if value not in own)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph.biases import integer_biases
-from onnxqat.graph.edit import constant_value
+from onnxqat.graph.edit import constant_value, replace_value
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, constant, quantizers
@@ -48,9 +48,9 @@ def call_quantizers(model: ir.Model) -> dict[str, float]:
     for quantizer in found:
         codes = quantizer.nodes[-2] if len(quantizer.nodes) > 1 else quantizer.dequantize
         if quantizer in identities:
-            ir.convenience.replace_all_uses_with(quantizer.output, _source(quantizer), replace_graph_outputs=True)
+            replace_value(model.graph, quantizer.output, _source(quantizer))
         elif codes in calls:
-            ir.convenience.replace_all_uses_with(quantizer.output, calls[codes], replace_graph_outputs=True)
+            replace_value(model.graph, quantizer.output, calls[codes])
         else:
             rectifier = _rectifier(quantizer)
             calls[codes] = _replace(model, quantizer, rectifier)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxqat.graph.nesting import captured_values, owners
 from onnxqat.train import fakequant
 
 #: Operators that ONNX Runtime would expand itself, and so move to the end of its order, written as what it has kernels for.
@@ -29,15 +30,16 @@ def schedule(model: ir.Model, forward_outputs: Iterable[str]) -> None:
     graph.sort()
     forward = ancestors(graph, set(forward_outputs))
     position = {node: index for index, node in enumerate(graph)}
+    owner = owners(graph)  # a branch or body may be the reader
     for call in [node for node in graph if fakequant.is_call(node) and node in forward]:
-        users = [(use.node, use.idx) for use in call.outputs[0].uses()]
-        backward = [(node, index) for node, index in users if node not in forward]
+        uses = list(call.outputs[0].uses())
+        backward = [use for use in uses if owner[use.node] not in forward]
         if backward:
             again = _again(call)
-            graph.insert_before(min((node for node, _ in backward), key=position.__getitem__), again)
-            for node, index in backward:
-                node.replace_input_with(index, again.outputs[0])
-        ahead = [node for node, _ in users if node in forward]
+            graph.insert_before(min((owner[use.node] for use in backward), key=position.__getitem__), again)
+            for use in backward:
+                use.node.replace_input_with(use.idx, again.outputs[0])
+        ahead = [owner[use.node] for use in uses if owner[use.node] in forward]
         if ahead and not call.outputs[0].is_graph_output():
             graph.remove(call)
             graph.insert_before(min(ahead, key=position.__getitem__), call)
@@ -64,7 +66,7 @@ def ancestors(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
         if node in reached:
             continue
         reached.add(node)
-        producers = (value.producer() for value in node.inputs if value is not None)
+        producers = (value.producer() for value in (*node.inputs, *captured_values(node)) if value is not None)
         pending.extend(producer for producer in producers if producer is not None)
     return reached
 

@@ -91,7 +91,12 @@ def _below(x: ir.Value, nodes: set[ir.Node], position: Mapping[ir.Node, int]) ->
             return live[0]
         users = {user for value in live for user in value.consumers()} - nodes
         first = min(users, key=lambda node: position.get(node, len(position)), default=None)
-        if first is None or first.op_type not in _PARTS or any(value.is_graph_output() for value in live):
+        if (
+            first is None
+            or first not in position
+            or first.op_type not in _PARTS
+            or any(value.is_graph_output() for value in live)
+        ):
             return None
         pulled = _pulled(first, x, nodes)
         if pulled is None:
@@ -120,7 +125,7 @@ def _with_constants(y: ir.Value, nodes: set[ir.Node]) -> ir.Value:
     """Y behind the constant factors and terms that follow it; their nodes are added to the others."""
     while len(y.uses()) == 1 and not y.is_graph_output():
         user = next(iter(y.consumers()))
-        if user.op_type not in ("Mul", "Div", "Add") or _data(user) != [y]:
+        if user.graph is not y.graph or user.op_type not in ("Mul", "Div", "Add") or _data(user) != [y]:
             break
         nodes.add(user)
         y = user.outputs[0]

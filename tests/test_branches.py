@@ -1,0 +1,116 @@
+"""Layers around the branches of `If` and the bodies of `Loop`: what reads a value inside counts as a reader."""
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxqat
+from onnxqat.graph import io
+from onnxqat.inspection import quantization_table
+from tests.models import model, outputs, random
+
+LAYERS = {"w": random(4, 4, 3, 3), "b": random(4), "v": random(4, 4, 1, 1, seed=1)}
+CONSTANTS = {
+    "lo": np.float32(0),
+    "hi": np.float32(3),
+    "pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
+    "sizes": np.array([1, 1, 2, 2], np.float32),
+    "six": np.float32(6),
+    "three": np.float32(3),
+}
+CONV = "a = Conv<pads=[1,1,1,1]>(x, w, b)"
+INSIDE = {
+    "relu": (CONV, "p = Relu(a)"),
+    "clip": (CONV, "p = Clip(a, lo, hi)"),
+    "relu and minimum": (f"{CONV} r = Relu(a)", "p = Min(r, hi)"),
+    "pooling and padding": (CONV, "m = MaxPool<kernel_shape=[2,2],strides=[2,2]>(a) p = Pad(m, pads)"),
+    "resize": (CONV, 'p = Resize<mode="nearest">(a, , sizes)'),
+    "half of a hard swish": (f"{CONV} t = Add(a, three) c = Clip(t, lo, six)", "m = Mul(a, c) p = Div(m, six)"),
+    "convolution": (CONV, "r = Relu(a) p = Conv(r, v)"),
+    "nested": (
+        CONV,
+        "p = If(c) <then_branch = s () => (float[N,P,Q,R] i) { i = Relu(a) }, "
+        "else_branch = f () => (float[N,P,Q,R] j) { j = Identity(a) }>",
+    ),
+    "the value itself": (CONV, "p = Identity(a)"),
+}
+
+
+def branching(before: str, inside: str, otherwise: str = "x") -> onnx.ModelProto:
+    body = (
+        f"(float[N,4,8,8] x, bool c) => (float[N,P,Q,R] y) {{ {before} "
+        f"y = If(c) <then_branch = t () => (float[N,P,Q,R] p) {{ {inside} }}, "
+        f"else_branch = e () => (float[N,P,Q,R] q) {{ q = Identity({otherwise}) }}> }}"
+    )
+    names = set(body.replace("(", " ").replace(")", " ").replace(",", " ").split())
+    return model(body, **{name: array for name, array in (LAYERS | CONSTANTS).items() if name in names})
+
+
+def data(*conditions: bool) -> list[dict[str, np.ndarray]]:
+    return [{"x": random(2, 4, 8, 8, seed=i, scale=1.0), "c": np.array(c)} for i, c in enumerate(conditions)]
+
+
+def check_alike(proto: onnx.ModelProto, made: onnx.ModelProto, batch: dict[str, np.ndarray]) -> None:
+    onnx.checker.check_model(made)
+    for want, got in zip(outputs(proto, batch), outputs(made, batch), strict=True):
+        assert np.abs(want - got).max() < 0.03 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("before", "inside"), INSIDE.values(), ids=INSIDE)
+def test_layer_that_only_a_branch_reads_is_quantized_rightly(before, inside):
+    proto = branching(before, inside)
+    given = data(True, False)
+    qdq = onnxqat.insert(proto, given)
+    for batch in given:
+        check_alike(proto, qdq, batch)
+        check_alike(proto, onnxqat.fold(qdq), batch)
+
+
+def test_branches_that_return_the_same_outer_value_are_read_and_quantized():
+    proto = branching(CONV, "p = Identity(a)", otherwise="a")
+    given = data(True, False)
+    assert quantization_table(io.load(proto))
+    qdq = onnxqat.insert(proto, given)
+    assert quantization_table(io.load(qdq))
+    for batch in given:
+        check_alike(proto, qdq, batch)
+
+
+def test_bias_added_inside_a_branch_stays_there():
+    proto = model(
+        """(float[N,8] x, bool c) => (float[N,6] y) { a = MatMul(x, w) y = If(c) <
+        then_branch = t () => (float[N,6] p) { p = Add(a, b) }, else_branch = e () => (float[N,6] q) { q = Identity(a) }> }""",
+        w=random(8, 6),
+        b=random(6),
+    )
+    given = [{"x": random(4, 8, seed=i), "c": np.array(i == 0)} for i in range(2)]
+    deployed = onnxqat.fold(onnxqat.insert(proto, given))
+    for batch in given:
+        check_alike(proto, deployed, batch)
+
+
+def test_layer_that_a_loop_reads_is_quantized_rightly():
+    ends = "(int64 i, bool k, float[N,4,8,8] s) => (bool o, float[N,4,8,8] u)"
+    body = f"body = g {ends} {{ o = Identity(k) r = Relu(a) u = Add(s, r) }}"
+    proto = model(
+        f"""(float[N,4,8,8] x) => (float[N,4,8,8] y) {{ {CONV} n = Constant<value=int64 {{2}}>() t = Constant<value=bool {{1}}>()
+        y = Loop(n, t, a) <{body}> }}""",
+        w=LAYERS["w"],
+        b=LAYERS["b"],
+    )
+    given = [{"x": batch["x"]} for batch in data(True, True)]
+    check_alike(proto, onnxqat.fold(onnxqat.insert(proto, given)), given[0])
+
+
+def test_training_passes_by_a_branch_that_reads_a_quantized_value():
+    proto = model(
+        f"""(float[N,4,8,8] x, bool c) => (float[N,4,8,8] y, float[N,4,8,8] z) {{ {CONV} r = Relu(a) y = Conv(r, v)
+        z = If(c) <then_branch = t () => (float[N,4,8,8] p) {{ p = Neg(r) }}, else_branch = e () => (float[N,4,8,8] q)
+        {{ q = Identity(r) }}> }}""",
+        **LAYERS,
+    )
+    given = data(True, False)
+    trainer = onnxqat.Trainer(onnxqat.insert(proto, given), loss="mse", optimizer=onnxqat.AdamW(lr=1e-5))
+    label = outputs(proto, given[0])[0]
+    assert trainer.step({**given[0], "label": label}) < 1e-2
+    check_alike(proto, trainer.model(), given[1])
