@@ -25,7 +25,7 @@ INSIDE = {
     "relu and minimum": (f"{CONV} r = Relu(a)", "p = Min(r, hi)"),
     "pooling and padding": (CONV, "m = MaxPool<kernel_shape=[2,2],strides=[2,2]>(a) p = Pad(m, pads)"),
     "resize": (CONV, 'p = Resize<mode="nearest">(a, , sizes)'),
-    "half of a hard swish": (f"{CONV} t = Add(a, three) c = Clip(t, lo, six)", "m = Mul(a, c) p = Div(m, six)"),
+    "half of a hard swish": (f"{CONV} t = Add(a, three) k = Clip(t, lo, six)", "m = Mul(a, k) p = Div(m, six)"),
     "convolution": (CONV, "r = Relu(a) p = Conv(r, v)"),
     "nested": (
         CONV,

@@ -57,6 +57,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
     optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31, should_fold=_is_small_fill)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     eliminate_identities(loaded)
+    loaded = loaded.clone()  # what is inside branches that were folded away would still count as a reader
     infer(loaded)
     forget_names(loaded.graph)
     for step in (

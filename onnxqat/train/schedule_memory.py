@@ -32,7 +32,7 @@ def schedule(model: ir.Model, forward_outputs: Iterable[str]) -> None:
     position = {node: index for index, node in enumerate(graph)}
     owner = owners(graph)  # a branch or body may be the reader
     for call in [node for node in graph if fakequant.is_call(node) and node in forward]:
-        uses = list(call.outputs[0].uses())
+        uses = [use for use in call.outputs[0].uses() if use.node in owner]  # a removed branch still counts there
         backward = [use for use in uses if owner[use.node] not in forward]
         if backward:
             again = _again(call)

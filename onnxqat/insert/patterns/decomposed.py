@@ -91,12 +91,9 @@ def _below(x: ir.Value, nodes: set[ir.Node], position: Mapping[ir.Node, int]) ->
             return live[0]
         users = {user for value in live for user in value.consumers()} - nodes
         first = min(users, key=lambda node: position.get(node, len(position)), default=None)
-        if (
-            first is None
-            or first not in position
-            or first.op_type not in _PARTS
-            or any(value.is_graph_output() for value in live)
-        ):
+        if first is None or first.op_type not in _PARTS or any(value.is_graph_output() for value in live):
+            return None
+        if first not in position:  # it is inside a branch or body
             return None
         pulled = _pulled(first, x, nodes)
         if pulled is None:
