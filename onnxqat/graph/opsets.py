@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -11,7 +10,9 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 
-from onnxqat.errors import InputError
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.types import infer
+from onnxqat.graph.upgrade import upgrade_nodes
 
 log = logging.getLogger(__name__)
 
@@ -19,31 +20,30 @@ log = logging.getLogger(__name__)
 CONVERTED_OPSET = 17
 #: Weights larger than this many bytes stay out of what goes through onnx's converter, whose limit is 2 GiB.
 SMALL = 1024
-#: How the converter's messages name the operator that it gave up at.
-_OPERATOR = re.compile(r"adapt_([a-z_]+)_\d+_\d+|No Adapter .*? for (\w+)|No Op registered for (\w+)|of operator (\w+)")
 
 
 def upgraded(model: ir.Model, version: int) -> ir.Model:
-    """The model converted to a newer opset.
+    """A copy of the model in a newer opset (see `upgrade`).
 
     Raises:
-        InputError: onnx's converter does not know an operator in its old form; the message names it.
+        InputError: an operator has no newer form; the message names it.
     """
     found = model.opset_imports[""]
-
-    def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
-        converted = onnx.version_converter.convert_version(proto, version)
-        onnx.checker.check_model(converted)  # the converter leaves what it does not know
-        return converted
-
+    copy = model.clone()
+    infer(copy)
     try:
-        result = _without_weights(model, convert)
-    except Exception as error:  # it has no error class of its own for what it cannot do
+        upgrade_nodes(copy, found)
+    except UnsupportedModelError as error:
+        raise InputError(f"model: opset {found} cannot be converted to {version}: {error}; export it anew") from error
+    stuck = Counter(node.op_type for node in copy.graph.all_nodes() if not _exists(node, version))
+    if stuck:
         raise InputError(
-            f"model: opset {found} cannot be converted to {version} ({_reason(error, found)}); export it with opset {version}"
-        ) from error
+            f"model: opset {found} cannot be converted to {version}, because of {_listed(stuck)}; "
+            f"export it with opset {version}"
+        )
+    copy.opset_imports[""] = version
     log.warning("model converted from opset %d to %d", found, version)
-    return result
+    return copy
 
 
 def lowered(model: ir.Model, version: int) -> ir.Model:
@@ -64,13 +64,17 @@ def lowered(model: ir.Model, version: int) -> ir.Model:
         )
     stuck = Counter(node.op_type for node in model.graph.all_nodes() if not _exists(node, version))
     if stuck:
-        listed = ", ".join(f"{name} ({count})" for name, count in sorted(stuck.items()))
         raise InputError(
-            f"model: opset {found} cannot be lowered to {version}, because of {listed}; export it with opset 17 to {version}"
+            f"model: opset {found} cannot be lowered to {version}, because of {_listed(stuck)}; "
+            f"export it with opset 17 to {version}"
         )
     model.opset_imports[""] = version
     log.warning("model lowered from opset %d to %d", found, version)
     return model
+
+
+def _listed(operators: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in sorted(operators.items()))
 
 
 def _state_defaults(model: ir.Model, operators: Iterable[str], version: int) -> None:
@@ -129,14 +133,3 @@ def _give_back(graph: ir.Graph, tensors: dict[str, ir.TensorProtocol | None], li
     kept = [value for value in graph.inputs if value.name not in tensors or value.name in listed]
     graph.inputs.clear()
     graph.inputs.extend(kept)
-
-
-def _reason(error: Exception, version: int) -> str:
-    text = str(error).strip().splitlines()[0]
-    found = _OPERATOR.search(text)
-    if found is None:
-        return text
-    name = next(group for group in found.groups() if group)
-    known = {schema.name.lower(): schema.name for schema in onnx.defs.get_all_schemas_with_history()}
-    operator = known.get(name.replace("_", "").lower(), name)
-    return f"the converter does not know {operator} of opset {version}"

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
+from onnxqat.conversion import converted
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.identities import eliminate_identities
-from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import constant, is_quantized
 from onnxqat.graph.types import infer
@@ -41,7 +41,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
     """
     loaded = io.load(model, oldest_opset=OLDEST_CONVERTIBLE)
     if io.opset(loaded) < io.OLDEST_OPSET:
-        loaded = upgraded(loaded, CONVERTED_OPSET)
+        loaded = converted(loaded)
     if is_quantized(loaded):
         raise InputError(
             "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxqat.conversion import converted
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.io import OLDEST_OPSET, opset
-from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.types import infer
 from onnxqat.train.gradients.table import is_registered
@@ -34,7 +34,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 def supported(model: ir.Model) -> ir.Model:
     """Returns a copy of an operator set that rules know, without functions and decided branches."""
-    copy = upgraded(model, CONVERTED_OPSET) if opset(model) < OLDEST_OPSET else model.clone()
+    copy = converted(model) if opset(model) < OLDEST_OPSET else model.clone()
     if copy.functions:
         passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
     resolve_branches(copy)
