@@ -1,6 +1,6 @@
 """Operators of opsets 7 to 12 in the form that they have in opset 17; inside branches and bodies too.
 
-Only what changed its meaning or its inputs is rewritten: all other operators merely take more types now. Node and value names stay.
+Only what changed its meaning or its inputs is rewritten: other operators merely take more types now. Node and value names stay.
 """
 
 from __future__ import annotations
