@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxqat.graph.edit import fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.graph.without import ABSORBED, absorbed
 from onnxqat.numerics import quantize
 
 
@@ -19,13 +20,17 @@ def fold_activation(graph: ir.Graph, quantizer: Quantizer) -> None:
     if it covers the whole range of the integer type, which codes below 8 bits and trained scales do not keep to.
     """
     qmin, qmax = quantizer.qmin, quantizer.qmax
+    bounds = -np.inf, np.inf
     while (found := _bounded(quantizer)) is not None:
         node, low, high = found
+        bounds = max(bounds[0], low), min(bounds[1], high)
         qmin, qmax = max(qmin, _code(quantizer, low)), min(qmax, _code(quantizer, high))
         quantizer.nodes[0].replace_input_with(0, node.inputs[0])
         graph.remove(node, safe=True)
     if (qmin, qmax) != (quantizer.qmin, quantizer.qmax):
         _clip_codes(graph, quantizer, qmin, qmax)
+    if quantizer.quantize is not None and any(map(np.isfinite, bounds)) and absorbed(quantizer, ours=True) != bounds:
+        quantizer.quantize.metadata_props[ABSORBED] = f"{bounds[0]:.9g} {bounds[1]:.9g}"
 
 
 def share_zero_points(found: Iterable[Quantizer]) -> None:

@@ -20,6 +20,7 @@ from onnxqat.distributed import Workers
 from onnxqat.graph import io
 from onnxqat.graph.biases import DEPLOYED_AS, make_room
 from onnxqat.graph.qdq import Spec, constant
+from onnxqat.graph.without import TARGET
 from onnxqat.insert.calibrate import Observed, Observer, calibrate
 from onnxqat.insert.correct import correct_biases
 from onnxqat.insert.groups import Skip
@@ -138,7 +139,7 @@ def _activation_grid(
 
 def _note(model: ir.Model, skips: Iterable[Skip], table: Target, config: Config) -> None:
     """Leaves in the model what later stages and readers need: target, stages of training, why nodes stay in float."""
-    model.metadata_props["onnxqat.target"] = table.name
+    model.metadata_props[TARGET] = table.name
     model.metadata_props[DEPLOYED_AS] = "int32" if table.integer_bias else "float"
     for name in ("activation_start_epoch", "weight_start_epoch"):
         if epoch := getattr(config, name):

@@ -1,6 +1,9 @@
 import numpy as np
+import onnx
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+import onnxqat
 from onnxqat.graph import io, qdq
 from onnxqat.graph.without import without_quantizers
 from tests.models import model, operators, outputs, random
@@ -33,7 +36,7 @@ def quantized(nodes):
 @pytest.mark.parametrize("nodes", NODES.values(), ids=NODES)
 def test_float_model_computes_as_if_there_had_been_no_quantizer(nodes):
     floats = io.to_proto(without_quantizers(io.load(quantized(nodes))))
-    assert not {"QuantizeLinear", "DequantizeLinear", "Clip"} & set(operators(floats))
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(operators(floats))
     assert [value.name for value in floats.graph.output] == ["y"]
     x = random(4, 3, scale=1)
     np.testing.assert_allclose(outputs(floats, {"x": x})[0], x @ WEIGHT, rtol=1e-5, atol=1e-6)
@@ -56,3 +59,69 @@ def test_argument_stays_as_it_was():
     without_quantizers(given)
     assert io.to_proto(given).SerializeToString() == before
     assert len(qdq.quantizers(given)) == 1
+
+
+def exact(*shape):
+    """Weights that int8 holds exactly."""
+    codes = np.random.default_rng(0).integers(-60, 61, shape)
+    codes[0] = 127
+    return codes.astype(np.float32) / 128
+
+
+BOUNDS = {
+    "relu": "r = Relu(h)",
+    "from 0 to 1": "r = Clip(h, zero, one)",
+    "from -1 to 1": "r = Clip(h, minus, one)",
+    "up to 1": "r = Clip(h, , one)",
+    "from 1": "r = Clip(h, one)",
+    "relu behind a bound": "k = Clip(h, , one) r = Relu(k)",
+}
+NUMBERS = {"zero": np.float32(0), "one": np.float32(1), "minus": np.float32(-1)}
+
+
+def bounded(nodes):
+    used = {name: array for name, array in NUMBERS.items() if f", {name}" in nodes}
+    weights = {"w": exact(8, 6), "b": random(6), "v": exact(6, 3), "c": random(3)}
+    return model(
+        f"(float[N,8] x) => (float[N,3] y) {{ h = Gemm(x, w, b) {nodes} y = Gemm(r, v, c) }}", **used, **weights
+    )
+
+
+@pytest.mark.parametrize("nodes", BOUNDS.values(), ids=BOUNDS)
+def test_activation_that_fold_carried_out_on_codes_comes_back(nodes):
+    proto = bounded(nodes)
+    given = [{"x": random(64, 8, seed=seed, scale=1)} for seed in range(3)]
+    deployed = onnxqat.fold(onnxqat.insert(proto, given, onnxqat.Config(overflow_fix="disable")))
+    floats = io.to_proto(without_quantizers(io.load(deployed)))
+    np.testing.assert_allclose(outputs(floats, given[0])[0], outputs(proto, given[0])[0], atol=1e-3)
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, given):
+        self.items = iter(given)
+
+    def get_next(self):
+        return next(self.items, None)
+
+
+@pytest.mark.parametrize("nodes", [BOUNDS[name] for name in ("relu", "from 0 to 1", "from -1 to 1")])
+def test_activation_that_another_tool_left_to_the_quantizer_comes_back(nodes, tmp_path):
+    proto = bounded(nodes)
+    given = [{"x": random(64, 8, seed=seed, scale=1)} for seed in range(3)]
+    onnx.save(proto, tmp_path / "float.onnx")
+    quantize_static(
+        tmp_path / "float.onnx",
+        tmp_path / "qdq.onnx",
+        Reader(given),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+    foreign = onnx.load(tmp_path / "qdq.onnx")
+    assert not {"Relu", "Clip"} & set(operators(foreign))
+    floats = io.to_proto(without_quantizers(io.load(foreign)))
+    # half a step of the range's rounded ends
+    np.testing.assert_allclose(outputs(floats, given[0])[0], outputs(proto, given[0])[0], atol=0.02)
+    trainer = onnxqat.Trainer(foreign, loss="distill", optimizer=onnxqat.AdamW(lr=1e-3))
+    assert all(trainer.step(batch) < 1e-3 for batch in given)
