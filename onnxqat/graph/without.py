@@ -48,8 +48,8 @@ def absorbed(quantizer: qdq.Quantizer, *, ours: bool) -> Bounds:
     source = None if node is None else node.inputs[0]
     producer = None if source is None else source.producer()
     if node is not None and ABSORBED in node.metadata_props:
-        low, high = node.metadata_props[ABSORBED].split()
-        return float(low), float(high)
+        below, above = node.metadata_props[ABSORBED].split()
+        return float(below), float(above)
     if producer is None or producer.op_type in _BOUNDED or moved(producer) is not None or quantizer.axis is not None:
         return free
     scale, zero_point = float(quantizer.scales.reshape(())), int(quantizer.zero_points.reshape(()))
