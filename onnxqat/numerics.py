@@ -13,6 +13,7 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"), e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,13 @@ Floats = NDArray[np.float32]
 #: A channel whose range is smaller than this share of the widest channel's gets that share instead: a dead channel must not
 #: drive its scale, and with it the int32 bias `b / (sx · sw)`, out of range.
 CHANNEL_SCALE_FLOOR = 2.0**-14
+
+#: What a sum of two products is held to by processors that add them in pairs (see `saturates`).
+SIXTEEN_BITS = (-(2**15), 2**15 - 1)
+#: Code that a pair of weights together, and each of them alone, may reach before rounding: 255 · (127 + 1) still fits 16 bits.
+PAIR_CODE = 127
+#: Largest zero point, of either sign, of asymmetric weights of which two zeros are a safe pair with room for a weight.
+PAIR_ZERO_POINT = 63
 
 
 def integer_range(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, int]:
@@ -137,3 +145,69 @@ def fake_quantize_gradient(
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
     dscale = np.sum(dy.astype(np.float64) * dy_ds, axis=others)
     return np.asarray(dy * inside, np.float32), np.asarray(dscale, np.float32)
+
+
+def saturates(first: Array, second: Array, largest: int) -> NDArray[np.bool_]:
+    """Which pairs of weight codes can saturate where x86 without VNNI adds their products with data in 16 bits (`vpmaddubsw`).
+
+    The sum a0·w0 + a1·w1, for raw data codes a from 0 to `largest`, is furthest from 0 where both weights have the same sign and
+    both codes are the largest: it fits iff largest · |w0 + w1| does. Weights of unequal signs never saturate: their
+    products alone fit (255 · 128), and pull the sum towards 0.
+
+    Args:
+        first: raw int8 codes of the one weight, zero point included, of any shape.
+        second: codes of the other, same shape; 0 where the kernel pads.
+        largest: largest raw data code, 255 at most; what pads the data counts too, as the code of 0, its zero point.
+    """
+    total = (first.astype(np.int64) + second) * largest
+    return np.asarray((total < SIXTEEN_BITS[0]) | (total > SIXTEEN_BITS[1]))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the weights of a channel reach, in the float weight's unit: what a pair-safe scale follows from.
+
+    Attributes:
+        low: smallest weight, 0 at most, [] or [C].
+        high: largest weight, 0 at least, same shape.
+        pair_low: smallest sum of two weights that a kernel adds as a pair, or of one alone, same shape.
+        pair_high: largest such sum, same shape.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    pair_low: NDArray[np.float64]
+    pair_high: NDArray[np.float64]
+
+    def union(self, other: Reach) -> Reach:
+        """The reach of both together, where two kernels read the same weight."""
+        return Reach(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            np.minimum(self.pair_low, other.pair_low),
+            np.maximum(self.pair_high, other.pair_high),
+        )
+
+
+def pair_safe_scale(reach: Reach, zero_point: Array | int) -> NDArray[np.float64]:
+    """Smallest scale at which no pair of 8-bit weights saturates and no code is -128; float64, [] or [C].
+
+    With zero point 0 it is P/127, P the largest |w0| + |w1| of equal signs. The raw codes of a pair add up to
+    rint(w0/s) + rint(w1/s) + 2z. Rounding adds 1 at most, so that they stay within ±128 where (w0 + w1)/s + 2z is within ±127;
+    `saturates` begins at 129, which leaves 1/127 for errors of float32. A single weight is held to w/s + z within ±127,
+    since ARM64's kernels without dot product wrap where two products -128 · -128 meet.
+
+    Args:
+        reach: of the weights.
+        zero_point: of the weights, within ±`PAIR_ZERO_POINT`; same shape as the reach, or [].
+    """
+    z = np.asarray(zero_point, np.float64)
+    pairs = np.maximum(reach.pair_high / (PAIR_CODE - 2 * z), -reach.pair_low / (PAIR_CODE + 2 * z))
+    return np.maximum(pairs, np.maximum(reach.high / (PAIR_CODE - z), -reach.low / (PAIR_CODE + z)))
+
+
+def pair_safe_zero_point(reach: Reach) -> NDArray[np.int32]:
+    """The zero point of asymmetric weights at which `pair_safe_scale` is smallest as far as pairs decide; int32, [] or [C]."""
+    span = np.maximum(reach.pair_high - reach.pair_low, np.finfo(np.float32).tiny)
+    middle = np.rint(-PAIR_CODE / 2 * (reach.pair_high + reach.pair_low) / span)
+    return np.asarray(np.clip(middle, -PAIR_ZERO_POINT, PAIR_ZERO_POINT), np.int32)

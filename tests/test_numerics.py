@@ -151,3 +151,61 @@ def test_tensor_of_zeros_gets_scale_one():
 def test_width_out_of_range_is_refused(bits):
     with pytest.raises(ValueError, match="2 to 16"):
         nx.integer_range(bits, signed=True)
+
+
+codes = st.integers(-128, 127)
+
+
+@given(first=codes, second=codes, largest=st.integers(1, 255))
+def test_pair_saturates_where_some_data_takes_its_sum_beyond_sixteen_bits(first, second, largest):
+    sums = [a * first + b * second for a in (0, largest) for b in (0, largest)]  # linear: the corners are the extremes
+    beyond = any(total != np.clip(total, -(2**15), 2**15 - 1) for total in sums)
+    assert nx.saturates(np.array(first), np.array(second), largest) == beyond
+
+
+def test_pair_saturates_from_a_sum_of_129_on_at_eight_bits_and_never_at_seven():
+    first = np.arange(-128, 128)[:, None]
+    second = np.arange(-128, 128)[None]
+    expected = ((first > 0) == (second > 0)) & (np.abs(first) + np.abs(second) >= 129)
+    assert np.array_equal(nx.saturates(first, second, 255), expected)
+    assert not nx.saturates(first, second, 127).any()
+    assert not nx.saturates(first[64:192], second[:, 64:192], 255).any()
+
+
+weights_in_pairs = hnp.arrays(np.float32, (3, 6, 2), elements=st.floats(-8, 8, width=32))
+
+
+def reach_of(pairs):
+    """Reach of weights [C, P, 2], each of them a pair."""
+    sums = pairs.astype(np.float64).sum(axis=-1)
+    return nx.Reach(
+        low=pairs.min(axis=(1, 2), initial=0),
+        high=pairs.max(axis=(1, 2), initial=0),
+        pair_low=np.minimum(sums.min(axis=1), pairs.min(axis=(1, 2), initial=0)),
+        pair_high=np.maximum(sums.max(axis=1), pairs.max(axis=(1, 2), initial=0)),
+    )
+
+
+@given(pairs=weights_in_pairs, asymmetric=st.booleans(), grown=st.sampled_from([1.0, 1.0009765625, 3.0]))
+def test_pair_safe_scale_leaves_no_pair_that_saturates_and_no_lowest_code(pairs, asymmetric, grown):
+    reach = reach_of(pairs)
+    zero_point = nx.pair_safe_zero_point(reach) if asymmetric else np.zeros(3, np.int32)
+    scale = nx.floor_scale(nx.pair_safe_scale(reach, zero_point) * grown)
+    q = nx.quantize(pairs, scale, zero_point, -128, 127, axis=0)
+    assert not nx.saturates(q[..., 0], q[..., 1], 255).any()
+    assert q.min() >= -127
+
+
+@given(k=st.integers(0, 63))
+def test_pair_safe_scale_holds_where_both_weights_lie_on_ties(k):
+    """63.5 and 63.5 round to 64 each: 128 together, which still fits."""
+    pair = np.float32([[[k + 0.5, 126.5 - k]]])
+    scale = np.float32(nx.pair_safe_scale(reach_of(pair), 0))
+    q = nx.quantize(pair, scale, 0, -128, 127, axis=0)
+    assert scale == 1
+    assert q.sum() <= 128
+
+
+def test_pair_safe_scale_of_symmetric_weights_is_the_largest_same_sign_sum_by_127():
+    pairs = np.float32([[[1, 2], [-3, -1]], [[1, -5], [2, 0]]])
+    assert np.array_equal(nx.pair_safe_scale(reach_of(pairs), 0), np.array([4, 5]) / 127)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_constant
 from onnxqat.graph.qdq import Quantizer, constant
-from onnxqat.numerics import quantize
 
 #: Below this many elements the nodes that unpack a weight take more room than packing saves.
 SMALLEST_PACKED = 4096
@@ -30,7 +29,7 @@ def fold_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
     name = str(quantizer.source.name)
     if not np.isfinite(weight).all():
         raise InputError(f"weight {name!r}: holds NaN or infinity; train again from a good state")
-    codes = quantize(weight, quantizer.scales, quantizer.zero_points, quantizer.qmin, quantizer.qmax, quantizer.axis)
+    codes = quantizer.codes
     dtype = np.int8 if quantizer.qmin < 0 else np.uint8
     if codes.size >= SMALLEST_PACKED and quantizer.bits <= 4:
         stored = _packed(graph, f"{name}_quantized", codes.astype(dtype), 2 if quantizer.bits == 2 else 4)

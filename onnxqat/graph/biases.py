@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.graph.movement import moved
+from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _products(layer: ir.Node, weight: Quantizer) -> int:
 
 
 def _bias(layer: ir.Node, produced_by: dict[ir.Value, Quantizer]) -> Bias | None:
-    data, weight = _quantizer_above(layer.inputs[0], produced_by), produced_by.get(layer.inputs[1])  # type: ignore[arg-type]
+    data, weight = quantizer_above(layer.inputs[0], produced_by), produced_by.get(layer.inputs[1])  # type: ignore[arg-type]
     if data is None or weight is None or not weight.is_weight or data.axis is not None:
         return None
     adder, index = layer, 2
@@ -139,11 +139,3 @@ def _bias(layer: ir.Node, produced_by: dict[ir.Value, Quantizer]) -> Bias | None
     if value is None or array is None or array.dtype != np.float32 or (layer.op_type == "MatMul" and array.ndim != 1):
         return None
     return Bias(layer, adder, index, value, data, weight)
-
-
-def _quantizer_above(value: ir.Value | None, produced_by: dict[ir.Value, Quantizer]) -> Quantizer | None:
-    """The quantizer whose scale `value` has: its producer, or the one above data movement."""
-    while value is not None and value not in produced_by:
-        node = value.producer()
-        value = None if node is None else moved(node)
-    return None if value is None else produced_by[value]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from onnxqat.graph.qdq import constant
+from onnxqat.graph.qdq import Quantizer, constant
 
 MOVEMENT = frozenset(
     {
@@ -41,6 +43,14 @@ def moved(node: ir.Node, operators: frozenset[str] = MOVEMENT) -> ir.Value | Non
     if node.op_type == "Resize" and _mode(node, "nearest") != "nearest":
         return None
     return node.inputs[0]
+
+
+def quantizer_above(value: ir.Value | None, produced_by: Mapping[ir.Value, Quantizer]) -> Quantizer | None:
+    """The quantizer whose scale `value` has: its producer, or the one above data movement."""
+    while value is not None and value not in produced_by:
+        node = value.producer()
+        value = None if node is None else moved(node)
+    return None if value is None else produced_by[value]
 
 
 def _mode(node: ir.Node, default: str) -> str:

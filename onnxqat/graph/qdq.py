@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import UnsupportedModelError
-from onnxqat.numerics import integer_range
+from onnxqat.numerics import integer_range, quantize
 
 #: Bounds of the integer types that QuantizeLinear writes (opset 21).
 INTEGER_BOUNDS = {
@@ -112,6 +112,14 @@ class Quantizer:
         if self.zero_point is None:
             return np.zeros(self.scales.shape, np.int32)
         return np.asarray(_required(self.zero_point)).astype(np.int32)
+
+    @property
+    def codes(self) -> NDArray[np.int32]:
+        """The raw codes of a weight, as stored or as they will be."""
+        array = _required(self.source)
+        if self.quantize is None:
+            return array.astype(np.int32)
+        return quantize(array, self.scales, self.zero_points, self.qmin, self.qmax, self.axis)
 
     @property
     def same_grid_key(self) -> tuple[str, str, int, int]:

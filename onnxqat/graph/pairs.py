@@ -1,0 +1,168 @@
+"""Layers whose kernels, on x86 without VNNI, add the products of two neighbours of the reduction in 16 bits and saturate.
+
+Such a processor (AVX2, or AVX-512 before VNNI) multiplies unsigned data codes with signed weight codes two at a time
+(`vpmaddubsw`); `numerics.saturates` says which pairs of weight codes that can change. This module says which layers have
+such kernels, and which weights of a layer meet in a pair:
+
+- "ort" (MLAS): the reduction of a Conv runs over taps, then the input channels of the group, channels fastest; pairs are its
+  neighbours (0, 1), (2, 3), …, across taps where the channels are odd. Gemm, MatMul: neighbours of the reduction.
+- "openvino" (oneDNN): input channels (0, 1), (2, 3), … of the group at one tap; ConvTranspose too, which ONNX Runtime computes
+  in float. Gemm, MatMul: neighbours of the reduction.
+
+An odd end is padded with a weight of 0. The two differ for odd numbers of input channels alone.
+
+Not among them, since their kernels are exact: depthwise convolutions (one channel in and out per group), weights of unsigned
+codes, and codes so few bits wide that no pair can reach 16 bits. Not among them, since no weight of theirs can be held: products
+of two activations. LSTM and GRU have no integer kernel of stored codes in these runtimes; their weights stay in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.graph.movement import quantizer_above
+from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
+from onnxqat.numerics import SIXTEEN_BITS, Reach
+
+Array = NDArray[Any]
+Runtime = Literal["ort", "openvino"]
+
+
+@dataclass(frozen=True, eq=False)
+class PairedLayer:
+    """A layer whose kernel adds products in pairs.
+
+    Attributes:
+        node: the Conv, ConvTranspose, Gemm or MatMul.
+        data: the quantizer of its data, per tensor; data movement may lie between them.
+        weight: the quantizer of its weight, of signed codes.
+        shape: the weight's shape.
+    """
+
+    node: ir.Node
+    data: Quantizer
+    weight: Quantizer
+    shape: tuple[int, ...]
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """The runtimes that have such a kernel for it."""
+        return ("openvino",) if self.node.op_type == "ConvTranspose" else ("ort", "openvino")
+
+    @property
+    def largest(self) -> int:
+        """Largest raw data code that the kernel reads: signed codes are shifted by 128 to unsigned ones."""
+        return self.data.qmax + (128 if self.data.qmin < 0 else 0)
+
+    def blocks(self, array: Array) -> Array:
+        """An array of the weight's shape as [G, C, I, T]: groups, output channels, input channels of a group, taps; a view.
+
+        C is the axis along which a scale per output channel runs; G is 1 but for ConvTranspose (groups) and MatMul by
+        matrices in a batch.
+        """
+        if self.node.op_type == "Conv":
+            return array.reshape(1, *self.shape[:2], -1)
+        if self.node.op_type == "ConvTranspose":
+            groups = _groups(self.node)
+            return array.reshape(groups, self.shape[0] // groups, self.shape[1], -1).swapaxes(1, 2)
+        if array.ndim == 1:
+            return array.reshape(1, 1, -1, 1)
+        matrices = array if _transposed(self.node) else array.swapaxes(-1, -2)
+        return matrices.reshape(-1, *matrices.shape[-2:], 1)
+
+    def members(self, array: Array, runtime: Runtime, fill: int = 0) -> tuple[Array, Array]:
+        """First and second member of each pair, for an array of the weight's shape: two arrays [G, C, J, T].
+
+        Where the number of paired elements is even they are views; where it is odd, `fill` is the last one's partner.
+        """
+        blocks = self.blocks(array)
+        groups, channels, inputs, taps = blocks.shape
+        if runtime == "ort" and inputs % 2 and taps > 1:
+            blocks = blocks.swapaxes(2, 3).reshape(groups, channels, taps * inputs, 1)
+        if blocks.shape[2] % 2:
+            blocks = np.pad(blocks, [(0, 0), (0, 0), (0, 1), (0, 0)], constant_values=fill)
+        return blocks[:, :, 0::2], blocks[:, :, 1::2]
+
+    def pairs(self, array: Array, runtime: Runtime, fill: int = 0) -> Array:
+        """The same as one array [R, P, 2], a row for each of the G · C sums of products, group by group.
+
+        Given the flat positions of the weight's elements, `np.arange(size).reshape(shape)`, with a `fill` of -1, it says which
+        elements meet; `np.unravel_index` of those gives channel and tap of each.
+        """
+        both = np.stack(self.members(array, runtime, fill), axis=-1)
+        return both.reshape(both.shape[0] * both.shape[1], -1, 2)
+
+    def reach(self, array: Array) -> Reach:
+        """How far the weights reach, over the pairs of all its runtimes, in the shape of the weight's scale."""
+        blocks = self.blocks(array)
+        axes = (0, 1, 2, 3) if self.weight.axis is None else (0, 2, 3)
+        low, high = blocks.min(axis=axes, initial=0), blocks.max(axis=axes, initial=0)
+        pair_low, pair_high = low, high
+        for runtime in self._different():
+            sums = np.add(*self.members(array, runtime))
+            pair_low = np.minimum(pair_low, sums.min(axis=axes, initial=0))
+            pair_high = np.maximum(pair_high, sums.max(axis=axes, initial=0))
+        return Reach(low, high, pair_low, pair_high)
+
+    def _different(self) -> tuple[Runtime, ...]:
+        """Its runtimes, one of each pairing."""
+        inputs, taps = self.blocks(np.broadcast_to(np.int8(0), self.shape)).shape[2:]
+        return self.runtimes if inputs % 2 and taps > 1 else self.runtimes[:1]
+
+
+def paired_layers(model: ir.Model) -> list[PairedLayer]:
+    """The layers of a Q/DQ or deployed model whose kernels add products in pairs that could saturate, whatever the weights are.
+
+    Conv of any rank and grouping but depthwise, ConvTranspose, Gemm and MatMul by a weight on the right. Both sides must be
+    quantized, the data per tensor, the weight per tensor or per output channel with signed codes; and
+    largest data code · two largest weight codes must not fit into 16 bits: with 8 bits on one side and 7 on the other it does.
+    """
+    return list(_layers(model))
+
+
+def _layers(model: ir.Model) -> Iterator[PairedLayer]:
+    produced_by = by_output(quantizers(model))
+    for node in model.graph:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        data, weight = quantizer_above(node.inputs[0], produced_by), produced_by.get(node.inputs[1])  # type: ignore[arg-type]
+        if data is None or weight is None or data.axis is not None or not _is_byte(data) or not _is_byte(weight):
+            continue
+        stored = constant(weight.source)  # None: computed, or codes of 4 bits and fewer, packed
+        if stored is None or weight.qmin >= 0:
+            continue
+        layer = PairedLayer(node, data, weight, stored.shape)
+        if -2 * weight.qmin * layer.largest > SIXTEEN_BITS[1] and not _is_depthwise(layer) and _per_channel(layer):
+            yield layer
+
+
+def _is_byte(quantizer: Quantizer) -> bool:
+    return quantizer.qmin >= -128 and quantizer.qmax <= 255
+
+
+def _is_depthwise(layer: PairedLayer) -> bool:
+    if layer.node.op_type == "ConvTranspose":
+        return layer.shape[0] == _groups(layer.node) and layer.shape[1] == 1
+    return layer.node.op_type == "Conv" and layer.shape[1] == 1 and layer.shape[0] == _groups(layer.node)
+
+
+def _per_channel(layer: PairedLayer) -> bool:
+    """Whether the scale is one, or runs along the output channels: others have no integer kernel."""
+    axis = {"Conv": 0, "ConvTranspose": 1}.get(
+        layer.node.op_type, len(layer.shape) - (2 if _transposed(layer.node) else 1)
+    )
+    return layer.weight.axis in (None, axis)
+
+
+def _groups(node: ir.Node) -> int:
+    return node.attributes["group"].as_int() if "group" in node.attributes else 1
+
+
+def _transposed(node: ir.Node) -> bool:
+    return "transB" in node.attributes and bool(node.attributes["transB"].as_int())
