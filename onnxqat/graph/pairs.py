@@ -4,12 +4,15 @@ Such a processor (AVX2, or AVX-512 before VNNI) multiplies unsigned data codes w
 (`vpmaddubsw`); `numerics.saturates` says which pairs of weight codes that can change. This module says which layers have
 such kernels, and which weights of a layer meet in a pair:
 
-- "ort" (MLAS): the reduction of a Conv runs over taps, then the input channels of the group, channels fastest; pairs are its
-  neighbours (0, 1), (2, 3), …, across taps where the channels are odd. Gemm, MatMul: neighbours of the reduction.
-- "openvino" (oneDNN): input channels (0, 1), (2, 3), … of the group at one tap; ConvTranspose too, which ONNX Runtime computes
-  in float. Gemm, MatMul: neighbours of the reduction.
+- "taps": the reduction of a Conv runs over taps, then the input channels of the group, channels fastest; pairs are its
+  neighbours (0, 1), (2, 3), …, across taps where the channels are odd. ONNX Runtime (MLAS), and OpenVINO (oneDNN) on AVX2 for
+  groups of an odd number of channels.
+- "channels": input channels (0, 1), (2, 3), … of the group at one tap. OpenVINO; ConvTranspose too, which ONNX Runtime computes
+  in float. The same as "taps" where the channels are even. Gemm and MatMul: neighbours of the reduction, in both.
+- "columns": the taps of a single input channel, neighbours along the height. OpenVINO on AVX-512, 2-D without dilations.
 
-An odd end is padded with a weight of 0. The two differ for odd numbers of input channels alone.
+An odd end is padded with a weight of 0. Checked against the kernels themselves: ONNX Runtime 1.19.2 and 1.32 on AVX2, OpenVINO
+2026.4 on AVX2 and AVX-512.
 
 Not among them, since their kernels are exact: depthwise convolutions (one channel in and out per group), weights of unsigned
 codes, and codes so few bits wide that no pair can reach 16 bits. Not among them, since no weight of theirs can be held: products
@@ -32,6 +35,7 @@ from onnxqat.numerics import SIXTEEN_BITS, Reach
 
 Array = NDArray[Any]
 Runtime = Literal["ort", "openvino"]
+Pairing = Literal["taps", "channels", "columns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +60,25 @@ class PairedLayer:
         return ("openvino",) if self.node.op_type == "ConvTranspose" else ("ort", "openvino")
 
     @property
+    def offset(self) -> int:
+        """What turns stored data codes into raw ones: kernels shift signed codes by 128, whatever a Clip leaves of them."""
+        return 128 if self.data.is_signed else 0
+
+    @property
     def largest(self) -> int:
-        """Largest raw data code that the kernel reads: signed codes are shifted by 128 to unsigned ones."""
-        return self.data.qmax + (128 if self.data.qmin < 0 else 0)
+        """Largest raw data code that the kernel reads."""
+        return self.data.qmax + self.offset
+
+    def pairings(self, runtime: Runtime) -> tuple[Pairing, ...]:
+        """How its weights meet in the kernels of a runtime: on AVX2 first, then otherwise on AVX-512 before VNNI."""
+        inputs, taps = self.blocks(np.broadcast_to(np.int8(0), self.shape)).shape[2:]
+        if inputs % 2 == 0 or taps == 1 or self.node.op_type != "Conv":
+            return ("channels",)
+        if runtime == "ort":
+            return ("taps",)
+        found: tuple[Pairing, ...] = ("taps", "channels") if _groups(self.node) > 1 else ("channels",)
+        dilated = any(step > 1 for step in self.node.attributes.get_ints("dilations", ()))
+        return (*found, "columns") if inputs == 1 and len(self.shape) == 4 and not dilated else found
 
     def blocks(self, array: Array) -> Array:
         """An array of the weight's shape as [G, C, I, T]: groups, output channels, input channels of a group, taps; a view.
@@ -76,26 +96,28 @@ class PairedLayer:
         matrices = array if _transposed(self.node) else array.swapaxes(-1, -2)
         return matrices.reshape(-1, *matrices.shape[-2:], 1)
 
-    def members(self, array: Array, runtime: Runtime, fill: int = 0) -> tuple[Array, Array]:
+    def members(self, array: Array, pairing: Pairing, fill: int = 0) -> tuple[Array, Array]:
         """First and second member of each pair, for an array of the weight's shape: two arrays [G, C, J, T].
 
         Where the number of paired elements is even they are views; where it is odd, `fill` is the last one's partner.
         """
         blocks = self.blocks(array)
         groups, channels, inputs, taps = blocks.shape
-        if runtime == "ort" and inputs % 2 and taps > 1:
+        if pairing == "columns":
+            blocks = blocks.reshape(groups, channels, *self.shape[2:]).swapaxes(2, 3).reshape(groups, channels, taps, 1)
+        elif pairing == "taps":
             blocks = blocks.swapaxes(2, 3).reshape(groups, channels, taps * inputs, 1)
         if blocks.shape[2] % 2:
             blocks = np.pad(blocks, [(0, 0), (0, 0), (0, 1), (0, 0)], constant_values=fill)
         return blocks[:, :, 0::2], blocks[:, :, 1::2]
 
-    def pairs(self, array: Array, runtime: Runtime, fill: int = 0) -> Array:
+    def pairs(self, array: Array, pairing: Pairing, fill: int = 0) -> Array:
         """The same as one array [R, P, 2], a row for each of the G · C sums of products, group by group.
 
         Given the flat positions of the weight's elements, `np.arange(size).reshape(shape)`, with a `fill` of -1, it says which
         elements meet; `np.unravel_index` of those gives channel and tap of each.
         """
-        both = np.stack(self.members(array, runtime, fill), axis=-1)
+        both = np.stack(self.members(array, pairing, fill), axis=-1)
         return both.reshape(both.shape[0] * both.shape[1], -1, 2)
 
     def reach(self, array: Array) -> Reach:
@@ -104,16 +126,11 @@ class PairedLayer:
         axes = (0, 1, 2, 3) if self.weight.axis is None else (0, 2, 3)
         low, high = blocks.min(axis=axes, initial=0), blocks.max(axis=axes, initial=0)
         pair_low, pair_high = low, high
-        for runtime in self._different():
-            sums = np.add(*self.members(array, runtime))
+        for pairing in {pairing for runtime in self.runtimes for pairing in self.pairings(runtime)}:
+            sums = np.add(*self.members(array, pairing))
             pair_low = np.minimum(pair_low, sums.min(axis=axes, initial=0))
             pair_high = np.maximum(pair_high, sums.max(axis=axes, initial=0))
         return Reach(low, high, pair_low, pair_high)
-
-    def _different(self) -> tuple[Runtime, ...]:
-        """Its runtimes, one of each pairing."""
-        inputs, taps = self.blocks(np.broadcast_to(np.int8(0), self.shape)).shape[2:]
-        return self.runtimes if inputs % 2 and taps > 1 else self.runtimes[:1]
 
 
 def paired_layers(model: ir.Model) -> list[PairedLayer]:

@@ -114,6 +114,12 @@ class Quantizer:
         return np.asarray(_required(self.zero_point)).astype(np.int32)
 
     @property
+    def is_signed(self) -> bool:
+        """Whether the integer type of the codes is signed, which a Clip of them need not show."""
+        dtype = self.zero_point.dtype if self.zero_point is not None else None
+        return self.qmin < 0 if dtype is None else dtype.is_signed()
+
+    @property
     def codes(self) -> NDArray[np.int32]:
         """The raw codes of a weight, as stored or as they will be."""
         array = _required(self.source)
