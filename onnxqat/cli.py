@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -16,7 +17,7 @@ from onnxqat import nncf
 from onnxqat.config import Config, TargetName
 from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
 from onnxqat.errors import InputError, OnnxqatError
-from onnxqat.graph import io
+from onnxqat.graph import files, io
 from onnxqat.labels import Labelling
 
 app = typer.Typer(
@@ -32,7 +33,10 @@ console = Console()
 
 Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
 Output = Annotated[
-    Path, typer.Option("-o", "--output", help="File to write; it appears whole or not at all.", show_default=False)
+    Path,
+    typer.Option(
+        "-o", "--output", help="File to write, whole or not at all; - for standard output.", show_default=False
+    ),
 ]
 DATA_HELP = (
     "An .npz file with arrays named as the model's inputs (and label), a folder of them, or package.module:function."
@@ -70,7 +74,9 @@ IgnoreLabel = Annotated[int | None, typer.Option(help="Label that does not count
 SampleAxis = Annotated[
     int | None, typer.Option(help="Axis of the first input that counts samples, where the model leaves it open.")
 ]
-Json = Annotated[Path | None, typer.Option(help="Write the report to this file too.", show_default=False)]
+Json = Annotated[
+    Path | None, typer.Option(help="Write the report to this file too; - for standard output.", show_default=False)
+]
 
 
 @app.callback()
@@ -80,6 +86,7 @@ def settings(
     ] = False,
 ) -> None:
     """Sets up logging; `main` takes --debug from anywhere in the call."""
+    console.stderr = False
     logger = logging.getLogger("onnxqat")
     level = logging.INFO if rank() == 0 else logging.ERROR  # of several processes, the first alone talks
     logger.setLevel(logging.DEBUG if debug else level)
@@ -105,7 +112,7 @@ def export_torch(
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 17,
 ) -> None:
     """Export a PyTorch module, checked against its own outputs."""
-    io.check_writable(output)
+    _check([output])
     from onnxqat.export import torch as exporter
 
     samples = tuple(exporter.random_sample(text) for text in sample)
@@ -122,7 +129,7 @@ def export_keras(
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 17,
 ) -> None:
     """Export a Keras model, checked against its own outputs."""
-    io.check_writable(output)
+    _check([output], inputs=[model])
     from onnxqat.export import keras as exporter
 
     exporter.export(exporter.load(model), output, opset=opset)
@@ -142,7 +149,7 @@ def insert(
     """Insert quantizers into a float model: post-training quantization, ready to train."""
     from onnxqat.insert import insert as stage
 
-    _check_outputs(output)
+    _check([output], inputs=[model, calibration, config])
     settings = _config(config, target, weight_bits, activation_bits)
     _write(stage(model, calibration, settings, distributed=launched()), output)
 
@@ -180,7 +187,7 @@ def train(
     from onnxqat.callbacks import from_options
     from onnxqat.pipeline import Training, trainer
 
-    _check_outputs(output)
+    _check([output], lines=log_file, inputs=[model, data, validation, teacher])
     if resume and checkpoint is None:
         raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
     callbacks = from_options(log_file, tensorboard, patience, checkpoint, checkpoint_every)
@@ -207,7 +214,7 @@ def fold(model: Model, output: Output) -> None:
     """Fold a Q/DQ model into the deployed one: integer weights, int32 biases."""
     from onnxqat.fold import fold as stage
 
-    io.check_writable(output)
+    _check([output], inputs=[model])
     _write(stage(model), output)
 
 
@@ -245,7 +252,7 @@ def verify(
     """Compare a trained and its deployed model in a real runtime: answers, kernels, size, time."""
     from onnxqat.verify.run import verify as stage
 
-    _check_outputs(json)
+    _check(json=json, inputs=[trained, deployed, data])
     report = stage(
         trained,
         deployed,
@@ -258,7 +265,7 @@ def verify(
         sample_axis=sample_axis,
     )
     if json is not None:
-        io.write_text(report.to_json(), json)
+        files.write_text(report.to_json(), json, files.JSON)
     console.print(report)
 
 
@@ -296,7 +303,7 @@ def run(
     """
     from onnxqat import pipeline
 
-    _check_outputs(output, json)
+    _check([output], json=json, inputs=[model, data, calibration, validation, test, config])
     labelling = Labelling(class_axis, ignore_label, sample_axis)
     training = pipeline.Training(tuple(loss), epochs, lr, seed, distributed=launched(), labelling=labelling)
     outcome = pipeline.run(
@@ -310,7 +317,7 @@ def run(
     if outcome is None:
         return
     if json is not None:
-        io.write_text(outcome.to_json(), json)
+        files.write_text(outcome.to_json(), json, files.JSON)
     console.print(outcome.report)
     console.print(pipeline.summary(outcome))
 
@@ -354,10 +361,18 @@ def main() -> None:
         _end(f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1)
 
 
-def _check_outputs(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and rank() == 0:
-            io.check_writable(path)
+def _check(
+    models: Sequence[Path] = (),
+    *,
+    json: Path | None = None,
+    lines: Path | None = None,
+    inputs: Sequence[str | Path | None] = (),
+) -> None:
+    """Checks what is to be written, before the work; where one of it is standard output, messages go to standard error."""
+    outputs = [*((path, io.MODEL) for path in models), (json, files.JSON), (lines, files.JSON_LINES)]
+    console.stderr = any(path is not None and files.is_standard_output(path) for path, _ in outputs)
+    if rank() == 0:
+        files.check_all(outputs, inputs)
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -15,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.graph import external, io
+from onnxqat.graph import external, files, io
 
 TRAINING_PACKAGES = ("onnxruntime-training-cpu", "onnxruntime-training")
 TRAINING_VERSION = "1.19.2"
@@ -66,8 +64,8 @@ def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> 
     if external.weight_bytes(model) <= external.TOO_LARGE:
         proto = model if isinstance(model, onnx.ModelProto) else io.to_proto(model)
         return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
-    with tempfile.TemporaryDirectory(prefix="onnxqat-") as folder:
-        path = Path(folder) / "model.onnx"
+    with files.workplace() as folder:
+        path = folder / "model.onnx"
         external.save_linked(model if isinstance(model, ir.Model) else ir.from_proto(model), path)
         # Weights in the order that kernels like best would be copies of all of them.
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -384,6 +384,34 @@ def test_output_that_cannot_be_written_is_refused_before_the_work(desk, command,
     assert line.startswith(f"error: {desk.output}: ")
 
 
+@pytest.mark.parametrize("command", ["insert", "train", "fold", "run"])
+def test_an_input_or_a_file_of_another_kind_is_not_overwritten(desk, command):
+    good = desk.file("good.onnx", (desk.qdq if command in ("train", "fold") else desk.float_model).read_bytes())
+    before = good.read_bytes()
+    link = desk.work / "link.onnx"
+    link.symlink_to(good)
+    program = desk.file("train.py", b"import numpy\n")
+    words = {good: "is an input of this call", link: "is an input of this call", program: "is not an ONNX model"}
+    for output, said in words.items():
+        desk.output, out = output, desk.output
+        status, line = COMMANDS[command](desk, good)
+        desk.output = out
+        assert status == 2
+        assert line.startswith(f"error: {output}: ")
+        assert said in line
+    assert (good.read_bytes(), program.read_bytes()) == (before, b"import numpy\n")
+
+
+def test_reports_and_logs_do_not_overwrite_data(desk):
+    before = desk.data.read_bytes()
+    for result in (
+        desk.run("verify", desk.qdq, desk.qdq, "--data", desk.data, "--json", desk.data),
+        desk.train(None, None, "--log-file", desk.data),
+    ):
+        assert "data.npz: " in refused(desk, result)
+    assert desk.data.read_bytes() == before
+
+
 def test_both_onnxruntime_packages_are_refused_with_the_repair(desk, monkeypatch):
     known = metadata.version
     monkeypatch.setattr(

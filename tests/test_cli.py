@@ -116,6 +116,15 @@ def test_run_calibrates_on_a_thousand_samples_of_the_training_data(data, monkeyp
     assert seen == [1024, None]
 
 
+def test_standard_output_takes_a_model_and_messages_go_to_standard_error(call, data, tmp_path):
+    qdq = tmp_path / "q.onnx"
+    call("insert", SEPARABLE, "--calibration", data / "train.npz", "-o", qdq)
+    command = [sys.executable, "-m", "onnxqat", "fold", qdq, "-o", "-"]
+    folded = subprocess.run(command, capture_output=True, cwd=ROOT, check=True)
+    assert onnx.load_from_string(folded.stdout).graph.node
+    assert folded.stderr.endswith(b"\nwrote -\n")
+
+
 def test_settings_of_the_call_go_over_those_of_the_file(call, data, tmp_path):
     config, qdq = tmp_path / "config.json", tmp_path / "q.onnx"
     config.write_text('{"target": "openvino", "weight_bits": 4, "first_last_bits": null}')

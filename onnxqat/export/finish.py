@@ -13,7 +13,7 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.graph import io
+from onnxqat.graph import files, io
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.runtime import Inference, short_reason
 
@@ -30,7 +30,7 @@ def check_request(path: str | Path | None, opset: int, newest: int) -> None:
             f"opset {opset}: this exporter writes {io.OLDEST_OPSET} to {newest}; ask for one of these, 17 by default"
         )
     if path is not None:
-        io.check_writable(path)
+        files.check(path, io.MODEL)
 
 
 def tidy(proto: onnx.ModelProto) -> ir.Model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +13,8 @@ import onnx_ir.passes.common as passes
 from google.protobuf.message import DecodeError
 
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.graph import external
+from onnxqat.graph import external, files
 from onnxqat.graph.opsets import lowered
-from onnxqat.graph.temporary import beside
 from onnxqat.graph.types import check_ranks
 
 log = logging.getLogger(__name__)
@@ -79,50 +77,33 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> None:
-    """Writes a model by rename, so that an interrupted write leaves what was there; large weights go to `<name>.data`.
+    """Writes a model, whole or not at all, and only over a model; large weights go to `<name>.data` beside it (see `files`).
 
     Raises:
         InputError: the path cannot be written.
     """
-    path = Path(path)
-    data = f"{path.name}.data" if external.weight_bytes(model) > external.TOO_LARGE else None
-    check_writable(path)
+    files.write(path, MODEL, lambda file: write(model, file))
+
+
+def write(model: onnx.ModelProto | ir.Model, file: Path) -> None:
+    """Writes a model to a new file, large weights to `<name>.data` beside it."""
+    if external.weight_bytes(model) <= external.TOO_LARGE:
+        proto = model if isinstance(model, onnx.ModelProto) else to_proto(model)
+        file.write_bytes(proto.SerializeToString())
+        return
+    large = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    ir.save(large, file, format="protobuf", external_data=f"{file.name}.data")
+
+
+def _is_model(path: Path) -> bool:
     try:
-        with beside(path) as folder:
-            if data is None:
-                proto = model if isinstance(model, onnx.ModelProto) else to_proto(model)
-                (folder / path.name).write_bytes(proto.SerializeToString())
-            else:
-                large = model if isinstance(model, ir.Model) else ir.from_proto(model)
-                ir.save(large, folder / path.name, format="protobuf", external_data=data)
-            for name in ([data] if data else []) + [path.name]:
-                (folder / name).replace(path.parent / name)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except Exception:  # whatever the bytes of another kind of file set off in the parser
+        return False
+    return bool(proto.ir_version) and proto.HasField("graph")
 
 
-def write_text(text: str, path: str | os.PathLike[str]) -> None:
-    """Writes a text file by rename."""
-    path = Path(path)
-    check_writable(path)
-    with beside(path) as folder:
-        whole = folder / path.name
-        whole.write_text(text, encoding="utf-8")
-        whole.replace(path)
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises InputError if no file can be made at `path`: called before long work, not after it."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; create it or choose another path")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+MODEL = files.Kind("an ONNX model", _is_model, text=False)
 
 
 def opset(model: ir.Model) -> int:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -16,13 +16,27 @@ from pathlib import Path
 def beside(path: Path) -> Iterator[Path]:
     """A new folder beside a file that is to be written, removed at the end with whatever is still in it."""
     clear(path.parent, glob.escape(path.name))
-    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    folder.mkdir()
-    try:
-        with _locked(folder):
+    with ExitStack() as held:
+        folder = _claimed(path, held)
+        try:
             yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claimed(path: Path, held: ExitStack) -> Path:
+    """A new folder and its lock; another one where a process that clears was quicker than the lock."""
+    while True:
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        folder.mkdir()
+        try:
+            held.enter_context(_locked(folder, wait=True))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return folder  # a file system without locks, where nobody clears
+        if folder.exists():
+            return folder
 
 
 def clear(folder: Path, names: str) -> None:
@@ -38,7 +52,7 @@ def clear(folder: Path, names: str) -> None:
 if sys.platform == "win32":
 
     @contextmanager
-    def _locked(folder: Path) -> Iterator[None]:
+    def _locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         """Open files cannot be removed there, so a folder needs no lock."""
         yield
 
@@ -46,11 +60,11 @@ else:
     import fcntl
 
     @contextmanager
-    def _locked(folder: Path) -> Iterator[None]:
-        """Holds a lock, which ends with the process; OSError where another process holds it."""
+    def _locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+        """Holds a lock, which ends with the process; OSError where another process holds it, unless told to wait."""
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
             os.close(descriptor)

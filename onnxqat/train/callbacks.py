@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from onnxqat.errors import InputError
+from onnxqat.graph import files
 from onnxqat.progress import console
-from onnxqat.train import checkpoint_files as files
+from onnxqat.train import checkpoint_files
 
 if TYPE_CHECKING:
     from onnxqat.train.trainer import Trainer
@@ -157,10 +158,7 @@ class JsonLines(Callback):
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Opens the file."""
-        try:
-            self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{self._path}: cannot be written ({error.strerror}); choose another path") from error
+        self._file = files.appending(self._path, files.JSON_LINES)
 
     def on_step_end(self, trainer: Trainer, loss: float) -> None:
         """Writes step, loss and learning rate."""
@@ -203,8 +201,8 @@ class Checkpoints(Callback):
     def on_train_begin(self, trainer: Trainer) -> None:
         """Refuses a folder that holds the checkpoints of another run, rather than overwrite them."""
         self._make_folder()
-        files.clear_folder(self._folder)
-        present = files.numbered(self._folder)
+        checkpoint_files.clear_folder(self._folder)
+        present = checkpoint_files.numbered(self._folder)
         if present and not trainer.has_begun:
             raise InputError(
                 f"{self._folder}: holds checkpoints of an earlier run; resume it, or choose an empty folder"
@@ -227,10 +225,10 @@ class Checkpoints(Callback):
         if not self._folder.is_dir():
             log.warning("%s: was deleted while the run goes on; it is made again", self._folder)
             self._make_folder()
-        path = files.next_path(self._folder, self._kept)
+        path = checkpoint_files.next_path(self._folder, self._kept)
         trainer.save(path)
         self._kept = [*self._kept, path][-2:]
-        for old in set(files.numbered(self._folder)) - set(self._kept):
+        for old in set(checkpoint_files.numbered(self._folder)) - set(self._kept):
             old.unlink(missing_ok=True)
 
     def _make_folder(self) -> None:

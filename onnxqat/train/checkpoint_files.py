@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from onnxqat.errors import InputError
-from onnxqat.graph import io
-from onnxqat.graph.temporary import beside, clear
+from onnxqat.graph import files
+from onnxqat.graph.temporary import clear
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +38,13 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Facts) -> None
     Raises:
         InputError: the path cannot be written.
     """
-    io.check_writable(path)
     text = json.dumps(facts, sort_keys=True)
     whole = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
-        # safetensors writes to a file of a random name first: in a folder of ours, what a killed process leaves is found again
-        with beside(path) as folder:
-            written = folder / path.name
-            save_file(whole, written, {"facts": text, "sha256": _digest(whole, text)})
-            written.chmod(folder.stat().st_mode & 0o666)
-            _to_disk(written)
-            written.replace(path)
-        _to_disk(path.parent)
-    except (OSError, SafetensorError) as error:
+        files.write(
+            path, CHECKPOINT, lambda file: save_file(whole, file, {"facts": text, "sha256": _digest(whole, text)})
+        )
+    except SafetensorError as error:
         raise InputError(f"{path}: cannot be written ({error}); free the disk or choose another path") from error
 
 
@@ -129,12 +122,12 @@ def _digest(tensors: Mapping[str, NDArray[Any]], text: str) -> str:
     return digest.hexdigest()
 
 
-def _to_disk(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # a folder cannot be opened there
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+def _is_checkpoint(path: Path) -> bool:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with safe_open(path, framework="np") as file:
+            return file is not None
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+CHECKPOINT = files.Kind("a checkpoint", _is_checkpoint, text=False)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError
-from onnxqat.graph import io
+from onnxqat.graph import files, io
 from onnxqat.verify import worker
 
 Arrays = dict[str, NDArray[Any]]
@@ -76,7 +76,7 @@ class Host:
 
     def _write(self, name: str, model: ir.Model) -> str:
         path = self.folder / f"{name}.onnx"
-        io.save(model, path)
+        io.write(model, path)
         return str(path)
 
     def _call(self, call: str, model: str = "", **arguments: Any) -> Any:
@@ -122,8 +122,7 @@ def opened(runtime: RuntimeName, interpreter: str | os.PathLike[str] | None = No
     """
     if runtime not in PACKAGES:
         raise InputError(f"runtime {runtime!r}: is not one of {', '.join(map(repr, PACKAGES))}; choose one of them")
-    with tempfile.TemporaryDirectory(prefix="onnxqat-") as name:
-        folder = Path(name)
+    with files.workplace() as folder:
         if interpreter is None:
             yield Host(runtime, threads, folder, _Here(runtime))
             return

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -238,16 +237,3 @@ def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(ir, "save", full)
     with pytest.raises(InputError, match="No space left on device"):
         io.save(MODEL, tmp_path / "m.onnx")
-
-
-@pytest.mark.parametrize(("name", "message"), [("none/m.onnx", "does not exist"), (".", "is a folder")])
-def test_path_that_cannot_be_written_is_refused(tmp_path, name, message):
-    with pytest.raises(InputError, match=message):
-        io.check_writable(tmp_path / name)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_write_permission_is_refused(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="cannot be written"):
-        io.check_writable(tmp_path / "m.onnx")
