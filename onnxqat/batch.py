@@ -30,6 +30,7 @@ class Signature:
         needs_labels: whether a batch without them is refused.
         samples: which axes count samples.
         fatal_when_empty: inputs that ONNX Runtime does not survive without an element, with the operator.
+        without_labels: what a user without labels can do, said where they are missing.
     """
 
     inputs: dict[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]]
@@ -37,6 +38,7 @@ class Signature:
     needs_labels: bool = False
     samples: Samples = field(default_factory=Samples)
     fatal_when_empty: Mapping[str, str] = field(default_factory=dict)
+    without_labels: str = "add them to the data"
 
     @classmethod
     def of(
@@ -75,7 +77,8 @@ def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
     required = allowed if signature.needs_labels else list(signature.inputs)
     missing = [name for name in required if name not in named]
     if missing:
-        raise InputError(f"batch {number}: lacks {_listed(missing)}; it holds {_listed(named)}")
+        remedy = "" if set(missing) & set(signature.inputs) else f"; {signature.without_labels}"
+        raise InputError(f"batch {number}: lacks {_listed(missing)}; it holds {_listed(named)}{remedy}")
     batch: Batch = {}
     for name, value in named.items():
         array = _as_array(value, name, number)
@@ -123,16 +126,49 @@ def _fitting(
         if not np.can_cast(array.dtype, dtype, "safe"):
             raise InputError(f"batch {number}: {name!r} has type {array.dtype}, the model takes {dtype}; cast it")
         array = array.astype(dtype)
-    if shape is not None:
-        fits = array.ndim == len(shape) and all(s is None or s == d for s, d in zip(shape, array.shape, strict=True))
-        if not fits:
-            wanted = ", ".join("any" if s is None else str(s) for s in shape)
-            lone = array.ndim == len(shape) - 1
-            remedy = "if these are single samples, let the loader batch them" if lone else "reshape it"
-            raise InputError(
-                f"batch {number}: {name!r} has shape {list(array.shape)}, the model takes [{wanted}]; {remedy}"
-            )
+    if shape is not None and not _fits(array.shape, shape):
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise InputError(
+            f"batch {number}: {name!r} has shape {list(array.shape)}, the model takes [{wanted}]; {_remedy(array.shape, shape)}"
+        )
     return array
+
+
+Shape = tuple[int, ...]
+
+
+def _fits(shape: Shape, wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(w is None or w == s for w, s in zip(wanted, shape, strict=True))
+
+
+def _remedy(shape: Shape, wanted: tuple[int | None, ...]) -> str:
+    """What makes an array of a shape one that the model takes: the usual slips first."""
+    if _fits((1, *shape), (None, *wanted[1:])):
+        return "if these are single samples, let the loader batch them"
+    if shape[1:] and _fits(shape[1:], wanted[1:]) and wanted[0] is not None:
+        return _rows_remedy(shape[0], wanted[0])
+    rest = (None, *wanted[1:])
+    for axes in _moves_of_the_channels(len(shape)):
+        if _fits(tuple(shape[axis] for axis in axes), rest):
+            last = "last" if axes[1] == len(shape) - 1 else "first"
+            return f"the data has its channels {last}: transpose it, x.transpose{axes}"
+    for axis in range(1, len(shape) + 1):
+        if _fits((*shape[:axis], 1, *shape[axis:]), rest):
+            return f"an axis of length 1 is missing: add it, numpy.expand_dims(x, {axis})"
+    return "reshape it"
+
+
+def _rows_remedy(rows: int, wanted: int) -> str:
+    if rows < wanted:
+        return f"leave out what does not fill a batch of {wanted}, or export the model with a dynamic batch"
+    return f"cut the data so: --batch-size {wanted}, or a loader of batches of {wanted}; or export with a dynamic batch"
+
+
+def _moves_of_the_channels(rank: int) -> list[tuple[int, ...]]:
+    """The last axis behind the batch, and the one behind the batch last."""
+    if rank < 3:
+        return []
+    return [(0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)]
 
 
 def check_alike(batch: Batch, first: Batch, number: int) -> None:

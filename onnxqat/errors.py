@@ -17,5 +17,9 @@ class TrainingError(OnnxqatError):
     """Training could not go on; the last good state is kept."""
 
 
+class DropError(OnnxqatError):
+    """A deployed model is worse than its float model by more than is allowed; it is written all the same."""
+
+
 class MissingExtraError(InputError):
     """An optional dependency is not installed; the message names the extra that brings it."""

@@ -1,10 +1,14 @@
-"""The way of a model through the stages, in reading order: insert → train → fold → verify."""
+"""The way of a model through the stages, in reading order: insert → train → fold → verify.
+
+What can be refused is refused first, and the float model is scored first: all that follows is worth as much as that score.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +18,25 @@ from rich.table import Table
 from onnxqat import data as datasets
 from onnxqat.config import Config, Range
 from onnxqat.distributed import rank
+from onnxqat.errors import DropError
 from onnxqat.fold import fold
 from onnxqat.graph import io
 from onnxqat.insert import insert
+from onnxqat.insert.prepare import prepare
 from onnxqat.labels import Labelling
+from onnxqat.train import preflight
 from onnxqat.train.losses import Loss
 from onnxqat.train.optimizers import AdamW
 from onnxqat.train.schedules import Cosine
-from onnxqat.train.trainer import Trainer
-from onnxqat.verify.host import RuntimeName
+from onnxqat.train.trainer import Trainer, check_epochs
+from onnxqat.verify.baseline import Baseline
+from onnxqat.verify.host import RUNTIME_OF, RuntimeName
+from onnxqat.verify.judge import shown
+from onnxqat.verify.metrics import named
 from onnxqat.verify.report import Report
-from onnxqat.verify.run import evaluate, verify
+from onnxqat.verify.run import baseline, check_max_drop, evaluate, verify
+
+log = logging.getLogger(__name__)
 
 #: Steps of linear growth from 0: AdamW's first steps at full rate throw the weights of low-bit layers about.
 WARMUP_STEPS = 20
@@ -52,6 +64,15 @@ class Data:
     test: str | None = None
     batch_size: int = 64
 
+    @property
+    def judged_on(self) -> str:
+        """What the report is made on, in words."""
+        if self.test not in (None, self.train):
+            return "test data"
+        if self.test is None and self.validation not in (None, self.train):
+            return "validation data (the best epoch was chosen on it)"
+        return "training data (give --test for an honest figure)"
+
     def read(self, name: str | None) -> datasets.Source:
         """One of the sources above; `train` where it is None."""
         return datasets.read(self.train if name is None else name, self.batch_size)
@@ -71,6 +92,9 @@ class Training:
         threads: threads inside an operator; 0: one for each core.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
         labelling: how labels belong to the first output.
+
+    Raises:
+        InputError: epochs or rate are out of range.
     """
 
     loss: Loss = "cross_entropy"
@@ -89,15 +113,46 @@ class Training:
         names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
         return next((METRIC_OF[name] for name in names if name in METRIC_OF), "accuracy")
 
+    def __post_init__(self) -> None:
+        check_epochs(self.epochs)
+        self.optimizer  # noqa: B018  (it refuses a rate that is none)
+
+    @property
+    def optimizer(self) -> AdamW:
+        """The optimizer."""
+        return AdamW(lr=self.lr)
+
 
 @dataclass(frozen=True)
 class Judge:
-    """Where and by what models are judged: see `verify`."""
+    """Where and by what models are judged: see `verify`.
 
-    runtime: RuntimeName = "ort"
+    Attributes:
+        runtime: None: the one that the configuration's target names.
+        interpreter: Python of another environment that has it.
+        metric: what is compared.
+        labelling: how labels belong to the first output.
+        max_drop: how much worse than the float model the deployed one may be; None: the metric's default, which is enforced where
+            all is quantized to 8 bits.
+    """
+
+    runtime: RuntimeName | None = None
     interpreter: Path | None = None
     metric: str = "accuracy"
     labelling: Labelling = field(default_factory=Labelling)
+    max_drop: float | None = None
+
+    def baseline(self, model: io.ModelLike, data: datasets.Source, target: str) -> Baseline:
+        """How the float model does, in the runtime that will be judged in."""
+        runtime = RUNTIME_OF[target] if self.runtime is None else self.runtime
+        return baseline(
+            model,
+            data,
+            metric=self.metric,
+            runtime=runtime,
+            interpreter=self.interpreter,
+            labelling=self.labelling,
+        )
 
     def score(self, model: io.ModelLike, data: datasets.Source) -> float:
         """The metric of a model, as the runtime executes it."""
@@ -107,6 +162,21 @@ class Judge:
             metric=self.metric,
             runtime=self.runtime,
             interpreter=self.interpreter,
+            **asdict(self.labelling),
+        )
+
+    def compare(
+        self, models: tuple[io.ModelLike, io.ModelLike], float_model: io.ModelLike | None, data: datasets.Source
+    ) -> Report:
+        """The report on a trained and a deployed model."""
+        return verify(
+            *models,
+            data,
+            runtime=self.runtime,
+            interpreter=self.interpreter,
+            metric=self.metric,
+            float_model=float_model,
+            max_drop=self.max_drop,
             **asdict(self.labelling),
         )
 
@@ -120,7 +190,8 @@ class Outcome:
         inserted_score: metric of what deployment right after insertion gives (post-training quantization).
         trained: the Q/DQ model after training.
         deployed: what it was folded into.
-        report: how the two compare in a runtime.
+        report: how the two compare in a runtime, and with the float model.
+        judged_on: what data all these are of.
     """
 
     float_score: float | None
@@ -128,10 +199,15 @@ class Outcome:
     trained: onnx.ModelProto
     deployed: onnx.ModelProto
     report: Report
+    judged_on: str
 
     def to_json(self) -> str:
         """The numbers as JSON text."""
-        scores: dict[str, Any] = {"float": self.float_score, "inserted": self.inserted_score}
+        scores: dict[str, Any] = {
+            "float": self.float_score,
+            "inserted": self.inserted_score,
+            "judged_on": self.judged_on,
+        }
         return json.dumps({**scores, **self.report.to_dict()}, indent=2, allow_nan=False)
 
 
@@ -153,6 +229,9 @@ def run(
         judge: where to verify.
         keep: called with the deployed model as soon as there is one, also when Ctrl-C or an error ends training early.
     """
+    check_request(model, data, training, judge)
+    judged = data.read(data.test or data.validation)
+    before = scored_first(model, judged, config, judge) if rank() == 0 else None
     calibrated = config if data.calibration is not None else _briefly(config)
     inserted = insert(model, data.read(data.calibration), calibrated, distributed=training.distributed)
     run = trainer(inserted, training)
@@ -163,37 +242,84 @@ def run(
         if run.schedule.position.step and rank() == 0:
             deployed = fold(run.model())
             keep(deployed)
-    if rank() > 0:
+    if before is None:
         return None
-    judged = data.read(data.test or data.validation)
-    report = verify(
-        run.model(),
-        deployed,
-        judged,
-        runtime=judge.runtime,
-        interpreter=judge.interpreter,
-        metric=judge.metric,
-        float_model=model,
-        **asdict(judge.labelling),
-    )
-    labelled = report.deployed is not None
-    scores = [judge.score(m, judged) if labelled else None for m in (model, fold(inserted))]
-    return Outcome(scores[0], scores[1], run.model(), deployed, report)
+    report = judge.compare((run.model(), deployed), model, judged)
+    inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
+    report = _judged(report, inserted_score, enforced=judge.max_drop is not None or _all_of_8_bits(config))
+    return Outcome(before.score, inserted_score, run.model(), deployed, report, data.judged_on)
+
+
+def check_request(model: io.ModelLike, data: Data, training: Training, judge: Judge) -> None:
+    """Refuses what can be refused before any work: metric, bound, loss, teacher, and the first batch of what is trained on.
+
+    Raises:
+        InputError: one of them does not fit the model.
+    """
+    named(judge.metric)
+    check_max_drop(judge.max_drop, model)
+    sources = [data.read(name) for name in dict.fromkeys((data.train, data.validation)) if name is not None]
+    preflight.check(prepare(model), training.loss, training.teacher, training.labelling, *sources)
+
+
+def scored_first(model: io.ModelLike, judged: datasets.Source, config: Config, judge: Judge) -> Baseline:
+    """Scores the float model, and says so where it does not belong to the data."""
+    found = judge.baseline(model, judged, config.target)
+    if found.score is not None:
+        log.info("float model: %s %s", judge.metric, shown(judge.metric, found.score))
+    if found.suspicion is not None:
+        log.warning("warning: %s", found.suspicion)
+    return found
+
+
+def conclude(report: Report) -> None:
+    """Says so where the deployed model is worse than allowed.
+
+    Raises:
+        DropError: that is a failure.
+    """
+    verdict = report.verdict
+    if verdict is None or not verdict.exceeded:
+        return
+    if verdict.fails:
+        raise DropError(verdict.sentence)
+    log.warning("warning: %s", verdict.sentence)
+
+
+def _judged(report: Report, inserted_score: float | None, *, enforced: bool) -> Report:
+    """The report whose verdict knows what insertion alone gave."""
+    if report.verdict is None:
+        return report
+    evidence = replace(report.verdict.evidence, inserted_score=inserted_score)
+    return replace(report, verdict=replace(report.verdict, enforced=enforced, evidence=evidence))
+
+
+def _all_of_8_bits(config: Config) -> bool:
+    """Whether nothing is quantized to fewer bits, which may cost more."""
+    rules = [bits for rule in config.overrides for bits in (rule.weight_bits, rule.activation_bits) if bits is not None]
+    return min([config.weight_bits, config.activation_bits, *rules]) == 8
 
 
 def summary(outcome: Outcome) -> Table:
     """One row per state of the model: what each stage did to its accuracy, and what was gained for it."""
     report = outcome.report
-    table = Table("model", report.metric, "size", "latency", "layers on integer kernels", title="summary")
+    table = Table(
+        "model",
+        report.metric,
+        "size",
+        "latency",
+        "layers on integer kernels",
+        title=f"summary, judged on {outcome.judged_on}",
+    )
     table.title_justify = "left"
     integer, total = report.integer_count()
     size, latency = report.size, report.latency
     floats = (f"{size.float_model / 1e3:.0f} kB", f"{latency.float_model:.2f} ms", "")
     integers = (f"{size.deployed / 1e3:.0f} kB", f"{latency.deployed:.2f} ms", f"{integer} of {total}")
-    table.add_row("float", _shown(report.metric, outcome.float_score), *floats)
-    table.add_row("inserted, deployed", _shown(report.metric, outcome.inserted_score))
-    table.add_row("trained", _shown(report.metric, report.trained))
-    table.add_row("trained, deployed", _shown(report.metric, report.deployed), *integers)
+    table.add_row("float", shown(report.metric, outcome.float_score), *floats)
+    table.add_row("inserted, deployed", shown(report.metric, outcome.inserted_score))
+    table.add_row("trained", shown(report.metric, report.trained))
+    table.add_row("trained, deployed", shown(report.metric, report.deployed), *integers)
     return table
 
 
@@ -202,7 +328,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
     return Trainer(
         qdq,
         loss=training.loss,
-        optimizer=AdamW(lr=training.lr),
+        optimizer=training.optimizer,
         schedule=Cosine(warmup_steps=WARMUP_STEPS),
         seed=training.seed,
         freeze=training.freeze,
@@ -219,9 +345,3 @@ def _briefly(config: Config) -> Config:
     if ranges.samples is not None:
         return config
     return Config(**{**dict(config), "activation_range": Range(**{**dict(ranges), "samples": CALIBRATION_SAMPLES})})
-
-
-def _shown(metric: str, score: float | None) -> str:
-    if score is None:
-        return ""
-    return f"{100 * score:.2f} %" if metric in ("accuracy", "binary_accuracy", "top5") else f"{score:.4g}"

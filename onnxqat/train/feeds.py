@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -16,9 +16,8 @@ from onnxqat.batch import Batch, Signature
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.without import without_quantizers
-from onnxqat.labels import aligned
+from onnxqat.labels import Labelling, aligned
 from onnxqat.runtime import Inference
-from onnxqat.train.graph import TrainingGraph
 from onnxqat.train.logits import CLASS_AXIS
 from onnxqat.train.losses import TEACHER, AttachedLoss
 
@@ -31,19 +30,43 @@ Sizes = tuple[int | None, ...]
 _ROUNDING = 1 / 255
 
 
+class Forward(Protocol):
+    """What batches are prepared for: the part of a `TrainingGraph` that says what they must hold."""
+
+    @property
+    def qdq(self) -> ir.Model:
+        """The model."""
+
+    @property
+    def evaluation(self) -> ir.Model:
+        """The model with the loss at its end, whose labels are inputs."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model's outputs."""
+
+    @property
+    def loss(self) -> AttachedLoss:
+        """What the loss needs."""
+
+    @property
+    def labelling(self) -> Labelling:
+        """What the user says about labels."""
+
+
 @dataclass
 class Feeds:
     """Prepares batches for one training graph.
 
     Attributes:
-        graph: the training graph.
+        graph: the training graph, or as much of one.
         base: what its batches hold, labels aside.
         sizes: the first output's shape as far as the graph says it, None where its rank is not known.
         rows: the axis of `sizes` that is as long as a batch has samples, None where that is not known.
         teacher: gives the teacher's outputs for a batch; None where no loss distills.
     """
 
-    graph: TrainingGraph
+    graph: Forward
     base: Signature
     sizes: Sizes | None
     rows: int | None
@@ -58,7 +81,12 @@ class Feeds:
     def signature(self, *, needs_labels: bool = True) -> Signature:
         """What a batch must hold; without labels where the loss takes none (one named `label` is let through)."""
         names = tuple(self.loss.labels) or ("label",)
-        return replace(self.base, labels=names, needs_labels=needs_labels and bool(self.loss.labels))
+        return replace(
+            self.base,
+            labels=names,
+            needs_labels=needs_labels and bool(self.loss.labels),
+            without_labels="without labels, train against the float model by --loss distill",
+        )
 
     def __call__(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Inputs, labels and teacher outputs by the training graph's names.
@@ -174,7 +202,7 @@ class Feeds:
             )
 
 
-def feeds_for(graph: TrainingGraph, teacher: io.ModelLike | None) -> Feeds:
+def feeds_for(graph: Forward, teacher: io.ModelLike | None) -> Feeds:
     """What prepares batches for a training graph; the default teacher is its model without quantizers.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -46,6 +46,12 @@ _OTHER_BATCHES = (
 )
 
 Data: TypeAlias = "data.Batches | data.Source | str | Any"
+
+
+def check_epochs(epochs: int) -> None:
+    """Raises InputError for fewer passes over the data than one."""
+    if epochs < 1:
+        raise InputError(f"epochs is {epochs}; it must be 1 or more")
 
 
 class Trainer:
@@ -186,13 +192,14 @@ class Trainer:
             InputError: a batch does not fit the model.
             TrainingError: the loss or a gradient is not finite; the parameters are those of the last good step.
         """
-        if epochs < 1:
-            raise InputError(f"epochs is {epochs}; it must be 1 or more")
+        check_epochs(epochs)
         source = self._batches(batches, transform)
         judged = None if validation is None else self._batches(validation, transform)
         source.check_epochs(epochs)
         if judged is not None:
             judged.check_epochs(epochs, "validation")
+            if not isinstance(judged.source, Iterator):
+                self._feeds(next(iter(judged)))  # wrong labels are refused now, not after an epoch
         state = self.state
         self._set_length(source, epochs)
         self._watch = LossWatch()

@@ -22,6 +22,7 @@ from onnxqat.verify import models
 from onnxqat.verify.entries import Sizes
 from onnxqat.verify.host import Arrays, Host
 from onnxqat.verify.metrics import Metric
+from onnxqat.verify.paired import Paired, agreeing
 
 LABEL = "label"
 #: Codes differ by whole numbers: more than one step apart is two, whatever rounding the subtraction adds.
@@ -130,9 +131,17 @@ class Comparison:
 
 
 def compared(
-    host: Host, batches: Iterable[Arrays], metric: Metric, decisions: Decisions, samples: Samples | None = None
+    host: Host,
+    batches: Iterable[Arrays],
+    metric: Metric,
+    decisions: Decisions,
+    samples: Samples | None = None,
+    paired: Paired | None = None,
 ) -> Comparison:
-    """Runs the models loaded as "trained" and "deployed" on all batches, and judges what they decide."""
+    """Runs the models loaded as "trained" and "deployed" on all batches, and judges what they decide.
+
+    With `paired`, the model loaded as "float" runs too, and is set against the deployed one.
+    """
     result = Comparison()
     samples = samples or Samples()
     for batch in batches:
@@ -149,6 +158,9 @@ def compared(
         _add_scores(result, {"trained": trained, "deployed": deployed}, batch.get(LABEL), metric)
         _add_agreement(result, _first(trained), _first(deployed), decisions)
         _add_differences(result, inputs, trained, deployed, samples)
+        if paired is not None:
+            expected = _first(host.run("float", inputs))
+            paired.add(inputs, expected, _first(deployed), batch.get(LABEL), samples.rows(inputs, list(inputs)))
     return result
 
 
@@ -219,14 +231,10 @@ def _add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[A
 
 
 def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], decisions: Decisions) -> None:
-    if trained.shape != deployed.shape:
-        return
-    ours, theirs = decisions.predicted(trained), decisions.predicted(deployed)
-    if ours is None or theirs is None:
-        return
-    same = ours == theirs
-    result.agreeing += int(same.sum())
-    result.predictions += same.size
+    same = agreeing(trained, deployed, decisions)
+    if same is not None:
+        result.agreeing += int(same.sum())
+        result.predictions += same.size
 
 
 def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deployed: Arrays, samples: Samples) -> None:

@@ -25,6 +25,8 @@ Arrays = dict[str, NDArray[Any]]
 RuntimeName = Literal["ort", "openvino"]
 
 PACKAGES: dict[RuntimeName, str] = {"ort": "onnxruntime", "openvino": "openvino"}
+#: Where a model is run that names no runtime, and where one is that was made for a target (`onnxqat.target`).
+RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", "ort-cpu": "ort", "openvino": "openvino"}
 REASON_LENGTH = 240
 
 

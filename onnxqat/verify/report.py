@@ -15,6 +15,7 @@ from rich.text import Text
 from onnxqat.verify.compare import Divergence, OutputDifference
 from onnxqat.verify.entries import Sizes
 from onnxqat.verify.fusion import Kernel
+from onnxqat.verify.judge import Verdict, shown
 
 #: Beyond this many output steps the report says where the difference arises.
 ALARMING_STEPS = 2.0
@@ -72,6 +73,7 @@ class Report:
         kernels: what became of each computing node of the deployed model.
         size: file sizes.
         latency: times.
+        verdict: how the deployed model compares to the float one; None where none was given, or nothing can be judged.
     """
 
     runtime: str
@@ -85,6 +87,7 @@ class Report:
     kernels: tuple[Kernel, ...]
     size: Size
     latency: Latency
+    verdict: Verdict | None = None
 
     @property
     def worst(self) -> OutputDifference:
@@ -107,6 +110,7 @@ class Report:
         for output, plain in zip(self.outputs, found["outputs"], strict=True):
             plain["steps"] = output.steps
         found["size"]["ratio"] = self.size.ratio
+        found["verdict"] = self.verdict and self.verdict.to_dict()
         for key, weighted in (("weighted_nodes", True), ("nodes", False)):
             integer, total = self.integer_count(weighted=weighted)
             found[key] = {"integer": integer, "total": total}
@@ -140,6 +144,10 @@ class Report:
         table.add_row("nodes on integer kernels", "", f"{nodes} of {total}")
         table.add_section()
         table.add_row("", "float model", "deployed")
+        if self.verdict is not None:
+            scores = (self.verdict.float_score, self.verdict.deployed_score)
+            table.add_row(self.verdict.metric, *(shown(self.verdict.metric, score) for score in scores))
+            table.add_row("deployed against float", "", self.verdict.comparison)
         ratio = f"{self.size.deployed / 1e6:.3f} MB ({self.size.ratio:.3f} of float)"
         table.add_row("size", f"{self.size.float_model / 1e6:.3f} MB", ratio)
         time = self.latency

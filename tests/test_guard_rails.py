@@ -1,0 +1,195 @@
+"""A bad outcome is said and has an exit status; what can be refused is refused before the work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxqat import Config, cli, fold, insert, pipeline
+from onnxqat.verify import run as verify_run
+from tests.models import model, random
+
+NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
+#: Both halves of every number, then five of them as scores: what is clearly one class stays it at 8 bits.
+WEIGHTS = {
+    "w": np.hstack([np.eye(8), -np.eye(8)]) + random(8, 16, scale=0.02),
+    "v": np.eye(16, 5) + random(16, 5, scale=0.02),
+}
+WEIGHTS = {name: array.astype(np.float32) for name, array in WEIGHTS.items()}
+FLOAT = model(NET, **WEIGHTS, b=random(16, scale=0.02), c=random(5, scale=0.02))
+LABELS = np.arange(512) % 5
+ROWS = 2 * np.eye(8, dtype=np.float32)[LABELS] + random(512, 8, scale=0.4)
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The float model with labels that it gets right, its Q/DQ and deployed model, and a deployed model of other weights."""
+    folder = tmp_path_factory.mktemp("rails")
+    np.savez(folder / "data.npz", x=ROWS, label=LABELS)
+    np.savez(folder / "test.npz", x=ROWS[:256], label=LABELS[:256])
+    np.savez(folder / "scaled.npz", x=255 * (1 - np.abs(ROWS)), label=LABELS)
+    np.savez(folder / "unlabelled.npz", x=ROWS)
+    np.savez(folder / "shifted.npz", x=ROWS, label=LABELS + 1)
+    onnx.save(FLOAT, folder / "float.onnx")
+    qdq = insert(FLOAT, [ROWS])
+    onnx.save(qdq, folder / "qdq.onnx")
+    onnx.save(fold(qdq), folder / "deployed.onnx")
+    onnx.save(insert(FLOAT, [ROWS], Config(target="openvino")), folder / "openvino.onnx")
+    bad = model(NET, **WEIGHTS, b=random(16, scale=2.0), c=random(5, scale=2.0))
+    onnx.save(fold(insert(bad, [ROWS])), folder / "bad.onnx")
+    onnx.save(fold(insert(bad, [ROWS], Config(target="openvino"))), folder / "bad_openvino.onnx")
+    return folder
+
+
+@pytest.fixture
+def call(folder, tmp_path, monkeypatch, capsys) -> Call:
+    monkeypatch.setattr(verify_run, "TIMING_SECONDS", 0.05)
+    monkeypatch.chdir(folder)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["onnxqat", *map(str, arguments)])
+        monkeypatch.setattr(cli.console, "width", 200)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def run(call, tmp_path) -> Call:
+    def run(*options: object, data: str = "data.npz") -> tuple[int, str, str]:
+        output = tmp_path / "out.onnx"
+        return call("run", "float.onnx", "--data", data, "--epochs", 1, "-o", output, *options)
+
+    return run
+
+
+def test_a_run_that_goes_well_scores_the_float_model_first_and_ends_with_0(run):
+    status, out, err = run("--test", "test.npz")
+    assert status == 0
+    assert err.index("float model: accuracy 100.00 %") < err.index("inserted 2 weight")
+    assert "summary, judged on test data" in out
+    assert "warning" not in err
+
+
+def test_a_diverged_run_writes_its_file_and_ends_with_1_and_the_cause(run, tmp_path):
+    status, out, err = run("--lr", 100, "--json", tmp_path / "r.json")
+    assert status == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: deployed model: accuracy is ")
+    assert "(1 allowed" not in last
+    assert "1 allowed" in last
+    assert "training has diverged" in last
+    assert onnx.load(tmp_path / "out.onnx").graph.node
+    assert "judged on training data" in out
+    verdict = json.loads((tmp_path / "r.json").read_text())["verdict"]
+    assert verdict["exceeded"]
+    assert verdict["drop"] > verdict["noise"] > 0
+    assert verdict["unit"] == "points"
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (["--weight-bits", 4], 0),
+        (["--activation-bits", 4], 0),
+        (["--weight-bits", 4, "--max-drop", 1], 1),
+        (["--max-drop", 100], 0),
+    ],
+)
+def test_with_fewer_bits_the_default_warns_and_a_bound_of_ones_own_fails(run, options, status):
+    found, _, err = run("--lr", 100, *options)
+    assert found == status
+    assert ("warning: deployed model" in err) == ("--max-drop" not in options)
+
+
+def test_without_labels_other_answers_are_judged(run):
+    options = ["--loss", "distill"]
+    assert run(*options, data="unlabelled.npz")[0] == 0
+    status, _, err = run(*options, "--lr", 100, data="unlabelled.npz")
+    assert status == 1
+    assert "deployed model: agreement is " in err.splitlines()[-1]
+
+
+def test_a_float_model_at_chance_is_said_before_the_work(run, monkeypatch):
+    monkeypatch.setattr(pipeline, "insert", lambda *_, **__: sys.exit(7))
+    status, _, err = run(data="scaled.npz")
+    assert status == 7
+    assert "warning: the float model itself " in err
+    assert "input 'x' runs from" in err
+
+
+REFUSED = {
+    "metric": (["--metric", "acuracy"], "metric 'acuracy': is not one of"),
+    "loss": (["--loss", "crossentropy"], "loss 'crossentropy': not known"),
+    "loss that does not fit": (["--loss", "mse"], "label"),
+    "epochs": (["--epochs", 0], "epochs is 0; it must be 1 or more"),
+    "rate": (["--lr", 0], "lr"),
+    "labels": (["--data", "shifted.npz"], "the model has 5 classes, 0 to 4"),
+    "labels of validation": (["--validation", "shifted.npz"], "the model has 5 classes, 0 to 4"),
+    "no labels": (["--data", "unlabelled.npz"], "--loss distill"),
+    "labels of test": (["--test", "shifted.npz"], "check the labels"),
+    "bound": (["--max-drop", -1], "max drop is -1.0; it must be 0 or more"),
+    "interpreter": (["--interpreter", "absent/python"], "cannot be started"),
+    "output": (["-o", "absent/out.onnx"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_can_be_refused_is_refused_before_calibration(run, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(pipeline, "insert", lambda *_, **__: pytest.fail("calibration has begun"))
+    status, _, err = run(*options)
+    assert (status, err.count("error: ")) == (2, 1)
+    assert message in err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_judges_against_the_float_model_that_is_given(call):
+    good = ["verify", "qdq.onnx", "deployed.onnx", "--data", "data.npz", "--float", "float.onnx"]
+    status, out, _ = call(*good, "--max-drop", 2)
+    assert status == 0
+    assert "deployed against float" in out
+    bad = ["verify", "qdq.onnx", "bad.onnx", "--data", "data.npz", "--float", "float.onnx"]
+    status, out, err = call(*bad, "--max-drop", 2)
+    assert status == 1
+    assert "2 allowed" in err
+    assert "the trained model does not lose as much" in err
+    assert "deployed against float" in out
+    status, _, err = call(*bad)
+    assert status == 0
+    assert "warning: deployed model: accuracy is" in err
+
+
+def test_a_bound_needs_a_float_model(call):
+    status, _, err = call("verify", "qdq.onnx", "deployed.onnx", "--data", "data.npz", "--max-drop", 1)
+    assert status == 2
+    assert "add --float MODEL" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "runtime"),
+    [([], "OpenVINO"), (["--runtime", "ort"], "onnxruntime"), (["--runtime", "openvino"], "OpenVINO")],
+)
+def test_verify_judges_in_the_runtime_that_the_target_names_unless_told_otherwise(call, tmp_path, options, runtime):
+    pytest.importorskip("openvino")
+    deployed = tmp_path / "d.onnx"
+    assert call("fold", "openvino.onnx", "-o", deployed)[0] == 0
+    status, out, _ = call("verify", "openvino.onnx", deployed, "--data", "data.npz", *options)
+    assert status == 0
+    assert runtime in out.splitlines()[0]
+
+
+def test_a_bound_missed_in_another_runtime_than_the_models_points_to_it(call):
+    options = ["--data", "data.npz", "--float", "float.onnx", "--max-drop", 0, "--runtime", "ort"]
+    status, _, err = call("verify", "openvino.onnx", "bad_openvino.onnx", *options)
+    assert status == 1
+    assert "a model made for openvino was run in onnxruntime; judge it with --runtime openvino" in err
