@@ -14,6 +14,9 @@ from onnxqat.train.gradients.rule import Call, Ops
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
+#: Beyond it tanh u is ±1 in every type, and the derivative 0 or 1; x³ would overflow farther out.
+_GELU_END = 20.0
+
 
 def _zero_outside(op: Ops, dy: ir.Value, inside: ir.Value) -> ir.Value:
     return op.masked(dy, inside)
@@ -121,6 +124,8 @@ def gelu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     Tanh form: y = x/2·(1 + tanh u), u = √(2/π)(x + 0.044715x³): dx = dy·((1 + t)/2 + x/2·(1 − t²)·u′), t = tanh u.
     """
     x = call.required(0)
+    if call.get("approximate", "none") == "tanh":
+        x = op.Clip(x, op.like(-_GELU_END, x), op.like(_GELU_END, x))
     squared = op.Mul(x, x)
     if call.get("approximate", "none") == "tanh":
         c = math.sqrt(2 / math.pi)

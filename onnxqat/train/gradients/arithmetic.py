@@ -11,26 +11,34 @@ from onnxqat.train.gradients.rule import Call, Custom, Expanded, Ops, Rule, Trus
 
 
 def pow_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Y = xᵇ: dx = dy·b·x^(b−1), 0 for b = 0; db = dy·y·ln x where x > 0 (else y is no function of b, or constant)."""
+    """Y = xᵇ: dx = dy·b·x^(b−1), 0 for b = 0; db = dy·y·ln x where x > 0 (else y is no function of b, or constant).
+
+    Where one has no bound, it is 0.
+    """
     x, exponent = call.required(0), call.required(1)
     results: list[ir.Value | None] = [None, None]
     if 0 in call.wanted:
-        results[0] = op.sum_to(op.Mul(dy, _power_slope(op, call, x, exponent)), x, call.outputs[0])
+        results[0] = op.sum_to(_power_gradient(op, call, dy, x, exponent), x, call.outputs[0])
     if 1 in call.wanted:
         positive = op.Greater(x, op.like(0.0, x))
         logarithm = op.Log(op.Where(positive, x, op.like(1.0, x)))
-        results[1] = op.sum_to(op.Mul(dy, op.Mul(call.outputs[0], logarithm)), exponent, call.outputs[0])
+        slope = op.finite(op.Mul(call.outputs[0], logarithm))
+        results[1] = op.sum_to(op.Mul(dy, slope), exponent, call.outputs[0])
     return results
+
+
+def _power_gradient(op: Ops, call: Call, dy: ir.Value, x: ir.Value, exponent: ir.Value) -> ir.Value:
+    if call.constant(1) == [2] and 1 not in call.wanted:
+        return op.Mul(op.Mul(dy, 2.0), x)
+    return op.Mul(dy, _power_slope(op, call, x, exponent))
 
 
 def _power_slope(op: Ops, call: Call, x: ir.Value, exponent: ir.Value) -> ir.Value:
     known = call.constant(1)
-    if known == [2] and 1 not in call.wanted:
-        return op.Mul(x, 2.0)
     if known == [0.5] and 1 not in call.wanted:
-        return op.Div(op.like(0.5, x), call.outputs[0])
+        return op.finite(op.Div(op.like(0.5, x), call.outputs[0]))
     power = exponent if exponent.dtype == x.dtype else op.Cast(exponent, to=x.dtype)
-    slope = op.Mul(power, op.Pow(x, op.Sub(power, 1.0)))
+    slope = op.finite(op.Mul(power, op.Pow(x, op.Sub(power, 1.0))))
     if known is not None and 0 not in known and 1 not in call.wanted:
         return slope
     return op.Where(op.Equal(power, op.like(0.0, x)), op.like(0.0, x), slope)

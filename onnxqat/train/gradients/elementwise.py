@@ -1,6 +1,7 @@
-"""Gradients of trigonometric and hyperbolic functions, and of arithmetic on several tensors.
+"""Gradients of roots, logarithms, quotients, trigonometric and hyperbolic functions, and of arithmetic on several tensors.
 
-Derivatives as in Abramowitz & Stegun, 4.3 to 4.6; x is the input, y the output, dy the output's gradient.
+Derivatives as in Abramowitz & Stegun, 4.3 to 4.6; x is the input, y the output, dy the output's gradient. At the edge of a
+domain, where a derivative has no bound, it counts as 0 (see `Ops.finite`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,39 @@ def _present(call: Call) -> list[ir.Value]:
     return [value for value in call.inputs if value is not None]
 
 
+def sqrt_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy / 2y."""
+    y = call.outputs[0]
+    return op.Mul(dy, op.finite(op.Div(op.like(0.5, y), y)))
+
+
+def exp_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy·y."""
+    return op.Mul(dy, op.finite(call.outputs[0]))
+
+
+def log_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = dy / x."""
+    return op.Mul(dy, op.finite(op.Reciprocal(call.required(0))))
+
+
+def reciprocal_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Dx = −dy·y²."""
+    y = call.outputs[0]
+    return op.Neg(op.Mul(dy, op.finite(op.Mul(y, y))))
+
+
+def div_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
+    """Y = a/b: da = dy/b, db = −Σ dy·y/b."""
+    a, b = _present(call)
+    y = call.outputs[0]
+    inverse = op.finite(op.Reciprocal(b))
+    da = op.sum_to(op.Mul(dy, inverse), a, y) if 0 in call.wanted else None
+    if 1 not in call.wanted:
+        return da, None
+    return da, op.sum_to(op.Neg(op.Mul(dy, op.finite(op.Mul(y, inverse)))), b, y)
+
+
 def acos_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Dx = −dy / √(1 − x²)."""
     return op.Neg(asin_gradient(op, call, dy))
@@ -25,7 +59,7 @@ def acos_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 def asin_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Dx = dy / √(1 − x²)."""
     (x,) = _present(call)
-    return op.Div(dy, op.Sqrt(op.Sub(1.0, op.Mul(x, x))))
+    return op.Mul(dy, op.finite(op.Reciprocal(op.Sqrt(op.Sub(1.0, op.Mul(x, x))))))
 
 
 def atan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -37,19 +71,19 @@ def atan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 def acosh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Dx = dy / √(x² − 1)."""
     (x,) = _present(call)
-    return op.Div(dy, op.Sqrt(op.Sub(op.Mul(x, x), 1.0)))
+    return op.Mul(dy, op.finite(op.Reciprocal(op.Sqrt(op.Sub(op.Mul(x, x), 1.0)))))
 
 
 def asinh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / √(x² + 1)."""
+    """Dx = dy / √(x² + 1); 0 where the square overflows."""
     (x,) = _present(call)
-    return op.Div(dy, op.Sqrt(op.Add(op.Mul(x, x), 1.0)))
+    return op.Mul(dy, op.finite(op.Reciprocal(op.Sqrt(op.Add(op.Mul(x, x), 1.0)))))
 
 
 def atanh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Dx = dy / (1 − x²)."""
     (x,) = _present(call)
-    return op.Div(dy, op.Sub(1.0, op.Mul(x, x)))
+    return op.Mul(dy, op.finite(op.Reciprocal(op.Sub(1.0, op.Mul(x, x)))))
 
 
 def tan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -61,13 +95,13 @@ def tan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 def sinh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Dx = dy·cosh x, with cosh x = (eˣ + e⁻ˣ)/2."""
     (x,) = _present(call)
-    return op.Mul(dy, op.Mul(op.Add(op.Exp(x), op.Exp(op.Neg(x))), 0.5))
+    return op.Mul(dy, op.finite(op.Mul(op.Add(op.Exp(x), op.Exp(op.Neg(x))), 0.5)))
 
 
 def cosh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Dx = dy·sinh x, with sinh x = (eˣ − e⁻ˣ)/2."""
     (x,) = _present(call)
-    return op.Mul(dy, op.Mul(op.Sub(op.Exp(x), op.Exp(op.Neg(x))), 0.5))
+    return op.Mul(dy, op.finite(op.Mul(op.Sub(op.Exp(x), op.Exp(op.Neg(x))), 0.5)))
 
 
 def sum_as_adds(op: Ops, call: Call) -> ir.Value:
@@ -94,5 +128,5 @@ def mod_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]
     da = op.sum_to(dy, a, y) if 0 in call.wanted else None
     if 1 not in call.wanted:
         return da, None
-    quotient = op.Round(op.Div(op.Sub(a, y), b))
+    quotient = op.finite(op.Round(op.Div(op.Sub(a, y), b)))
     return da, op.sum_to(op.Neg(op.Mul(dy, quotient)), b, y)

@@ -142,8 +142,7 @@ def lp_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     """Y = x/n, n = ‖x‖ₚ along one axis: dx = (dy − c·Σ dy·y)/n with c = y for p = 2, sign x for p = 1; 0 where n = 0."""
     x, y, axes, p = call.required(0), call.outputs[0], [call.get("axis", -1)], call.get("p", 2)
     norm = op.reduce("L1" if p == 1 else "L2", x, axes, keepdims=True)
-    nonzero = op.Greater(norm, op.like(0.0, x))
-    inverse = op.Where(nonzero, op.Reciprocal(norm), op.like(0.0, x))
+    inverse = op.finite(op.Reciprocal(norm))
     along = op.reduce("Sum", op.Mul(dy, y), axes, keepdims=True)
     direction = op.Sign(x) if p == 1 else y
     return op.Mul(op.Sub(dy, op.Mul(direction, along)), inverse)

@@ -50,9 +50,9 @@ def reduce_sum_square_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def reduce_log_sum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = log Σxᵢ: dxᵢ = dy·e⁻ʸ."""
+    """Y = log Σxᵢ: dxᵢ = dy·e⁻ʸ, 0 where that has no bound."""
     dy, y = _kept(op, call, dy, call.outputs[0])
-    return op.Expand(op.Mul(dy, op.Exp(op.Neg(y))), op.Shape(call.required(0)))
+    return op.Expand(op.Mul(dy, op.finite(op.Exp(op.Neg(y)))), op.Shape(call.required(0)))
 
 
 def reduce_log_sum_exp_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -72,8 +72,8 @@ def reduce_prod_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     factors = op.Where(is_zero, op.like(1.0, x), x)
     ones = op.Cast(is_zero, to=x.dtype)
     others = op.Sub(_reduce(op, call, "Sum", ones), ones)
-    slope = op.Div(op.Mul(dy, _reduce(op, call, "Prod", factors)), factors)
-    return op.Where(op.Equal(others, op.like(0.0, x)), slope, op.like(0.0, x))
+    slope = op.finite(op.Div(_reduce(op, call, "Prod", factors), factors))
+    return op.Mul(dy, op.Where(op.Equal(others, op.like(0.0, x)), slope, op.like(0.0, x)))
 
 
 def reduce_extremum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:

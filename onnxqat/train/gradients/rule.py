@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -79,6 +80,15 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
         if x.dtype == ir.DataType.FLOAT:
             return self.one("FakeQuantGrad", x, mask, _domain="com.microsoft")
         return self.one("Where", mask, x, self.like(0.0, x))
+
+    def finite(self, slope: ir.Value) -> ir.Value:
+        """Returns a derivative that has no bound at an edge of the domain, with 0 wherever it is infinite or undefined.
+
+        Quantized values lie at edges often, at exact zeros first of all. The gradient that is to be multiplied there may be
+        0, where what follows does not read the element, and 0·∞ would undo it. (`masked` multiplies, and would give NaN.)
+        """
+        bounded = self.one("Less", self.one("Abs", slope), self.like(math.inf, slope))
+        return self.one("Where", bounded, slope, self.like(0.0, slope))
 
     def sum_to(self, gradient: ir.Value, x: ir.Value, y: ir.Value | None = None) -> ir.Value:
         """Sums the gradient of a broadcast result `y` back to the shape of the operand `x`."""

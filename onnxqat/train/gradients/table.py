@@ -35,9 +35,9 @@ def _custom(gradient: object, *inputs: int) -> Custom:
 
 
 _NAMES_TRUSTED = """
-    Abs Add Cast Concat Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND GlobalAveragePool Identity
-    Log LogSoftmax Max Min Mul Neg Reciprocal ReduceMean ReduceSum Reshape Sigmoid Sin
-    Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze
+    Abs Add Cast Concat Cos Erf Expand Flatten Gather GatherElements GatherND GlobalAveragePool Identity
+    LogSoftmax Max Min Mul Neg ReduceMean ReduceSum Reshape Sigmoid Sin
+    Softmax Split Squeeze Sub Tanh Tile TopK Transpose Unsqueeze
 """
 _ORT: Mapping[str, RuleOrChoice] = dict.fromkeys(_NAMES_TRUSTED.split(), Trusted())
 _OURS: Mapping[str, RuleOrChoice] = {
@@ -56,6 +56,11 @@ _OURS: Mapping[str, RuleOrChoice] = {
     "PRelu": _custom(activations.prelu_gradient, 0, 1),
     "Swish": Expanded(activations.swish),
     "Gelu": _custom(activations.gelu_gradient),
+    "Div": _custom(elementwise.div_gradient),
+    "Exp": _custom(elementwise.exp_gradient),
+    "Log": _custom(elementwise.log_gradient),
+    "Reciprocal": _custom(elementwise.reciprocal_gradient),
+    "Sqrt": _custom(elementwise.sqrt_gradient),
     "Acos": _custom(elementwise.acos_gradient),
     "Acosh": _custom(elementwise.acosh_gradient),
     "Asin": _custom(elementwise.asin_gradient),
