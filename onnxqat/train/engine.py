@@ -116,6 +116,7 @@ class Engine:
     Attributes:
         parameters: the flat array; changing it changes the next run.
         gradients: the flat array of gradients that the last `step` wrote.
+        training: the graph that `step` runs.
         results: the gradients and, after them, the loss: what several processes average, in one piece.
     """
 
@@ -136,14 +137,15 @@ class Engine:
     def use(self, training: ir.Model) -> None:
         """Runs this training graph from the next step on; gradients of parameters that it does not have are 0."""
         self.gradients[:] = 0
-        self._training = Session(training, self._threads)
+        self.training = training
+        self._session = Session(training, self._threads)
         gradients = {f"{name}_grad": view for name, view in self.layout.named(self.gradients).items()}
-        self._training.bind(self.layout.named(self.parameters), {**gradients, LOSS: self._loss})
+        self._session.bind(self.layout.named(self.parameters), {**gradients, LOSS: self._loss})
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
-        self._training.bind(batch)
-        self._training.run()
+        self._session.bind(batch)
+        self._session.run()
         return self.loss
 
     @property

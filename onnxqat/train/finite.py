@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.errors import OnnxqatError
 from onnxqat.train.engine import Engine, Floats
-from onnxqat.train.losses import LOSS
+from onnxqat.train.locate import Place, first_not_finite
 
-REMEDY = "lower the learning rate, clip gradients, or check data and labels (the parameters are those before this step)"
+#: Operators that are not defined everywhere, or whose slope has no bound.
+_EDGES = frozenset({"Acos", "Acosh", "Asin", "Atanh", "Div", "Log", "Mod", "Pow", "Reciprocal", "ReduceLogSum", "Sqrt"})
+#: Numbers whose square float32 can just about hold.
+_LARGE = 1e18
 
 
 def norm_of(array: Floats) -> float:
@@ -20,14 +25,33 @@ def norm_of(array: Floats) -> float:
         return float(np.sqrt(np.dot(array, array)))
 
 
-def not_finite(engine: Engine, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> str:
-    """Which tensor of the last step is the first that is not finite, for a batch on which the loss or a gradient was not."""
-    loss, layout = engine.loss, engine.layout
-    arrays = zip(outputs, engine.evaluate(feeds, [*outputs, LOSS]), strict=False)
-    candidates = [("parameter", layout.named(engine.parameters).items()), ("output", arrays)]
-    candidates.append(("gradient of", layout.named(engine.gradients).items()))
-    for what, tensors in candidates:
-        name = next((name for name, array in tensors if not np.isfinite(array).all()), None)
-        if name is not None:
-            return f"{what} {name!r} is not finite (loss {loss})"
-    return f"the norm of the gradient is not finite (loss {loss})"
+def not_finite(engine: Engine, qdq: ir.Model, feeds: Mapping[str, NDArray[Any]], *, begun: bool) -> str:
+    """Where the numbers of a step arise that are not finite, and a remedy that fits.
+
+    Args:
+        engine: what ran the step.
+        qdq: the model whose nodes are named.
+        feeds: what the step was fed.
+        begun: whether training has changed the parameters.
+    """
+    try:
+        place = first_not_finite(engine.training, qdq, {**engine.layout.named(engine.parameters), **feeds})
+    except OnnxqatError:  # ONNX Runtime may not have the memory for a second graph
+        place = None
+    where = "the norm of the gradient" if place is None else str(place)
+    remedy = _remedy(place, feeds, begun=begun)
+    return f"{where} is not finite (loss {engine.loss:.4g}); {remedy} (the parameters are those before this step)"
+
+
+def _remedy(place: Place | None, feeds: Mapping[str, NDArray[Any]], *, begun: bool) -> str:
+    if place is not None and place.node is not None and place.node.op_type in _EDGES and place.largest < _LARGE:
+        return (
+            f"{place.node.op_type} is not defined at what it is given, often an exact zero: bound it by a Clip or add a small "
+            "number in the model, or leave what is before it in float (`ignore`)"
+        )
+    for name, array in feeds.items():
+        if array.dtype.kind == "f" and np.abs(array).max(initial=0) > _LARGE:
+            return f"{name!r} holds numbers beyond {_LARGE:g}: check data and labels"
+    if begun:
+        return "lower the learning rate, clip gradients, or check data and labels"
+    return "no step has changed the model yet: check its weights, data and labels"

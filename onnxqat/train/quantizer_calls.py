@@ -16,6 +16,8 @@ from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, constant, qu
 from onnxqat.train import fakequant
 from onnxqat.train.round_bias import call_rounding
 
+_POLES = frozenset({"Atanh", "Div", "Exp", "Log", "Pow", "Reciprocal", "ReduceLogSum", "ReduceLogSumExp"})
+
 
 @dataclass(frozen=True)
 class Rectifier:
@@ -104,6 +106,8 @@ def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None)
     if rectifier is not None:
         inputs[0] = rectifier.node.inputs[0]
         inputs.append(_ceiling(graph, rectifier.ceiling))
+    if inputs[0] is not None and _may_be_infinite(inputs[0]):
+        inputs[0] = _bounded(graph, quantizer.dequantize, inputs[0])
     call = ir.Node(fakequant.DOMAIN, variant.name, inputs, name=f"{quantizer.dequantize.name}_call")
     output = call.outputs[0]
     output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), quantizer.source.shape
@@ -120,6 +124,34 @@ def _source(quantizer: Quantizer) -> ir.Value:
     source = quantizer.nodes[0].inputs[0]
     assert source is not None
     return source
+
+
+def _may_be_infinite(value: ir.Value) -> bool:
+    """Whether an operator with poles, or an infinite constant, stands before the value and behind all other quantizers."""
+    pending, seen = [value], set[ir.Node]()
+    while pending:
+        current = pending.pop()
+        node, array = current.producer(), constant(current)
+        if array is not None and array.dtype.kind == "f" and np.isinf(array).any():
+            return True
+        if node is None or node in seen or node.op_type == "DequantizeLinear" or fakequant.is_call(node):
+            continue
+        if node.op_type in _POLES:
+            return True
+        seen.add(node)
+        pending += [value for value in node.inputs if value is not None]
+    return False
+
+
+def _bounded(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
+    """The value without infinities: codes are the same, but a quantizer's gradient would multiply them by 0."""
+    most = np.finfo(np.float32).max
+    low, high = (constant_value(graph, "onnxqat_bound", np.array(bound, np.float32)) for bound in (-most, most))
+    clip = ir.node("Clip", [value, low, high], name=f"{before.name}_bound")
+    clip.outputs[0].name = f"{value.name}_bounded_for_{before.name}"
+    clip.outputs[0].type, clip.outputs[0].shape = value.type, value.shape
+    graph.insert_before(before, clip)
+    return clip.outputs[0]
 
 
 def _ceiling(graph: ir.Graph, ceiling: float) -> ir.Value:

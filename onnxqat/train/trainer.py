@@ -28,7 +28,7 @@ from onnxqat.train.checkpoint import fingerprint
 from onnxqat.train.divergence import LossWatch
 from onnxqat.train.engine import Engine
 from onnxqat.train.feeds import feeds_for
-from onnxqat.train.finite import REMEDY, norm_of, not_finite
+from onnxqat.train.finite import norm_of, not_finite
 from onnxqat.train.graph import load_qdq, same_graph, training_graph, with_values
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
@@ -381,11 +381,8 @@ class Trainer:
         loss = self._differentiate(batch)
         norm = norm_of(self._engine.gradients)
         if not np.isfinite(loss) or not np.isfinite(norm):
-            step, where = (
-                self.schedule.position.step + 1,
-                not_finite(self._engine, self._graph.outputs, self._feeds(batch)),
-            )
-            raise TrainingError(f"step {step}: {where}; {REMEDY}")
+            where = not_finite(self._engine, self._graph.qdq, self._feeds(batch), begun=self.has_begun)
+            raise TrainingError(f"step {self.schedule.position.step + 1}: {where}")
         if self._workers.is_first:
             self._watch.saw(loss, self.optimizer.lr * self.state.schedule.factor)
         if self.state.accumulated is None:
