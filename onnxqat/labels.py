@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
-from onnxqat.graph.ending import ending
+from onnxqat.graph.ending import ending, is_linear
 
 Array = NDArray[Any]
 #: Sizes of an output; None where only a batch tells.
@@ -48,6 +48,7 @@ class Decisions:
         ignored: class number that does not count.
         samples: the output's axis that counts samples, along which classes do not compete.
         sided: whether labels have said that each element of the output is a decision of its own.
+        linear: whether the output comes straight from a linear layer.
     """
 
     activation: str | None = None
@@ -55,6 +56,7 @@ class Decisions:
     ignored: int | None = None
     samples: int | None = 0
     sided: bool = False
+    linear: bool = True
 
     @classmethod
     def of(cls, output: ir.Value, labelling: Labelling, samples: int | None = 0) -> Decisions:
@@ -75,7 +77,7 @@ class Decisions:
             told = 1 - samples if told is None else told
         known = axis if axis is not None else told
         activation = None if found is None else found.activation.op_type
-        return cls(activation, known, labelling.ignore_label, samples)
+        return cls(activation, known, labelling.ignore_label, samples, linear=is_linear(output))
 
     def numbers(self, label: Array, sizes: Sizes, name: str = "label") -> NDArray[np.int64]:
         """Class numbers in the output's shape without its class axis.
@@ -132,7 +134,7 @@ class Decisions:
         if numbers.size and (numbers.min() < 0 or numbers.max() > 1):
             raise InputError(
                 f"label {name!r}: runs from {numbers.min():g} to {numbers.max():g}; each output is a decision between 0 "
-                f"and 1, so labels must be too{_ignore_hint(numbers, 0, 2)}"
+                f"and 1, so labels must be too{_hint(numbers, 2)}"
             )
         return found
 
@@ -144,8 +146,21 @@ class Decisions:
         return (column or self.activation == "Sigmoid") and _reshaped(label, sizes) is not None
 
     def chosen(self, output: Array) -> Array:
-        """On which side of the threshold each element is: 0.5 behind Sigmoid, else 0."""
+        """On which side of the threshold each element is: 0.5 behind Sigmoid, else 0.
+
+        Raises:
+            InputError: the output looks like probabilities, but comes from no Sigmoid.
+        """
+        self.check_logits(output)
         return np.asarray(output > (0.5 if self.activation == "Sigmoid" else 0))
+
+    def check_logits(self, output: Array) -> None:
+        """Refuses what looks like probabilities of a Sigmoid that is written as other operators: they are no logits."""
+        if self.activation is None and not self.linear and output.size and output.min() >= 0 and output.max() <= 1:
+            raise InputError(
+                "output: lies between 0 and 1 as probabilities do, but comes from no Sigmoid that is known; make the logits the "
+                "first output, or give a loss or metric of your own"
+            )
 
     def predicted(self, output: Array) -> Array | None:
         """The classes, or sides, that an output is for; None where nothing tells along which axis classes compete."""
@@ -190,7 +205,7 @@ class Decisions:
         if low < 0 or high >= classes:
             raise InputError(
                 f"label {name!r}: holds {low} to {high}, the model has {classes} classes, 0 to {classes - 1}; "
-                f"check the labels{_ignore_hint(numbers, 0, classes)}"
+                f"check the labels{_hint(numbers, classes)}"
             )
 
 
@@ -258,9 +273,11 @@ def _one_hot(label: Array, sizes: Sizes) -> bool:
     return _equal(label.shape, sizes) and label.ndim > 1 and bool(np.isin(label, (0, 1)).all())
 
 
-def _ignore_hint(numbers: Array, low: int, classes: int) -> str:
-    """Advice for data with a mark for what does not count: one number alone lies outside the classes."""
-    outside = np.unique(numbers[(numbers < low) | (numbers >= classes)])
+def _hint(numbers: Array, classes: int) -> str:
+    """Advice for labels that count from 1, and for data with a mark for what does not count, outside the classes."""
+    outside = np.unique(numbers[(numbers < 0) | (numbers >= classes)])
+    if numbers.min() == 1 and numbers.max() == classes:
+        return ": they seem to count from 1, so subtract 1"
     if outside.size != 1:
         return ""
     return f", or leave out those of {int(outside[0])} by ignore_label={int(outside[0])} (--ignore-label)"

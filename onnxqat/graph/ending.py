@@ -16,6 +16,10 @@ REARRANGING = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueez
 _SELECTING = frozenset({"Gather", "Slice"})
 _SAME = frozenset({"Dropout", "Identity"})
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_AVERAGING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+_LINEAR = frozenset({"Add", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Sub"})
+#: Operators whose output is as large as the data says.
+_CHOOSING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 #: What a Clip must let pass to leave an activation's values as they are, but for the guard of a logarithm.
 _PASSED = {"Softmax": (0.01, 0.99), "Sigmoid": (0.01, 0.99), "LogSoftmax": (-4.0, 0.0)}
@@ -61,6 +65,38 @@ def ending(output: ir.Value) -> Ending | None:
             return None
         value = node.inputs[0]
     return None
+
+
+def is_linear(output: ir.Value) -> bool:
+    """Whether an output comes straight from a linear layer, so that it is no probability; an input or a constant is too."""
+    value = output
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        passes = node.op_type in REARRANGING | _SELECTING | _AVERAGING or _keeps_values(node)
+        if not passes:
+            return node.op_type in _LINEAR
+        value = node.inputs[0]
+    return True
+
+
+def varies_in_size(output: ir.Value, inputs: Sequence[ir.Value]) -> bool:
+    """Whether the data decides how large an output is: boxes that are kept, places that are not zero."""
+    known = {d.value for value in inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)}
+    sizes = list(output.shape or ())
+    if output.shape is not None and all(
+        isinstance(d, int) or (d.value is not None and d.value in known) for d in sizes
+    ):
+        return False
+    pending, seen = [output], set[ir.Value]()
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value in seen or node is None:
+            continue
+        if node.op_type in _CHOOSING:
+            return True
+        seen.add(value)
+        pending.extend(one for one in node.inputs if one is not None)
+    return False
 
 
 def _found(node: ir.Node, movement: tuple[ir.Node, ...]) -> Ending | None:

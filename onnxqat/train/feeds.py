@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,8 +19,6 @@ from onnxqat.labels import Labelling, aligned
 from onnxqat.runtime import Inference
 from onnxqat.train.logits import CLASS_AXIS
 from onnxqat.train.losses import TEACHER, AttachedLoss
-
-log = logging.getLogger(__name__)
 
 Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 Sizes = tuple[int | None, ...]
@@ -159,8 +156,8 @@ class Feeds:
         if self.loss.judged == "values":
             return aligned(array, sizes, name)
         found = self.loss.decisions.sides(array, sizes, name)
-        if not self._looked and self.loss.decisions.activation is None:
-            self._suspect_probabilities(self._output(inputs))
+        if not (self._looked or self.loss.decisions.activation or self.loss.decisions.linear):
+            self.loss.decisions.check_logits(self._output(inputs))
         self._looked = True
         return found
 
@@ -191,14 +188,6 @@ class Feeds:
             raise InputError(
                 f"output {self.graph.outputs[0]!r}: holds probabilities, which sum up to 1, of no Softmax that is known; "
                 "cross_entropy takes logits: make them the first output, or give a function of your own as the loss"
-            )
-
-    def _suspect_probabilities(self, output: NDArray[Any]) -> None:
-        if output.min() >= 0 and output.max() <= 1 and output.size > 1:
-            log.warning(
-                "output %r: lies between 0 and 1 as probabilities do, but comes from no Sigmoid that is known; "
-                "bce_with_logits takes it for logits",
-                self.graph.outputs[0],
             )
 
 

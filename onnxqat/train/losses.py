@@ -15,6 +15,7 @@ function have the names of its formal inputs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -24,12 +25,14 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
-from onnxqat.graph.ending import ending
+from onnxqat.graph.ending import ending, varies_in_size
 from onnxqat.graph.io import opset
 from onnxqat.labels import Decisions, Labelling
 from onnxqat.samples import Samples
 from onnxqat.train.gradients.rule import Ops
 from onnxqat.train.logits import CLASS_AXIS, by_class, logits_of, moved
+
+log = logging.getLogger(__name__)
 
 #: A loss's name, several names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar.
 Loss: TypeAlias = "str | Sequence[str] | Mapping[str, float] | onnx.FunctionProto | Any"
@@ -138,9 +141,15 @@ def _known() -> str:
 def _term(op: Ops, sites: Sequence[Site], name: str) -> ir.Value:
     if name == "distill":
         floats = [site for site in sites if site.output.dtype in (None, ir.DataType.FLOAT)]
-        if not floats:
-            raise InputError("loss 'distill': the model has no float output to compare; choose another loss")
-        return _sum(op, [_distill(op, site) for site in floats])
+        varying = [site for site in floats if varies_in_size(site.output, site.graph.inputs)]
+        for site in varying:
+            log.warning("loss 'distill': leaves out output %r, whose size depends on the data", site.output.name)
+        fixed = [site for site in floats if site not in varying]
+        if not fixed:
+            raise InputError(
+                "loss 'distill': the model has no float output of fixed size to compare; choose another loss"
+            )
+        return _sum(op, [_distill(op, site) for site in fixed])
     return _TERMS[name](op, sites[0])
 
 
