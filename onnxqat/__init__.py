@@ -1,5 +1,10 @@
 """Quantization-aware training on the ONNX graph itself."""
 
+from onnxqat.search_path import put_current_folder_last
+
+put_current_folder_last()
+
+# isort: split
 from onnxqat import callbacks
 from onnxqat.config import Config, Override, Select
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError, TrainingError, UnsupportedModelError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -10,15 +11,16 @@ from typing import Annotated, Literal, NoReturn
 
 import onnx
 import typer
-from rich.console import Console
 from typer.exceptions import TyperException
 
 from onnxqat import nncf
 from onnxqat.config import Config, TargetName
 from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
 from onnxqat.errors import InputError, OnnxqatError
+from onnxqat.foreign import described, is_own_exit
 from onnxqat.graph import files, io
 from onnxqat.labels import Labelling
+from onnxqat.terminal import PlainFormatter, Terminal, close_streams, open_streams, plain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +31,7 @@ app = typer.Typer(
 export = typer.Typer(no_args_is_help=True, help="Export a float model to ONNX from the framework it was trained in.")
 app.add_typer(export, name="export")
 
-console = Console()
+console = Terminal()
 
 Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
 Output = Annotated[
@@ -56,7 +58,7 @@ MaxDrop = Annotated[
     ),
 ]
 Interpreter = Annotated[
-    Path | None, typer.Option(help="Python of another environment that has the runtime.", show_default=False)
+    str | None, typer.Option(help="Python of another environment that has the runtime.", show_default=False)
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="JSON file of onnxqat.Config, or one of NNCF.", show_default=False)
@@ -106,7 +108,7 @@ def settings(
     # libraries may have set up the root logger, at their own level, when they were imported
     logger.propagate = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PlainFormatter("%(message)s"))
     logger.handlers = [handler]
     for noisy in ("onnxscript", "onnx_ir", "tf2onnx", "tensorflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -354,21 +356,36 @@ def inspect(
         console.print(inspection.quantization_table(loaded))
         return
     console.print(inspection.trainability_table(loaded))
-    console.print(inspection.obstacles_line(loaded), markup=False, highlight=False, soft_wrap=True)
+    console.print(inspection.obstacles_line(loaded), soft_wrap=True)
     check_loads(loaded)
 
 
 def main() -> None:
     """Runs the command line. Exit status: 0 done; 1 the work failed; 2 the call or an input file is wrong; 130 Ctrl-C."""
+    open_streams()
+    try:
+        _main()
+    except SystemExit as end:
+        failure = close_streams()
+        if failure is None or end.code:
+            raise
+        _end(f"standard output: cannot be written ({failure}); free the disk, or read it to its end", 1)
+
+
+def _main() -> NoReturn:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        sys.exit(app(["--debug", *arguments] if debug else arguments, standalone_mode=False) or 0)
+        status = app(["--debug", *arguments] if debug else arguments, standalone_mode=False) or 0
     except typer.Abort:
         sys.exit(130)
     except TyperException as error:  # the call is wrong; without arguments the help has been shown, and says it all
         message = error.format_message().rstrip(".")
         _end(f"{message}; see --help" if message else "", 2)
+    except SystemExit as error:
+        if debug or is_own_exit(error):
+            raise
+        _end(f"code of the user's fails ({described(error)}); mend it", 1)
     except Exception as error:
         if debug:
             raise
@@ -376,7 +393,10 @@ def main() -> None:
             give_way()
         if isinstance(error, OnnxqatError):
             _end(str(error), 2 if isinstance(error, InputError) else 1)
-        _end(f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1)
+        if isinstance(error, OSError) and error.filename:
+            _end(f"{error.filename}: {error.strerror}; check the path", 2)
+        _end(f"{described(error)}; run again with --debug for the traceback", 1)
+    sys.exit(status)
 
 
 def _check(
@@ -401,7 +421,8 @@ def _write(model: onnx.ModelProto, path: Path) -> None:
 
 def _end(message: str, status: int) -> NoReturn:
     if message:
-        print(in_words(" ".join(message.split())), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(plain(in_words(" ".join(message.split()))), file=sys.stderr)
     sys.exit(status)
 
 

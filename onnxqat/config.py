@@ -27,9 +27,9 @@ ORIGINAL_TYPE = "onnxqat.original_type"
 class _Frozen(BaseModel):
     """Validated, immutable, without unknown keys; an invalid one raises InputError in one line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -245,8 +245,8 @@ class Config(_Frozen):
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); check the path") from error
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: not JSON ({error}); mend the file") from error
+        except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in brackets
+            raise InputError(f"{path}: not JSON ({shown(error)}); mend the file") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: holds no JSON object; write the settings as {{...}}")
         try:
@@ -255,16 +255,26 @@ class Config(_Frozen):
             raise InputError(f"{path}: {error}") from None
 
 
+def shown(value: object) -> str:
+    """A value that may be of any size, or an error, in at most 200 characters."""
+    try:
+        text = str(value) if isinstance(value, Exception) else repr(value)
+    except (ValueError, RecursionError):  # an integer of too many digits
+        text = f"a {type(value).__name__} too large to show"
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def one_line(name: str, error: ValidationError) -> str:
     """What is wrong with a value of a model of that name: where, why, and what it is."""
     parts = []
     for problem in error.errors():
-        where = ".".join(str(p) for p in problem["loc"])
+        where = ".".join(shown(p).strip("'") for p in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "value_error":  # a nested one, which names its own input
             parts.append(f"{where}: {message}" if where else message)
             continue
         if problem["type"] == "extra_forbidden":
             message = "no such key; check its spelling"
-        parts.append(f"{where}: {message} (is {problem['input']!r})" if where else message)
+        parts.append(f"{where}: {message} (is {shown(problem['input'])})" if where else message)
     return f"{name}: " + "; ".join(parts)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxqat import foreign
 from onnxqat.batch import Batch, Signature, check_alike, check_batch
-from onnxqat.errors import InputError, OnnxqatError
+from onnxqat.errors import InputError
 from onnxqat.rows import Arrays, Rows
+
+log = logging.getLogger(__name__)
 
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
 #: From an item of a loader to a batch.
@@ -60,16 +63,27 @@ class Batches:
         for owner in (items, getattr(items, "sampler", None), getattr(items, "batch_sampler", None)):
             set_epoch = getattr(owner, "set_epoch", None)
             if set_epoch is not None:
-                set_epoch(number)
+                with foreign.guarded("data: set_epoch fails"):
+                    set_epoch(number)
         return self._checked(items)
 
     def __len__(self) -> int:
         """Number of batches; TypeError where the source does not tell."""
-        source = self.source() if callable(self.source) else self.source
-        return len(source)  # type: ignore[arg-type]
+        source = self._made()
+        try:
+            return len(source)
+        except TypeError:
+            raise
+        except Exception as error:
+            raise InputError(f"data: its length cannot be read ({foreign.described(error)}); mend it") from error
+
+    def _made(self) -> Any:
+        """The source, out of a function if it is one."""
+        with foreign.guarded("data: the function fails"):
+            return self.source() if callable(self.source) else self.source
 
     def _items(self) -> Iterable[Any]:
-        items = self.source() if callable(self.source) else self.source
+        items = self._made()
         if not isinstance(items, Iterable):
             raise InputError(
                 f"data: the function returned a {type(items).__name__}, not an iterable of batches; mend it"
@@ -81,8 +95,9 @@ class Batches:
     def _checked(self, items: Iterable[Any]) -> Iterator[Batch]:
         number = -1
         first: Batch = {}
-        for number, item in enumerate(items):
-            batch = check_batch(self._transformed(item, number), self.signature, number)
+        for number, item in enumerate(foreign.each(items, "data")):
+            with foreign.guarded(f"batch {number}: cannot be read"):
+                batch = check_batch(self._transformed(item, number), self.signature, number)
             first = first or batch
             check_alike(batch, first, number)
             yield batch
@@ -97,12 +112,8 @@ class Batches:
     def _transformed(self, item: Any, number: int) -> Any:
         if self.transform is None:
             return item
-        try:
+        with foreign.guarded(f"transform: fails on item {number} of the loader", "mend the function"):
             return self.transform(item)
-        except Exception as error:
-            raise InputError(
-                f"transform: fails on item {number} of the loader ({type(error).__name__}: {error}); mend the function"
-            ) from error
 
 
 def read(data: str | Path | Source, batch_size: int = 64) -> Source:
@@ -127,13 +138,22 @@ def read(data: str | Path | Source, batch_size: int = 64) -> Source:
     if ":" in text and not path.exists():
         return read(resolve(text))
     if path.is_dir():
-        files = tuple(sorted(path.glob("*.npz")))
+        files = _files(path)
         if not files:
             raise InputError(f"{path}: the folder holds no .npz file; write batches with numpy.savez")
         return Arrays(files, batch_size)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give an .npz file, a folder of them, or package.module:function")
     return Arrays((path,), batch_size)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    """The `.npz` files of a folder; hidden ones, which systems leave there, and links to nothing are passed over."""
+    found = sorted(folder.glob("*.npz"))
+    files = tuple(path for path in found if not path.name.startswith(".") and path.is_file())
+    for stray in [path for path in found if path not in files]:
+        log.warning("%s: passed over, a hidden file or a link to nothing", stray)
+    return files
 
 
 def batches(
@@ -178,28 +198,28 @@ def _is_one_batch(source: Source, signature: Signature) -> bool:
 
 
 def resolve(name: str) -> Any:
-    """The object that `package.module:attribute` names; the current folder counts as an import path.
+    """The object that `package.module:attribute` names, in the current folder first (see `foreign.imported`).
 
     Raises:
-        InputError: module or attribute does not exist.
+        InputError: module or attribute does not exist, or importing it fails.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise InputError(f"{name}: names no function; write package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    with foreign.guarded(f"{name}: its module cannot be imported"):
+        module = _imported(name, module_name)
+        if not hasattr(module, attribute):
+            raise InputError(f"{name}: module {module_name!r} has no {attribute!r}; check the name")
+        return getattr(module, attribute)
+
+
+def _imported(name: str, module_name: str) -> ModuleType:
     try:
-        module = importlib.import_module(module_name)
+        return foreign.imported(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module_name.startswith(error.name):
+        if error.name is not None and not module_name.startswith(error.name.removeprefix(foreign.OWN_PREFIX)):
             raise InputError(f"{name}: its module needs {error.name!r}, which is not installed; install it") from error
         raise InputError(f"{name}: no module {module_name!r}; check the name and the current folder") from error
-    except (ImportError, SyntaxError) as error:
-        raise InputError(f"{name}: its module cannot be imported ({error}); mend it") from error
-    if not hasattr(module, attribute):
-        raise InputError(f"{name}: module {module_name!r} has no {attribute!r}; check the name")
-    return getattr(module, attribute)
 
 
 def call(name: str) -> Any:
@@ -215,15 +235,14 @@ def call(name: str) -> Any:
         inspect.signature(function).bind()
     except TypeError as error:
         raise InputError(f"{name}: cannot be called without arguments ({error}); name a function that can") from error
-    try:
+    except ValueError:  # one written in C, which does not tell
+        pass
+    with foreign.guarded(f"{name}: fails", "mend the function"):
         return function()
-    except OnnxqatError:
-        raise
-    except Exception as error:
-        raise InputError(f"{name}: fails ({type(error).__name__}: {error}); mend the function") from error
 
 
 def _is_endless(items: Iterable[Any]) -> bool:
     """Whether the source is a tf.data.Dataset that says of itself that it has no end; -1 is tf.data.INFINITE_CARDINALITY."""
     cardinality = getattr(items, "cardinality", None)
-    return callable(cardinality) and int(cardinality()) == -1
+    with foreign.guarded("data: its cardinality fails"):
+        return callable(cardinality) and int(cardinality()) == -1

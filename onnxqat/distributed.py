@@ -34,6 +34,10 @@ TIMEOUT = timedelta(minutes=5)
 _REMEDY = "start all again, from the last checkpoint with --resume"
 
 
+class Ended(SystemExit):
+    """This process ends because a signal says so."""
+
+
 class LostProcessError(TrainingError):
     """Another process of the run has died or does not answer."""
 
@@ -237,7 +241,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     words = in_words(f"ended by SIGTERM, as torchrun does when another process of the run has died; {_REMEDY}")
     print(words, file=sys.stderr, flush=True)
-    raise SystemExit(1)
+    raise Ended(1)
 
 
 def _handle_termination() -> None:

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 
 from onnxqat.graph.qdq import Quantizer, quantizers
+from onnxqat.terminal import cells
 from onnxqat.train.differentiate import blocked_text
 from onnxqat.train.trainability import obstacles, trainability
 
@@ -17,18 +18,18 @@ def quantization_table(model: ir.Model) -> Group:
         "value", "kind", "bits", "codes", "zero point", "scale", "granularity", title="quantizers", title_justify="left"
     )
     for quantizer in quantizers(model):
-        table.add_row(*_row(quantizer))
+        table.add_row(*cells(*_row(quantizer)))
     others = Table("node", "operator", "why in float", title="nodes in float", title_justify="left")
     for node in model.graph:
         if (
             node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Constant")
             and "onnxqat.float" in node.metadata_props
         ):
-            others.add_row(node.name, node.op_type, node.metadata_props["onnxqat.float"])
+            others.add_row(*cells(node.name, node.op_type, node.metadata_props["onnxqat.float"]))
     operators = Table("node", "operator", title="nodes", title_justify="left")
     if not table.row_count:
         for node in model.graph:
-            operators.add_row(node.name, node.op_type)
+            operators.add_row(*cells(node.name, node.op_type))
     return Group(*(t for t in (table, others, operators) if t.row_count))
 
 
@@ -37,7 +38,7 @@ def trainability_table(model: ir.Model) -> Table:
     table = Table("operator", "count", "gradient", "why")
     for row in trainability(model):
         name = f"{row.domain}::{row.op_type}" if row.domain else row.op_type
-        table.add_row(name, str(row.count), "yes" if row.differentiable else "no", row.reason)
+        table.add_row(*cells(name, str(row.count), "yes" if row.differentiable else "no", row.reason))
     return table
 
 

@@ -137,7 +137,7 @@ class Judge:
     """
 
     runtime: RuntimeName | None = None
-    interpreter: Path | None = None
+    interpreter: str | Path | None = None
     metric: str = "accuracy"
     labelling: Labelling = field(default_factory=Labelling)
     max_drop: float | None = None

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from operator import length_hint
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import track as rich_track
 
 from onnxqat.distributed import rank
+from onnxqat.terminal import Terminal
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 
 
 def track(items: Iterable[T], what: str) -> Iterator[T]:

@@ -6,14 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
-from zlib import error as ZlibError  # noqa: N812
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch
 from onnxqat.errors import InputError
+from onnxqat.foreign import described
+
+#: A file that unpacks to more bytes than this, and to this many times its own size, is no data of anybody's.
+LARGEST_UNPACKED = 2**30
+LARGEST_RATIO = 50
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,25 @@ class Arrays:
         try:
             if not is_zipfile(file):
                 raise InputError(f"{file}: not an .npz file, or cut off; write it with numpy.savez")
+            _check_unpacked(file)
             with np.load(file, allow_pickle=False) as archive:
                 rows = Rows({name: archive[name] for name in archive.files}, self.batch_size, str(file), self.axes)
-        except (OSError, ValueError, BadZipFile, EOFError, ZlibError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except Exception as error:  # whatever damaged or encrypted bytes set off
             raise InputError(
-                f"{file}: not an .npz file of plain arrays ({error}); write it with numpy.savez"
+                f"{file}: not an .npz file of plain arrays ({described(error)}); write it with numpy.savez"
             ) from error
         if len(self.files) == 1:
             self._cache[file] = rows
         return rows
+
+
+def _check_unpacked(file: Path) -> None:
+    """Raises InputError where a small file would fill the memory."""
+    with ZipFile(file) as archive:
+        unpacked, packed = sum(one.file_size for one in archive.infolist()), file.stat().st_size
+    if unpacked > max(LARGEST_UNPACKED, LARGEST_RATIO * packed):
+        raise InputError(
+            f"{file}: {packed / 1e6:.3g} MB unpack to {unpacked / 1e6:.3g} MB; write it again, or into several files"
+        )

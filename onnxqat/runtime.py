@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external, files, io
+from onnxqat.graph.validity import check_valid
+from onnxqat.graph.without import without_quantizers
 
 TRAINING_PACKAGES = ("onnxruntime-training-cpu", "onnxruntime-training")
 TRAINING_VERSION = "1.19.2"
@@ -25,10 +28,20 @@ class Inference:
     Args:
         model: the model.
         outputs: names of the graph outputs to compute; all if None.
+        integer_kernels: whether quantized layers run on integers, as deployed, which some processors round in their own way;
+            in float otherwise, as training computes them.
     """
 
-    def __init__(self, model: ir.Model | onnx.ModelProto, outputs: Sequence[str] | None = None) -> None:
-        self._session = _loaded(model, ort.SessionOptions())
+    def __init__(
+        self,
+        model: ir.Model | onnx.ModelProto,
+        outputs: Sequence[str] | None = None,
+        *,
+        integer_kernels: bool = False,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
+        self._session = _loaded(model, options)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
 
@@ -39,6 +52,49 @@ class Inference:
         except Exception as error:
             raise InputError(f"model: ONNX Runtime cannot run it on this batch: {short_reason(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as it is, if it passes ONNX's checker and ONNX Runtime loads it: what every stage asks before it hands one on.
+
+    Large weights are left out of both, so that this takes milliseconds at any size.
+
+    Raises:
+        UnsupportedModelError: it does not.
+    """
+    bare = external.without_weights(model)
+    try:
+        check_valid(bare)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"model: what becomes of it is not valid ONNX ({short_reason(error)}); export the model again"
+        ) from error
+    check_loads(bare)
+    return model
+
+
+def check_answers(model: ir.Model, batch: Mapping[str, NDArray[Any]]) -> None:
+    """Refuses a quantized model that answers with NaN, or with infinity where the float model does not.
+
+    Raises:
+        InputError: names the output.
+    """
+    broken = _not_finite(Inference(model)(batch))
+    meant = _not_finite(Inference(without_quantizers(model))(batch), nan=False) if broken else {}
+    for name, where in broken.items():
+        if name not in meant or meant[name].shape != where.shape or (where & ~meant[name]).any():
+            raise InputError(
+                f"model: its output {name!r} is NaN or infinite on the first batch; check the model's weights and the data"
+            )
+
+
+def _not_finite(outputs: Mapping[str, NDArray[Any]], *, nan: bool = True) -> dict[str, NDArray[np.bool_]]:
+    """Where float outputs are not finite, by the name of those that have such places; without NaN if it does not count."""
+    floats = {
+        name: array for name, array in outputs.items() if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    }
+    found = {name: ~np.isfinite(array) if nan else np.isinf(array) for name, array in floats.items()}
+    return {name: where for name, where in found.items() if where.any()}
 
 
 def check_loads(model: ir.Model | onnx.ModelProto) -> None:

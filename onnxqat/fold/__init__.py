@@ -13,7 +13,9 @@ from onnxqat.fold.biases import fold_bias
 from onnxqat.fold.weights import check_scale, fold_weight, separate_readers
 from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
+from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.qdq import quantizers
+from onnxqat.runtime import checked
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     for quantizer in quantizers(folded):
         if quantizer.is_weight:
             separate_readers(graph, quantizer)
+    check_finite_weights(folded)
     share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)
     graph.sort()
@@ -61,4 +64,4 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     proto = io.to_proto(folded)
     # runtimes infer these again; in a small net they would be a twentieth of the file
     del proto.graph.value_info[:]
-    return proto
+    return checked(proto)

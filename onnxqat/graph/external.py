@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -28,25 +29,28 @@ def weight_bytes(model: onnx.ModelProto | ir.Model) -> int:
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Tensors of a model whose data is in another file: initializers, and constants of nodes, in subgraphs and functions too."""
+    """Tensors of a model whose data is in another file."""
+    return (tensor for tensor in all_tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Tensors of a model: initializers, and constants of nodes, in subgraphs and functions too."""
     nodes = [node for function in proto.functions for node in function.node]
     graphs = [proto.graph]
     while graphs or nodes:
         if graphs:
             graph = graphs.pop()
             nodes += graph.node
-            yield from (t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+            yield from graph.initializer
             continue
         for attribute in nodes.pop().attribute:
             graphs += [attribute.g] if attribute.HasField("g") else []
             graphs += attribute.graphs
-            tensors = [attribute.t, *attribute.tensors] if attribute.HasField("t") else attribute.tensors
-            yield from (t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
+            yield from [attribute.t, *attribute.tensors] if attribute.HasField("t") else attribute.tensors
 
 
 def check(proto: onnx.ModelProto, path: Path) -> None:
     """Raises InputError where the external data of the model at `path` is missing, cut off or outside of its folder."""
-    folder = path.parent.resolve()
     for tensor in tensors(proto):
         try:
             info = onnx.external_data_helper.ExternalDataInfo(tensor)
@@ -55,23 +59,51 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
             raise InputError(
                 f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
             ) from error
-        what = f"external data file {info.location!r} of initializer {tensor.name!r}"
-        file = (folder / info.location).resolve()
-        if Path(info.location).is_absolute() or not file.is_relative_to(folder):
+        what = f"external data file {_shortened(info.location)!r} of initializer {tensor.name!r}"
+        if not _stays_inside(info.location, path.parent):
             raise InputError(f"{path}: {what} is outside the model's folder; save the model with its data beside it")
-        if not file.is_file():
+        size = _size(path.parent / info.location)
+        if size is None:
             raise InputError(f"{path}: {what} is missing; put it beside the model")
-        if offset < 0 or length < 0 or (length and length < needed):
+        if offset < 0 or needed < 0 or length < 0 or (length and length < needed):
             raise InputError(
                 f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
             )
-        if file.stat().st_size < offset + max(length, needed):
+        if size < offset + max(length, needed):
             raise InputError(f"{path}: {what} is cut off; copy it again, whole")
+
+
+def _stays_inside(location: str, folder: Path) -> bool:
+    """Whether a location leads into the folder; links may also lead to the files of the Hugging Face cache that it is in."""
+    if Path(location).is_absolute() or os.path.normpath(location).startswith(".."):
+        return False
+    try:
+        folder = folder.resolve()
+        file = (folder / location).resolve()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
+        return True
+    caches = (one.parent / "blobs" for one in (folder, *folder.parents) if one.name == "snapshots")
+    return any(file.is_relative_to(root) for root in (folder, *caches))
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a regular file; None where there is none."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _shortened(location: str) -> str:
+    return location if len(location) <= 100 else f"{location[:97]}..."
 
 
 def read(model: ir.Model, folder: Path) -> None:
     """Reads external data into memory; where it is too much, large weights of the main graph are mapped from their file."""
     ir.external_data.set_base_dir(model.graph, folder.resolve())
+    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _at(value.const_value, Path(value.const_value.path).resolve())
     on_disk = mapped(model) if weight_bytes(model) > TOO_LARGE else {}
     large = {value: tensor for value, tensor in on_disk.items() if tensor.nbytes > MAPPED_ABOVE}
     for value in large:
@@ -120,9 +152,52 @@ def _linked(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
     link = folder / f"{zlib.crc32(str(file).encode())}_{file.name}"
     if not link.exists():
         link.symlink_to(file)
+    return _at(tensor, link)
+
+
+def _at(tensor: ir.ExternalTensor, file: Path) -> ir.ExternalTensor:
+    """The same weight, read by the name of that file: behind a link, onnx-ir takes a file for one outside its folder."""
     return ir.ExternalTensor(
-        link.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=folder
+        file.name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        base_dir=file.parent,
     )
+
+
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model in which weights are inputs, except small ones; what external data other tensors have is left out."""
+    bare, graph = onnx.ModelProto(), onnx.GraphProto()
+    _copy(proto, bare, leave="graph")
+    _copy(proto.graph, graph, leave="initializer")
+    listed = {value.name for value in graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor_bytes(tensor) <= SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    bare.graph.CopyFrom(graph)
+    for tensor in tensors(bare):
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        tensor.dims[:] = [0]
+    return bare
+
+
+def _copy(source: onnx.ModelProto | onnx.GraphProto, target: onnx.ModelProto | onnx.GraphProto, leave: str) -> None:
+    """Copies all fields but one."""
+    for field, value in source.ListFields():
+        if field.name == leave:
+            continue
+        if isinstance(value, str | int | bytes | float):
+            setattr(target, field.name, value)
+        elif isinstance(value, Iterable):
+            getattr(target, field.name).extend(value)
+        else:
+            getattr(target, field.name).CopyFrom(value)
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:

@@ -14,8 +14,11 @@ from google.protobuf.message import DecodeError
 
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external, files
+from onnxqat.graph.attributes import check_attributes
+from onnxqat.graph.limits import check_growth
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.types import check_ranks
+from onnxqat.graph.validity import check_valid
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +31,6 @@ NEWEST_IR = 10
 OLDEST_IR = 8
 #: QuantizeLinear has had an axis since this one.
 OLDEST_OPSET = 13
-#: What the checker says of operators, all of which are named together, and of a shape, which is inferred.
-_DEALT_WITH_LATER = ("No Op registered for", "No opset import", "Field 'shape'")
 
 
 def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
@@ -58,10 +59,11 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     else:
         loaded = _from_file(Path(model))
     if loaded.functions:
-        passes.InlinePass()(loaded)
-        loaded.functions.clear()
+        _inline(loaded)
     _check_operators(loaded)
+    check_attributes(loaded)
     check_ranks(loaded)
+    check_growth(loaded)
     if opset(loaded) > NEWEST_OPSET:
         loaded = lowered(loaded, NEWEST_OPSET)
     _check_opset(loaded, oldest_opset)
@@ -130,25 +132,20 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not proto.ir_version or not proto.graph.node:
         raise InputError(f"{name}: holds no ONNX graph, or is cut off; export the model again")
     try:
-        if not any(True for _ in external.tensors(proto)) and external.weight_bytes(proto) <= external.TOO_LARGE:
-            _check_valid(proto)
+        check_valid(proto)
         return ir.from_proto(proto)
     except Exception as error:  # whatever damaged bytes may set off in three parsers
         raise InputError(f"{name}: not a valid ONNX model ({_reason(error)}); export the model again") from error
 
 
-def _check_valid(proto: onnx.ModelProto) -> None:
-    for node in proto.graph.node:
-        if any(isinstance(name, bytes) for name in (node.name, *node.input, *node.output)):
-            raise ValueError("a name is not UTF-8 text")
-    for tensor in proto.graph.initializer:
-        if tensor.raw_data and len(tensor.raw_data) != external.tensor_bytes(tensor):
-            raise ValueError(f"initializer {tensor.name!r} does not have the size that its shape says")
+def _inline(model: ir.Model) -> None:
     try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        if not any(words in str(error) for words in _DEALT_WITH_LATER):
-            raise
+        passes.InlinePass()(model)
+    except Exception as error:
+        raise InputError(
+            f"model: its local functions cannot be inlined ({_reason(error)}); export the model without them"
+        ) from error
+    model.functions.clear()
 
 
 def _reason(error: BaseException) -> str:

@@ -179,6 +179,7 @@ def _read(dequantize: ir.Node) -> Quantizer:
     assert source is not None
     if quantize is not None:
         _check_agree(quantize, dequantize)
+    _check_shapes(dequantize, scale, zero_point, source)
     qmin, qmax = _bounds(codes, zero_point, clip)
     return Quantizer(
         source=source,
@@ -207,6 +208,31 @@ def _axis(dequantize: ir.Node, scale: ir.Value, source: ir.Value) -> int | None:
     return axis
 
 
+def _check_shapes(dequantize: ir.Node, scale: ir.Value, zero_point: ir.Value | None, source: ir.Value) -> None:
+    """Refuses a scale, a zero point or an axis that does not fit what is quantized."""
+    scales, points = _required(scale), None if zero_point is None else _required(zero_point)
+    what = f"{dequantize.op_type} {dequantize.name!r}"
+    if points is not None and points.shape != scales.shape and points.size * scales.size != 1:
+        raise UnsupportedModelError(
+            f"{what}: its zero point has shape {list(points.shape)}, its scale {list(scales.shape)}; quantize the model again"
+        )
+    in_blocks = "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() > 0
+    if scales.ndim == 0 or scales.size == 1 or source.shape is None or in_blocks:
+        return
+    axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
+    rank = source.shape.rank()
+    if not -rank <= axis < rank:
+        raise UnsupportedModelError(
+            f"{what}: axis is {axis}, but {source.name!r} has {rank} axes; quantize the model again"
+        )
+    size = source.shape[axis]
+    if scales.ndim != 1 or (isinstance(size, int) and size != len(scales)):
+        raise UnsupportedModelError(
+            f"{what}: scale {scale.name!r} has shape {list(scales.shape)}, axis {axis} of {source.name!r} size {size}; "
+            "quantize the model again"
+        )
+
+
 def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) -> tuple[int, int]:
     dtype = (zero_point.dtype if zero_point is not None else None) or codes.dtype
     tensor = None if zero_point is None else ir.convenience.get_const_tensor(zero_point)
@@ -222,8 +248,12 @@ def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) 
     qmin, qmax = INTEGER_BOUNDS[dtype]
     if clip is not None:
         low, high = (constant(clip.inputs[i]) if len(clip.inputs) > i else None for i in (1, 2))
-        qmin = qmin if low is None else max(qmin, int(low))
-        qmax = qmax if high is None else min(qmax, int(high))
+        if any(bound is not None and bound.size != 1 for bound in (low, high)):
+            raise UnsupportedModelError(
+                f"Clip {clip.name!r}: a bound of codes is no single number; quantize the model again"
+            )
+        qmin = qmin if low is None else max(qmin, int(low.item()))
+        qmax = qmax if high is None else min(qmax, int(high.item()))
     return qmin, qmax
 
 

@@ -9,6 +9,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError
+from onnxqat.graph.attributes import check_attributes
+from onnxqat.graph.limits import check_sizes
 
 _NOT_TENSORS = frozenset(
     {
@@ -36,6 +38,8 @@ def infer(model: ir.Model) -> None:
     for value, shape in stated.items():
         value.shape = _merged(shape, value.shape)
     check_ranks(model)
+    check_attributes(model)
+    check_sizes(model.graph)
     version = model.opset_imports[""]
     for node in model.graph:
         if any(value.dtype is None for value in node.outputs) and onnx.defs.has(node.op_type, version):

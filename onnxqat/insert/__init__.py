@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat import data
+from onnxqat.batch import Batch
 from onnxqat.config import Config
 from onnxqat.data import Batches, Source, Transform
 from onnxqat.distributed import Workers
@@ -33,6 +34,7 @@ from onnxqat.insert.sites import ActivationSite, WeightSite, activation_sites, w
 from onnxqat.insert.targets import Target, target
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.progress import track
+from onnxqat.runtime import check_answers, checked
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,10 @@ def insert(
     batches = data.batches(calibration, prepared, transform=transform)
     batches.check_epochs(2 if config.bias_correction else 1, "calibration data for the correction of biases")
     check_inputs(prepared, config.inputs)
-    observers = calibrate(prepared, [site.observed for site in activations], batches, workers, progress=track)
+    first: list[Batch] = []
+    observers = calibrate(
+        prepared, [site.observed for site in activations], batches, workers, progress=_remembering(first)
+    )
     original = prepared.clone() if config.bias_correction else None
     placements = [_weight_placement(graph, site) for site in weights]
     placements += _activation_placements(graph, activations, observers, table)
@@ -95,7 +100,20 @@ def insert(
         len(activations),
         len(skips),
     )
-    return io.to_proto(prepared)
+    check_answers(prepared, first[0] if first else next(iter(batches)))
+    return checked(io.to_proto(prepared))
+
+
+def _remembering(first: list[Batch]) -> Callable[[Iterable[Batch], str], Iterable[Batch]]:
+    """What shows progress over batches and keeps the first."""
+
+    def followed(batches: Iterable[Batch], what: str) -> Iterable[Batch]:
+        for batch in track(batches, what):
+            if not first:
+                first.append(batch)
+            yield batch
+
+    return followed
 
 
 def _weight_placement(graph: ir.Graph, site: WeightSite) -> Placement:

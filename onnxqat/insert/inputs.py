@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch, Signature, check_batch
-from onnxqat.config import Input
+from onnxqat.config import Input, shown
 from onnxqat.errors import InputError
 from onnxqat.runtime import Inference
+
+#: Most elements of a sample batch.
+LARGEST_SAMPLE = 2**28
 
 
 def check_inputs(model: ir.Model, described: Sequence[Input]) -> None:
@@ -45,6 +49,10 @@ def check_inputs(model: ir.Model, described: Sequence[Input]) -> None:
 
 
 def _filled(one: Input) -> NDArray[np.generic]:
+    if math.prod(one.shape) > LARGEST_SAMPLE:
+        raise InputError(
+            f"configuration: inputs: a sample of shape {shown(one.shape)} is too large; describe a smaller one"
+        )
     if one.filler == "random":
         random = np.random.default_rng(0)
         return random.normal(size=one.shape).astype(one.dtype)

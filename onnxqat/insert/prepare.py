@@ -14,7 +14,9 @@ from onnxqat.conversion import converted
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.edit import forget_names, fresh_name
+from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
+from onnxqat.graph.limits import check_folded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import constant, is_quantized
 from onnxqat.graph.types import infer
@@ -46,6 +48,7 @@ def prepare(model: io.ModelLike) -> ir.Model:
         raise InputError(
             "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"
         )
+    check_finite_weights(loaded)
     passes.RemoveInitializersFromInputsPass()(loaded)
     name_nodes(loaded.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
@@ -78,7 +81,12 @@ def prepare(model: io.ModelLike) -> ir.Model:
 
 
 def _is_small_fill(node: ir.Node) -> bool | None:
-    """Also folds ConstantOfShape, which the optimizer otherwise keeps, where it makes a shape or pads; PyTorch writes them so."""
+    """Also folds ConstantOfShape, which the optimizer otherwise keeps, where it makes a shape or pads; PyTorch writes them so.
+
+    Raises:
+        InputError: the node's result is too large to carry it out.
+    """
+    check_folded(node)
     shape = constant(node.inputs[0]) if node.op_type == "ConstantOfShape" else None
     return True if shape is not None and np.prod(shape) <= LARGEST_FILL else None
 

@@ -12,7 +12,7 @@ from typing import Any
 import json5
 from pydantic import ValidationError
 
-from onnxqat.config import Config
+from onnxqat.config import Config, shown
 from onnxqat.errors import InputError
 from onnxqat.nncf.schema import REFUSED, Root
 from onnxqat.nncf.translate import translate
@@ -49,8 +49,8 @@ def _load(path: Path) -> Any:
         return json5.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise InputError(f"is not JSON ({' '.join(str(error).split())}); mend the file") from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in brackets
+        raise InputError(f"is not JSON ({shown(error)}); mend the file") from error
 
 
 def _shown(problem: Any) -> str:
@@ -62,4 +62,4 @@ def _shown(problem: Any) -> str:
         return f"{where}: no such key; check its spelling, or remove it"
     if problem["type"] in ("value_error", "missing"):
         return f"{where}: {message}" if where else message
-    return f"{where}: {message} (is {problem['input']!r})"
+    return f"{where}: {message} (is {shown(problem['input'])})"

@@ -6,16 +6,19 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from onnxqat.errors import InputError
+from onnxqat.errors import InputError, OnnxqatError
+from onnxqat.foreign import described
 from onnxqat.graph import files
 from onnxqat.graph.temporary import clear
 
@@ -61,13 +64,27 @@ def read(path: Path) -> tuple[Tensors, Facts]:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{path}: is cut off, or not a checkpoint ({error}); take another one") from error
+    except Exception as error:  # types that NumPy does not have are no error of its reader's own
+        raise DamagedError(f"{path}: is cut off, or not a checkpoint ({described(error)}); take another one") from error
     if "facts" not in metadata or "sha256" not in metadata:
         raise DamagedError(f"{path}: is not a checkpoint of onnxqat; take another one")
     if _digest(tensors, metadata["facts"]) != metadata["sha256"]:
         raise DamagedError(f"{path}: is damaged (its checksum is not that of its content); take another one")
-    return tensors, json.loads(metadata["facts"])
+    with understood(path):
+        return tensors, dict(json.loads(metadata["facts"]))
+
+
+@contextmanager
+def understood(path: object) -> Iterator[None]:
+    """Turns what a file of right form and wrong content sets off into DamagedError."""
+    try:
+        yield
+    except OnnxqatError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, DecodeError) as error:
+        raise DamagedError(
+            f"{path}: does not hold what this version of onnxqat writes ({described(error)}); take another one"
+        ) from error
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
 from onnxqat.graph.types import infer
@@ -67,6 +68,7 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
         raise InputError("model: has no quantizers; run `onnxqat insert` on it first")
     for quantizer in quantizers(qdq):
         _check_scale(quantizer)
+    check_finite_weights(qdq)
     restore_float(qdq)
     return qdq
 

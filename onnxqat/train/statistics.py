@@ -12,13 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
 from onnxqat.numerics import along_axis, clipped
+from onnxqat.terminal import Terminal, cells
 from onnxqat.train.engine import Program, as_value
 from onnxqat.train.gradients.rule import Ops
 
@@ -104,7 +105,7 @@ class Statistics:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=_TEXT_WIDTH).print(self)
+        Terminal(file=text, width=_TEXT_WIDTH).print(self)
         return text.getvalue().rstrip("\n")
 
     def __rich__(self) -> RenderableType:
@@ -119,7 +120,9 @@ class Statistics:
         table = Table("value", "kind", "scale", "scale drift", "clipped", "weight drift")
         for q in self.quantizers:
             span = f"{q.scale[0]:.3g}" if q.scale[0] == q.scale[1] else f"{q.scale[0]:.3g} … {q.scale[1]:.3g}"
-            table.add_row(q.value, q.kind, span, f"{q.scale_drift:.2%}", _percent(q.clipped), _percent(q.weight_drift))
+            table.add_row(
+                *cells(q.value, q.kind), span, f"{q.scale_drift:.2%}", _percent(q.clipped), _percent(q.weight_drift)
+            )
         return Group(summary, table)
 
 

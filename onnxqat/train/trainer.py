@@ -20,7 +20,7 @@ from onnxqat.distributed import Workers
 from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
 from onnxqat.labels import Labelling
-from onnxqat.runtime import check_packages
+from onnxqat.runtime import check_packages, checked
 from onnxqat.train import checkpoint, checkpoint_files, random_state
 from onnxqat.train.callbacks import BestModel, Callback, Progress
 from onnxqat.train.calling import Callers
@@ -276,7 +276,7 @@ class Trainer:
             )
         model = with_values(self._graph.qdq, self._graph.layout, self.state.parameters)
         self._stages.note(model, self.schedule.position.epoch)
-        return ir.to_proto(model)
+        return checked(ir.to_proto(model))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint: all that this run must remember, in a file that appears whole or not at all.
@@ -305,7 +305,9 @@ class Trainer:
         """
         workers = Workers.join() if given.get("distributed") else Workers()
         tensors, facts = workers.from_first(lambda: checkpoint.load(path))
-        trainer = cls(**arguments_of(tensors, facts, given))
+        with checkpoint_files.understood(facts["path"]):
+            arguments = arguments_of(tensors, facts, given)
+        trainer = cls(**arguments)
         trainer._go_on(tensors, facts)
         return trainer
 
@@ -321,8 +323,9 @@ class Trainer:
         self._go_on(*self._workers.from_first(lambda: checkpoint.load(path)))
 
     def _go_on(self, tensors: checkpoint_files.Tensors, facts: checkpoint_files.Facts) -> None:
-        self._origin().check(facts)
-        self._remembered = checkpoint.put_back(self.state, tensors, facts)
+        with checkpoint_files.understood(facts["path"]):
+            self._origin().check(facts)
+            self._remembered = checkpoint.put_back(self.state, tensors, facts)
         self.resumed_from = Path(facts["path"])
         position = self.schedule.position
         log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +31,10 @@ PACKAGES: dict[RuntimeName, str] = {"ort": "onnxruntime", "openvino": "openvino"
 #: Where a model is run that names no runtime, and where one is that was made for a target (`onnxqat.target`).
 RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", "ort-cpu": "ort", "openvino": "openvino"}
 REASON_LENGTH = 240
+#: How long another interpreter may take to begin, before it imports anything of size.
+STARTING_SECONDS = 60.0
+#: Characters after which a line of the worker's is taken for no reply.
+LONGEST_LINE = 2**26
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def opened(runtime: RuntimeName, interpreter: str | os.PathLike[str] | None = No
         if interpreter is None:
             yield Host(runtime, threads, folder, _Here(runtime))
             return
-        with _there(str(interpreter), runtime, folder) as calls:
+        with _there(_located(interpreter), runtime, folder) as calls:
             yield Host(runtime, threads, folder, calls)
 
 
@@ -171,13 +178,37 @@ class _There:
         try:
             requests.write(json.dumps(request) + "\n")
             requests.flush()
-            line = replies.readline()
         except BrokenPipeError:
-            line = ""
-        if not line:
-            raise OnnxqatError(self._last_words())
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+            raise OnnxqatError(self._last_words()) from None
+        return self._reply(replies)
+
+    def _reply(self, replies: IO[str]) -> dict[str, Any]:
+        """The next line that is a reply; what else is printed is passed over."""
+        while line := replies.readline(LONGEST_LINE):
+            if line.startswith(worker.MARK):
+                reply: dict[str, Any] = json.loads(line.removeprefix(worker.MARK))
+                return reply
+        raise OnnxqatError(self._last_words())
+
+    def greet(self) -> None:
+        """Waits for the worker to begin.
+
+        Raises:
+            OnnxqatError: the program ends or does not begin it in time.
+        """
+        timer = threading.Timer(STARTING_SECONDS, _kill, [self.process])
+        timer.start()
+        try:
+            self._reply(_stream(self.process.stdout))
+        except OnnxqatError:
+            if timer.finished.is_set():
+                raise OnnxqatError(
+                    f"interpreter {self.python!r}: has not answered within {STARTING_SECONDS:g} s; "
+                    "check that it is a Python 3.10 or newer that starts"
+                ) from None
+            raise
+        finally:
+            timer.cancel()
 
     def _last_words(self) -> str:
         code = self.process.wait()
@@ -197,17 +228,42 @@ def _there(interpreter: str, runtime: str, folder: Path) -> Iterator[_There]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # a script may start the interpreter as a process of its own
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that no file can have
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"interpreter {interpreter!r}: cannot be started ({error.strerror}); give the path of a Python interpreter"
+                f"interpreter {interpreter!r}: cannot be started ({reason}); give the path of a Python interpreter"
             ) from error
         try:
-            yield _There(interpreter, process, folder, errors)
+            calls = _There(interpreter, process, folder, errors)
+            calls.greet()
+            yield calls
         finally:
-            process.kill()
+            _kill(process)
             process.communicate()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Ends a process, with those that it has started where the system knows which."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
+def _located(interpreter: str | os.PathLike[str]) -> str:
+    """The program that is meant: a path as it stands, a bare name on the search path of programs."""
+    program = os.fspath(interpreter)
+    is_path = isinstance(interpreter, Path) and interpreter.exists()  # a Path has lost its ./
+    return str(Path(program).absolute()) if is_path or Path(program).name != program else program
 
 
 def _stream(stream: IO[str] | None) -> IO[str]:

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxqat.terminal import cells
 from onnxqat.verify.compare import Divergence, OutputDifference
 from onnxqat.verify.entries import Sizes
 from onnxqat.verify.fusion import Kernel
@@ -128,7 +129,7 @@ class Report:
         for name in ("", "Q/DQ model", "deployed"):
             table.add_column(name, justify="left" if not name else "right")
         if self.deployed is not None and self.trained is not None:
-            table.add_row(self.metric, f"{self.trained:.4f}", f"{self.deployed:.4f}")
+            table.add_row(*cells(self.metric), f"{self.trained:.4f}", f"{self.deployed:.4f}")
         if self.agreement is not None:
             table.add_row("same top-1", "", f"{self.agreement:.2%}")
         for output in self.outputs:
@@ -137,7 +138,7 @@ class Report:
             if not output.batches:
                 continue
             steps = f"{output.largest:.3g} = {output.steps:.2f} steps of {output.step:.3g} ({output.step_from})"
-            table.add_row(f"largest difference of {output.output}", "", steps)
+            table.add_row(*cells(f"largest difference of {output.output}"), "", steps)
         weighted, layers = self.integer_count()
         nodes, total = self.integer_count(weighted=False)
         table.add_row("layers on integer kernels", "", f"{weighted} of {layers}")

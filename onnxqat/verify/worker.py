@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 HERE = Path(__file__).resolve().parent
+#: What a line of a reply begins with.
+MARK = "onnxqat: "
 
 
 class WorkerError(Exception):
@@ -92,9 +94,12 @@ def serve(runtime: str, requests: TextIO, replies: TextIO) -> None:
     """Answers requests, one JSON object a line, until the stream ends.
 
     A request is {"call": name of a Worker method, its arguments}, with `inputs` as a list of names plus a file of arrays in
-    that order; a reply is {"result": ...} or {"failure": kind, "message": text}.
+    that order; a reply is {"result": ...} or {"failure": kind, "message": text}. Before the first request stands an empty
+    reply, and before each a mark: an interpreter may print lines of its own first.
     """
     worker = None
+    replies.write(f"{MARK}{{}}\n")
+    replies.flush()
     for line in requests:
         request = json.loads(line)
         try:
@@ -102,7 +107,7 @@ def serve(runtime: str, requests: TextIO, replies: TextIO) -> None:
             reply = {"result": _answer(worker, request)}
         except WorkerError as failure:
             reply = {"failure": failure.kind, "message": str(failure)}
-        replies.write(json.dumps(reply) + "\n")
+        replies.write(MARK + json.dumps(reply) + "\n")
         replies.flush()
 
 

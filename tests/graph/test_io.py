@@ -237,3 +237,75 @@ def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(ir, "save", full)
     with pytest.raises(InputError, match="No space left on device"):
         io.save(MODEL, tmp_path / "m.onnx")
+
+
+FUNCTIONS = """<ir_version: 8, opset_import: ["": 17, "f": 1]> agraph (float[N,8] x) => (float[N,8] y) { y = f.A(x) }"""
+RECURSIVE = {
+    "one": '<domain: "f", opset_import: ["": 17, "f": 1]> A (a) => (b) { b = f.A(a) }',
+    "two": """<domain: "f", opset_import: ["": 17, "f": 1]> A (a) => (b) { b = f.B(a) }
+        <domain: "f", opset_import: ["": 17, "f": 1]> B (a) => (b) { b = f.A(a) }""",
+}
+
+
+@pytest.mark.parametrize("functions", RECURSIVE.values(), ids=RECURSIVE)
+def test_functions_that_call_each_other_in_a_circle_are_refused(functions):
+    with pytest.raises(InputError, match=r"model: .*f::A"):
+        io.load(onnx.parser.parse_model(f"{FUNCTIONS}\n{functions}"))
+
+
+def test_model_without_outputs_is_refused():
+    proto = model("(float[N,8] x) => (float[N,8] y) { y = Relu(x) }")
+    del proto.graph.output[:]
+    with pytest.raises(InputError, match="it has no outputs"):
+        io.load(proto)
+
+
+def test_tensor_that_is_shorter_than_its_shape_is_refused_wherever_it_stands():
+    proto = model("(float[N,3] x) => (float[N,3] y) { c = Constant<value=float[3]{1.0,2.0,3.0}>() y = Add(x, c) }")
+    proto.graph.node[0].attribute[0].t.dims[0] = 5
+    with pytest.raises(InputError, match="does not have the size that its shape says"):
+        io.load(proto)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A snapshot in the layout of the Hugging Face cache: files are links to blobs named by their content."""
+    root = tmp_path / "models--a--b"
+    snapshot = root / "snapshots" / "abc" / "onnx"
+    snapshot.mkdir(parents=True)
+    (root / "blobs").mkdir()
+    proto = model("(float[N,8] x) => (float[N,3] y) { y = MatMul(x, w) }", w=random(8, 3))
+    onnx.save(proto, root / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    for name in ("model.onnx", "model.onnx_data"):
+        (root / name).rename(root / "blobs" / f"hash of {name}")
+        (snapshot / name).symlink_to(f"../../../blobs/hash of {name}")
+    return snapshot
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["in memory", "mapped"])
+def test_external_data_behind_the_links_of_the_hugging_face_cache_is_read(cache, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(external, "TOO_LARGE", 10)
+        monkeypatch.setattr(external, "MAPPED_ABOVE", 10)
+    loaded = io.load(cache / "model.onnx")
+    np.testing.assert_array_equal(loaded.graph.initializers["w"].const_value.numpy(), random(8, 3))
+
+
+def test_links_that_lead_elsewhere_are_refused(cache, tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(1000))
+    (cache / "model.onnx_data").unlink()
+    (cache / "model.onnx_data").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="is outside the model's folder"):
+        io.load(cache / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "", ".", "w/" * 3000], ids=["NUL", "long", "none", "dot", "deep"])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    proto = model("(float[N,8] x) => (float[N,3] y) { y = MatMul(x, w) }", w=random(8, 3))
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    proto.graph.initializer[0].external_data[0].value = name
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match=r"of initializer 'w' is missing") as error:
+        io.load(tmp_path / "m.onnx")
+    assert len(str(error.value)) < 400

@@ -1,7 +1,10 @@
 """A runtime here or in another environment: the same answers, and one clear line for what goes wrong."""
 
+import os
 import sys
+import time
 import venv
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +12,7 @@ import pytest
 
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError
 from onnxqat.graph import io
+from onnxqat.verify import host as host_module
 from onnxqat.verify.host import opened
 
 CONV = """
@@ -117,7 +121,7 @@ def test_missing_interpreter_is_named():
 
 
 def test_program_that_is_no_interpreter_is_named():
-    with opened("ort", "/bin/false") as host, pytest.raises(OnnxqatError, match="'/bin/false': ended with status 1"):
+    with pytest.raises(OnnxqatError, match="'/bin/false': ended with status 1"), opened("ort", "/bin/false") as host:
         host.version()
 
 
@@ -125,8 +129,58 @@ def test_last_words_of_a_worker_that_dies_are_passed_on(tmp_path):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho first >&2; echo Illegal instruction >&2; exit 132\n")
     program.chmod(0o755)
-    with opened("ort", program) as host, pytest.raises(OnnxqatError, match=r"status 132 .*\(Illegal instruction\)"):
+    with pytest.raises(OnnxqatError, match=r"status 132 .*\(Illegal instruction\)"), opened("ort", program) as host:
         host.version()
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A program in the current folder, of the lines of a shell script."""
+
+    def make(*lines):
+        program = tmp_path / "my python"
+        program.write_text("\n".join(("#!/bin/sh", *lines)))
+        program.chmod(0o755)
+        return program
+
+    return make
+
+
+@pytest.mark.parametrize("said", ["echo Welcome", "printf 'no end of line'; echo", "echo '{\"result\": 3}'"])
+def test_interpreter_that_prints_first_is_understood(script, said):
+    with opened("ort", script(said, f'exec {sys.executable} "$@"')) as host:
+        assert host.version() == "onnxruntime 1.19.2"
+
+
+@pytest.mark.parametrize("command", ["sleep 1000", "exec sleep 1000", "yes", "exec cat /dev/zero"])
+def test_program_that_does_not_answer_is_named_and_ended(script, command, monkeypatch):
+    monkeypatch.setattr(host_module, "STARTING_SECONDS", 0.5)
+    begin = time.monotonic()
+    with (
+        pytest.raises(OnnxqatError, match=r"my python': has not answered within 0.5 s"),
+        opened("ort", script(command)),
+    ):
+        pass
+    assert time.monotonic() - begin < 20
+
+
+def test_interpreter_in_the_current_folder_may_be_named(script, monkeypatch):
+    monkeypatch.chdir(script(f'exec {sys.executable} "$@"').parent)
+    for name in ("./my python", Path("./my python")):
+        with opened("ort", name) as host:
+            assert host.version() == "onnxruntime 1.19.2"
+
+
+def test_bare_name_of_an_interpreter_is_looked_for_among_programs(script, monkeypatch):
+    monkeypatch.setenv("PATH", str(script(f'exec {sys.executable} "$@"').parent), prepend=os.pathsep)
+    with opened("ort", "my python") as host:
+        assert host.version() == "onnxruntime 1.19.2"
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "."], ids=["empty", "NUL", "long", "folder"])
+def test_name_that_no_interpreter_can_have_is_refused(name):
+    with pytest.raises(InputError, match=r"interpreter .* cannot be started"), opened("ort", name):
+        pass
 
 
 def test_unknown_runtime_is_refused():

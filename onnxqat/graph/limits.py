@@ -1,0 +1,168 @@
+"""Limits on what a small file can ask for: a few constants may make a value of any size, while shapes are inferred too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxscript import optimizer
+
+from onnxqat.errors import InputError
+from onnxqat.graph.qdq import constant
+
+#: Most elements of a value whose size constants decide: a mask of 8,192 positions squared.
+LARGEST_MADE = 2**26
+#: The same for a value of one axis, each of whose elements inference of shapes keeps in 65 bytes.
+LARGEST_LINE = 2**22
+#: Most elements of any value at batch size 1: 8 GiB of float32.
+LARGEST_VALUE = 2**31
+#: Constants of up to this many elements are followed from node to node, to find sizes that are computed.
+_FOLLOWED = 1024
+
+
+def check_growth(model: ir.Model) -> None:
+    """Refuses nodes whose constant inputs ask for far larger values than they read, before anything carries them out.
+
+    Raises:
+        InputError: names the node.
+    """
+    if not any(node.op_type in _MADE for node in model.graph.all_nodes()):
+        return
+    copy = model.clone()
+    try:
+        optimizer.fold_constants(copy, input_size_limit=_FOLLOWED, output_size_limit=_FOLLOWED, should_fold=check_made)
+    except InputError:
+        raise
+    except Exception:  # of a broken node, which the runtime refuses with its reason
+        copy = model
+    for node in copy.graph.all_nodes():
+        check_made(node)
+
+
+def check_made(node: ir.Node) -> None:
+    """Refuses a node whose constant inputs ask for too large a result.
+
+    Raises:
+        InputError: names it.
+    """
+    if node.op_type not in _MADE or node.domain not in ("", "ai.onnx"):
+        return
+    try:
+        with np.errstate(all="ignore"):
+            sizes = [float(size) for size in _MADE[node.op_type](node)]
+    except (TypeError, ValueError, IndexError, ArithmeticError):  # inputs that are not what the operator takes
+        return
+    made = math.prod(size for size in sizes if not size <= 1)
+    limit = max(LARGEST_LINE if len(sizes) == 1 else LARGEST_MADE, 2 * math.prod(_shape(node)))
+    if not made <= limit:
+        raise _too_large(node, made, limit)
+
+
+def check_folded(node: ir.Node) -> None:
+    """Refuses to carry out a node of constants whose result is known to be far larger than what it reads.
+
+    Raises:
+        InputError: names it.
+    """
+    check_made(node)
+    limit = max(LARGEST_MADE, 2 * sum(_elements(value) for value in node.inputs))
+    for value in node.outputs:
+        if _elements(value) > limit:
+            raise _too_large(node, _elements(value), limit)
+
+
+def check_sizes(graph: ir.Graph) -> None:
+    """Refuses values that are too large at batch size 1, as far as shapes are known.
+
+    Raises:
+        InputError: names the node that computes one.
+    """
+    for node in graph:
+        for value in node.outputs:
+            if _elements(value) > LARGEST_VALUE:
+                raise _too_large(node, _elements(value), LARGEST_VALUE)
+
+
+def _too_large(node: ir.Node, made: float, limit: float) -> InputError:
+    return InputError(
+        f"model: {node.op_type} {node.name!r} makes a value of {made:.3g} elements, the limit here is {limit:.3g}; "
+        "export the model again, with smaller sizes"
+    )
+
+
+def _elements(value: ir.Value | None) -> float:
+    """Elements of a value, each size that is not known counted as 1."""
+    shape = None if value is None else value.shape
+    return math.prod(float(size) for size in shape or () if isinstance(size, int))
+
+
+def _shape(node: ir.Node) -> list[int]:
+    value = node.inputs[0] if node.inputs else None
+    shape = None if value is None else value.shape
+    return [size if isinstance(size, int) else 1 for size in shape or ()]
+
+
+def _input(node: ir.Node, index: int) -> NDArray[Any] | None:
+    return constant(node.inputs[index]) if len(node.inputs) > index else None
+
+
+def _stated(index: int) -> Callable[[ir.Node], Iterable[float]]:
+    """Sizes that a constant input says."""
+
+    def sizes(node: ir.Node) -> Iterable[float]:
+        array = _input(node, index)
+        return () if array is None else array.reshape(-1).tolist()
+
+    return sizes
+
+
+def _times(data: Sequence[float], factors: Iterable[float]) -> list[float]:
+    scale = list(factors)
+    return [a * b for a, b in zip(data, scale, strict=True)] if len(data) == len(scale) else scale
+
+
+def _range(node: ir.Node) -> Iterable[float]:
+    start, limit, delta = (_input(node, index) for index in range(3))
+    if start is None or limit is None or delta is None:
+        return ()
+    return [np.ceil((np.float64(limit.item()) - np.float64(start.item())) / np.float64(delta.item()))]
+
+
+def _pad(node: ir.Node) -> Iterable[float]:
+    given = node.attributes["pads"].as_ints() if "pads" in node.attributes else list(_stated(1)(node))
+    half = len(given) // 2
+    data = _shape(node) if len(_shape(node)) == half else [1] * half
+    return [size + max(low, 0) + max(high, 0) for size, low, high in zip(data, given[:half], given[half:], strict=True)]
+
+
+def _resize(node: ir.Node) -> Iterable[float]:
+    if "scales" in node.attributes:
+        return _times(_shape(node), node.attributes["scales"].as_floats())
+    sizes = list(_stated(3)(node))
+    scales = next((found for index in (2, 1) if (found := list(_stated(index)(node)))), [])
+    return sizes or _times(_shape(node), scales)
+
+
+#: Sizes of the result, as far as constants say them; none where they do not.
+_MADE: Mapping[str, Callable[[ir.Node], Iterable[float]]] = {
+    "ConstantOfShape": _stated(0),
+    "Range": _range,
+    "Expand": _stated(1),
+    "Tile": lambda node: _times(_shape(node), _stated(1)(node)),
+    "Pad": _pad,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "OneHot": lambda node: [*_shape(node), *_stated(1)(node)],
+    "CenterCropPad": _stated(1),
+    "AffineGrid": _stated(1),
+    "Col2Im": _stated(1),
+    "MaxUnpool": _stated(2),
+    "DFT": _stated(1),
+    "MelWeightMatrix": lambda node: [*_stated(0)(node), *_stated(1)(node)],
+    **dict.fromkeys(("HannWindow", "HammingWindow", "BlackmanWindow"), _stated(0)),
+    **dict.fromkeys(("RandomNormal", "RandomUniform"), lambda node: node.attributes["shape"].as_ints()),
+}

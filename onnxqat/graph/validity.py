@@ -1,0 +1,48 @@
+"""Whether a model in protobuf form is a valid one: ONNX's checker without the weights, and what the checker leaves out."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import numpy_helper
+
+from onnxqat.graph import external
+
+#: What the checker says of operators, all of which are named together, and of a shape, which is inferred.
+_DEALT_WITH_LATER = ("No Op registered for", "No opset import", "Field 'shape'")
+
+
+def check_valid(proto: onnx.ModelProto) -> None:
+    """Checks a model of any size, in memory that does not depend on its weights.
+
+    Raises:
+        ValueError: the model is not valid; the message says why.
+    """
+    for node in proto.graph.node:
+        if any(isinstance(name, bytes) for name in (node.name, *node.input, *node.output)):
+            raise ValueError("a name is not UTF-8 text")
+    if not proto.graph.output:
+        raise ValueError("it has no outputs")
+    for tensor in external.all_tensors(proto):
+        _check_size(tensor)
+    try:
+        onnx.checker.check_model(external.without_weights(proto))
+    except onnx.checker.ValidationError as error:
+        if not any(words in str(error) for words in _DEALT_WITH_LATER):
+            raise ValueError(str(error)) from error
+
+
+def _check_size(tensor: onnx.TensorProto) -> None:
+    """Raises ValueError where a tensor does not hold as many elements as its shape says."""
+    what = f"tensor {tensor.name!r} does not have the size that its shape says"
+    if any(size < 0 for size in tensor.dims):
+        raise ValueError(what)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    if tensor.raw_data:
+        if len(tensor.raw_data) != external.tensor_bytes(tensor):
+            raise ValueError(what)
+        return
+    try:
+        numpy_helper.to_array(tensor)
+    except Exception:
+        raise ValueError(what) from None

@@ -1,0 +1,77 @@
+"""The one door to the terminal: names are data there, neither markup nor escape sequences, and a closed stream ends no work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from onnxqat.errors import OnnxqatError
+
+
+class Terminal(Console):
+    """A console that prints strings as they are, without markup, and without the characters that control a terminal."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Says that nobody reads any more."""
+        raise OnnxqatError("standard output: its reader has ended; read it to its end, or write to a file")
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Renders what rich renders, its text made plain."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log lines whose text is plain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return plain(super().format(record))
+
+
+def cells(*texts: str | None) -> list[Text]:
+    """A row of a table whose texts are data on any console, the user's own too."""
+    return [Text(plain(text or "")) for text in texts]
+
+
+def plain(text: str) -> str:
+    """The text without what is not printable; ends of lines stay."""
+    return text if text.isprintable() else "".join(one for one in text if one.isprintable() or one in "\n\xa0")
+
+
+def open_streams() -> None:
+    """Gives the process the standard streams that it was started without, and takes away no character that they cannot show.
+
+    A file that is opened later must not get the number of a closed stream: libraries print to numbers.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_streams() -> str | None:
+    """Writes out what is printed; the reason where that fails, after which nothing more can be printed."""
+    failure = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            failure = error.strerror or str(error)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes once more at its end
+    return failure
