@@ -1,9 +1,9 @@
 """Broken models, configurations, data and checkpoints, tried on the command line: seeded, so that each case can be repeated.
 
 Run: `python tools/fuzz.py --cases 10000 --seed 1 --keep folder`. A case is a copy of a good file with a few mutations, and the
-commands that read it. It fails if the process dies or hangs, if an error is not one line with exit status 1 or 2, or if what was written
-with exit status 0 does not pass ONNX's checker, does not load in ONNX Runtime or answers with NaN. Cases run in child
-processes, many in each, under a limit of memory and time. `--only N` repeats a case with its messages.
+commands that read it. It fails if the process dies or hangs, if an error is not one line with exit status 1 or 2, or if what
+was written with exit status 0 does not pass ONNX's checker, does not load in ONNX Runtime or answers with NaN. Cases run in
+child processes, many in each, under a limit of memory and time. `--only N` repeats a case with its messages.
 """
 
 from __future__ import annotations

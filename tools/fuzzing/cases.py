@@ -101,7 +101,14 @@ def _checkpoint(seeds: Path, work: Path, chance: random.Random) -> Case:
     folder.mkdir()
     what = mutate_files.mutated_checkpoint(seeds / "run.safetensors", folder / "checkpoint-000001.safetensors", chance)
     output = work / "out.onnx"
-    train = ["train", str(seeds / "convolutions.qdq.onnx"), "--data", str(seeds / "convolutions.npz"), "-o", str(output)]
+    train = [
+        "train",
+        str(seeds / "convolutions.qdq.onnx"),
+        "--data",
+        str(seeds / "convolutions.npz"),
+        "-o",
+        str(output),
+    ]
     return Case(
         f"checkpoint: {what}", [[*train, "--checkpoint", str(folder), "--resume"]], output, seeds / "convolutions.x.npz"
     )
