@@ -161,6 +161,7 @@ def insert(
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
     batch_size: BatchSize = 64,
+    sample_axis: SampleAxis = None,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train."""
     from onnxqat import data as datasets
@@ -168,7 +169,8 @@ def insert(
 
     _check([output], inputs=[model, calibration, config])
     settings = _config(config, target, weight_bits, activation_bits)
-    _write(stage(model, datasets.read(calibration, batch_size), settings, distributed=launched()), output)
+    source = datasets.read(calibration, batch_size)
+    _write(stage(model, source, settings, sample_axis=sample_axis, distributed=launched()), output)
 
 
 @app.command()

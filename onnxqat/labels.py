@@ -109,14 +109,23 @@ class Decisions:
         if self.are_sides(label, output.shape):
             return self.side_hits(output, label)
         numbers = self.numbers(label, output.shape)
-        hits = output.argmax(axis=self.class_axis(output)) == numbers
-        return np.asarray(hits[self.counted(numbers)])
+        axis = self.class_axis(output)
+        hits = output.argmax(axis=axis) == numbers
+        samples = 0 if self.samples is None or self.samples == axis else self.samples - (axis < self.samples)
+        return self._by_sample(hits, self.counted(numbers), samples)
 
     def side_hits(self, output: Array, label: Array) -> NDArray[np.bool_]:
         """Whether each element is on its label's side of the threshold, of those that count."""
         sides = self.sides(label, output.shape)
         self.sided = True
-        return np.asarray((self.chosen(output) == (sides > 0.5))[self.counted(sides)])
+        return self._by_sample(self.chosen(output) == (sides > 0.5), self.counted(sides), self.samples or 0)
+
+    @staticmethod
+    def _by_sample(hits: Array, counted: Array, samples: int) -> NDArray[np.bool_]:
+        """The hits that count, one sample after another."""
+        if samples:
+            hits, counted = np.moveaxis(hits, samples, 0), np.moveaxis(counted, samples, 0)
+        return np.asarray(hits[counted])
 
     def class_axis(self, output: Array) -> int:
         """The class axis, of an output whose labels have told it."""

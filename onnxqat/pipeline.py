@@ -233,7 +233,13 @@ def run(
     judged = data.read(data.test or data.validation)
     before = scored_first(model, judged, config, judge) if rank() == 0 else None
     calibrated = config if data.calibration is not None else _briefly(config)
-    inserted = insert(model, data.read(data.calibration), calibrated, distributed=training.distributed)
+    inserted = insert(
+        model,
+        data.read(data.calibration),
+        calibrated,
+        sample_axis=training.labelling.sample_axis,
+        distributed=training.distributed,
+    )
     run = trainer(inserted, training)
     validation = None if data.validation is None else data.read(data.validation)
     try:

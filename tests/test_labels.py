@@ -9,6 +9,7 @@ import pytest
 
 import onnxqat
 from onnxqat import cli
+from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from tests.models import model, outputs, random
 
@@ -96,6 +97,19 @@ def test_the_refusal_of_an_ignored_label_names_the_parameter(classifier):
 def test_a_batch_whose_labels_are_all_ignored_is_refused(classifier):
     with pytest.raises(InputError, match="all are 255, which do not count"):
         onnxqat.Trainer(classifier, ignore_label=255).step({"x": X, "label": np.full(32, 255)})
+
+
+def test_processes_with_unequal_numbers_of_labels_that_count_have_the_gradient_of_one(classifier):
+    label = np.where(np.arange(32) < 10, -1, LABELS)
+    trainer = onnxqat.Trainer(classifier, ignore_label=-1)
+    batch = {"x": X, "label": label}
+    expected = trainer.gradients(batch)[1]
+    parts = [Workers(rank, 2).split(batch, trainer._signature()) for rank in range(2)]
+    weighted = [(trainer._feeds.share(part, batch, share), trainer.gradients(part)[1]) for part, share in parts if part]
+    assert [share for share, _ in weighted] == [6 / 22, 16 / 22]
+    for name, gradient in expected.items():
+        total = sum(share * part[name] for share, part in weighted)
+        np.testing.assert_allclose(total, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_mean_over_batches_is_over_the_labels_that_count(classifier):
@@ -201,6 +215,13 @@ def test_a_model_that_masks_by_infinity_trains_and_is_verified():
     assert np.isfinite(report.worst.steps)
 
 
+def test_a_label_that_the_model_rules_out_is_named():
+    body = "(float[N,8] x) => (float[N,4] y) { a = Gemm(x, w, b) r = Relu(a) z = Gemm(r, v, d) s = Mul(z, z) y = Add(s, m) }"
+    qdq = inserted(body, m=np.array([0, 0, -np.inf, 0], np.float32))
+    with pytest.raises(onnxqat.TrainingError, match="label 2 is a class that the model rules out"):
+        onnxqat.Trainer(qdq).step({"x": X, "label": np.full(32, 2)})
+
+
 def test_distilling_leaves_out_what_the_data_sizes(caplog):
     body = """(float[N,8] x) => (float[N,4] y, float[K] found)
     { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, d) g = Greater(y, one) i = NonZero(g) t = Transpose<perm=[1,0]>(i)
@@ -234,6 +255,18 @@ def test_a_run_with_binary_labels_is_judged_by_them(call, tmp_path):
     found = json.loads(report.read_text())
     right = ((outputs(onnx.load(deployed), {"x": X})[0] > 0.5) == SIDES).mean()
     assert found["deployed"] == pytest.approx(right, abs=1 / 32)
+
+
+def test_a_run_of_a_model_whose_sample_axis_must_be_given(call, tmp_path):
+    body = "(float[U,V,8] x) => (float[U,V,4] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
+    onnx.save(model(body, **W), tmp_path / "float.onnx")
+    x = random(7, 12, 8, scale=1.0)
+    np.savez(tmp_path / "data.npz", x=x, label=np.random.default_rng(1).integers(0, 4, (7, 12)))
+    options = ["--sample-axis", 1, "--batch-size", 5, "--epochs", 1, "--json", tmp_path / "report.json"]
+    arguments = ["--data", tmp_path / "data.npz", *options, "-o", tmp_path / "out.onnx"]
+    status, _, err = call("run", tmp_path / "float.onnx", *arguments)
+    assert status in (0, 1), err
+    assert json.loads((tmp_path / "report.json").read_text())["samples"] == 12
 
 
 def test_the_command_line_takes_the_class_axis_and_the_label_to_ignore(call, tmp_path):

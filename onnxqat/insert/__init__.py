@@ -44,6 +44,7 @@ def insert(
     calibration: str | Path | Source | Batches,
     config: Config | None = None,
     *,
+    sample_axis: int | None = None,
     transform: Transform | None = None,
     distributed: bool = False,
 ) -> onnx.ModelProto:
@@ -53,6 +54,7 @@ def insert(
         model: path of a float ONNX model (opset 7 to 21), or the model itself; it is not changed.
         calibration: batches (see `onnxqat.data`); a few hundred samples usually do, any number is read in bounded memory.
         config: what to quantize and how; `Config()` where none is given.
+        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
         transform: turns an item of the loader into a batch.
         distributed: whether this is one of several processes that torchrun started: each observes its part of the batches,
             and all return the same model.
@@ -72,12 +74,17 @@ def insert(
     groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
-    batches = data.batches(calibration, prepared, transform=transform)
+    batches = data.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
     batches.check_epochs(2 if config.bias_correction else 1, "calibration data for the correction of biases")
     check_inputs(prepared, config.inputs)
     first: list[Batch] = []
     observers = calibrate(
-        prepared, [site.observed for site in activations], batches, workers, progress=_remembering(first)
+        prepared,
+        [site.observed for site in activations],
+        batches,
+        workers,
+        batches.signature.samples,
+        progress=_remembering(first),
     )
     original = prepared.clone() if config.bias_correction else None
     placements = [_weight_placement(graph, site) for site in weights]

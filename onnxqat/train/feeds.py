@@ -119,6 +119,22 @@ class Feeds:
             self.loss.decisions.side_hits(output, feeds["label"]) if self.loss.judged == "sides" else np.zeros(0, bool)
         )
 
+    def masked_label(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> str | None:
+        """What is wrong where a label is a class that the model rules out, so that the loss is infinite; else None."""
+        if self.loss.judged != "classes":
+            return None
+        decisions, labels = self.loss.decisions, feeds["label"]
+        axis, counted = decisions.class_axis(output), decisions.counted(labels)
+        places = np.expand_dims(np.where(counted, labels, 0), axis)
+        scores = np.take_along_axis(output, places, axis).squeeze(axis)
+        ruled_out = counted & (np.isneginf(scores) | ((decisions.activation == "Softmax") & (scores == 0)))
+        if not ruled_out.any():
+            return None
+        return (
+            f"the loss is infinite: label {int(labels[ruled_out][0])} is a class that the model rules out (output "
+            f"{self.graph.outputs[0]!r} masks it); check labels and mask (the parameters are those before this step)"
+        )
+
     def _label(self, name: str, array: NDArray[Any], inputs: Batch) -> NDArray[Any]:
         dtype = self.loss.labels[name]
         if self.loss.judged is None:

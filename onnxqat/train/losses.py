@@ -96,8 +96,10 @@ def attach_loss(model: ir.Model, loss: Loss, labelling: Labelling | None = None)
     if isinstance(loss, str | Sequence | Mapping):
         weights = _weights(loss)
         judged = next((kind for name, kind in _JUDGED.items() if name in weights), None)
-        if labelling.ignore_label is not None and judged not in ("classes", "sides"):
-            raise InputError("ignore_label: given, but the loss takes no classes as labels; leave it out")
+        if labelling.ignore_label is not None and judged == "values":
+            raise InputError(
+                "ignore_label: given, but the labels of the loss are values, all of which count; leave it out"
+            )
         total = _sum(op, [_weighted(op, _term(op, sites, name), weight) for name, weight in weights.items()])
     else:
         total = _call(op, model, loss)

@@ -45,5 +45,5 @@ def check(
     forward = _Forward(model, evaluation, outputs, attach_loss(evaluation, loss, labelling), labelling)
     feeds = feeds_for(forward, teacher)
     for source in sources:
-        batches = replace(data.batches(source, model), signature=feeds.signature())
+        batches = replace(data.batches(source, model, sample_axis=labelling.sample_axis), signature=feeds.signature())
         feeds(next(iter(batches)))

@@ -380,12 +380,17 @@ class Trainer:
         self._workers.mean(self._engine.results, share)
         return self._engine.loss
 
+    def _why_not_finite(self, batch: Batch) -> str:
+        feeds = self._feeds(batch)
+        (output,) = self._engine.evaluate(feeds, self._graph.outputs[:1])
+        masked = self._feeds.masked_label(output, feeds)
+        return masked or not_finite(self._engine, self._graph.qdq, feeds, begun=self.has_begun)
+
     def _step(self, batch: Batch) -> float:
         loss = self._differentiate(batch)
         norm = norm_of(self._engine.gradients)
         if not np.isfinite(loss) or not np.isfinite(norm):
-            where = not_finite(self._engine, self._graph.qdq, self._feeds(batch), begun=self.has_begun)
-            raise TrainingError(f"step {self.schedule.position.step + 1}: {where}")
+            raise TrainingError(f"step {self.schedule.position.step + 1}: {self._why_not_finite(batch)}")
         if self._workers.is_first:
             self._watch.saw(loss, self.optimizer.lr * self.state.schedule.factor)
         if self.state.accumulated is None:
@@ -415,7 +420,9 @@ class Trainer:
         schedule.step()
 
     def _batches(self, source: Data, transform: data.Transform | None = None) -> data.Batches:
-        return replace(data.batches(source, self._graph.qdq, transform=transform), signature=self._signature())
+        axis = self._graph.labelling.sample_axis
+        checked = data.batches(source, self._graph.qdq, transform=transform, sample_axis=axis)
+        return replace(checked, signature=self._signature())
 
     def _signature(self) -> Signature:
         return self._feeds.signature()
