@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxqat.batch import Signature, check_batch
 from onnxqat.errors import InputError, MissingExtraError
 from onnxqat.graph import io
-from onnxqat.train.engine import Floats, Value, as_value, dlpack
+from onnxqat.train.engine import Value, as_value, dlpack
 from onnxqat.train.function import Function, cotangent, gradient
 from onnxqat.train.graph import load_qdq
 from onnxqat.train.parameters import Kind
@@ -72,6 +72,9 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
     bounds that `onnxqat.Trainer` keeps, at least 2**-14 of what it was at first, is put back on the bound, in place, when
     the module next runs (projected gradient descent). See `groups` for learning rates that suit scales.
 
+    Zero points are buffers, int32, so that whatever carries the parameters from one module to another (`state_dict`,
+    DistributedDataParallel) carries them too; the graph computes with what they hold.
+
     Attributes:
         kinds: "weight", "scale" or "other" (biases, shifts) for each parameter, by the names of `named_parameters`: for
             groups of different learning rate or weight decay.
@@ -84,15 +87,20 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         self._signature = Signature.of(qdq, ())
         self._names: dict[str, str] = {}
         self.kinds: dict[str, Kind] = {}
-        self._bounds: dict[str, tuple[Floats, Floats]] = {}
-        bounds = scale_bounds(layout, initial)
+        self._scales: dict[str, slice] = {}
+        # Not in `state_dict`, as they are not what is trained; data parallelism takes them from the first process all the same.
+        for name, bound in zip(("_lowest", "_highest"), scale_bounds(layout, initial), strict=True):
+            self.register_buffer(name, torch.from_numpy(bound), persistent=False)
         for parameter in layout.parameters:
             name = _register(self, parameter.name, torch.from_numpy(parameter.view(initial).copy()))
             self._names[name], self.kinds[name] = parameter.name, parameter.kind
             if parameter.kind == "scale":
                 begin = parameter.offset - layout.bounds["scale"][0]
-                low, high = (part[begin : begin + parameter.size].reshape(parameter.shape) for part in bounds)
-                self._bounds[name] = low, high
+                self._scales[name] = slice(begin, begin + parameter.size)
+        self._buffer_names = {
+            _register(self, name, torch.from_numpy(array.copy()), buffer=True): name
+            for name, array in self._function.zero_points.items()
+        }
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Runs the graph.
@@ -110,19 +118,20 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
                     "call .cpu().float() on the module and its inputs"
                 )
         self._project()
+        function = self._at_zero_points()
         wrt = frozenset(name for name, tensor in tensors.items() if tensor.requires_grad)
         if wrt and torch.is_grad_enabled():
-            computed = _Run.apply(self._function, wrt, list(tensors), *tensors.values())
-            outputs = dict(zip(self._function.computed, computed, strict=True))
+            computed = _Run.apply(function, wrt, list(tensors), *tensors.values())
+            outputs = dict(zip(function.computed, computed, strict=True))
         else:
-            found = self._function.evaluate({name: _value(tensor) for name, tensor in tensors.items()})
+            found = function.evaluate({name: _value(tensor) for name, tensor in tensors.items()})
             outputs = {name: _tensor(value) for name, value in found.items()}
         known = {
-            **{name: torch.from_numpy(array) for name, array in self._function.fixed.items()},
+            **{name: torch.from_numpy(array) for name, array in function.fixed.items()},
             **tensors,
             **outputs,
         }
-        results = tuple(known[name] for name in self._function.outputs)
+        results = tuple(known[name] for name in function.outputs)
         return results[0] if len(results) == 1 else results
 
     def groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -156,11 +165,41 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         arrays = check_batch(given, self._signature)
         return {name: tensor.to(torch.from_numpy(arrays[name]).dtype) for name, tensor in given.items()}
 
+    def _at_zero_points(self) -> Function:
+        """The function at the zero points that the buffers hold, built anew where these have changed."""
+        buffers = dict(self.named_buffers())
+        held = {name: buffers[key].cpu().numpy() for key, name in self._buffer_names.items()}
+        if any(not np.array_equal(held[name], array) for name, array in self._function.zero_points.items()):
+            self._function = self._function.with_zero_points(held)
+        return self._function
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        """Refuses a float model's state where a normalization was folded into this one's weights: they would not fit."""
+        given = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+        if not any(self.kinds.get(key) == "scale" for key in given):
+            self._check_unfolded(given)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def _check_unfolded(self, given: set[str]) -> None:
+        statistics = sorted(key for key in given if key.rpartition(".")[2] in ("running_mean", "running_var"))
+        folded = sorted(key for key in given if self._names.get(key) in self._function.folded)
+        if folded or (statistics and given & self._names.keys()):
+            named = (
+                f"weight {folded[0]!r} has a normalization folded into it here"
+                if folded
+                else f"holds {statistics[0]!r}"
+            )
+            raise InputError(
+                f"state: is a float model's, and {named}; load it into the float model, export that, and insert quantizers again"
+            )
+
     def _project(self) -> None:
         """Puts scales that have left their bounds back on them; touches no other, as PyTorch counts changes in place."""
         parameters = dict(self.named_parameters())
-        for name, (low, high) in self._bounds.items():
+        lowest, highest = (bound.cpu().numpy() for bound in (self._lowest, self._highest))
+        for name, part in self._scales.items():
             array = parameters[name].detach().cpu().numpy()
+            low, high = (bound[part].reshape(array.shape) for bound in (lowest, highest))
             if (array < low).any() or (array > high).any():
                 with torch.no_grad():
                     parameters[name].copy_(torch.from_numpy(np.asarray(np.clip(array, low, high))))
@@ -173,7 +212,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
             if not np.isfinite(array).all():
                 raise InputError(f"parameter {name!r}: holds NaN or infinity; go back to an earlier state")
             arrays[self._names[name]] = array
-        return self._function.model(arrays)
+        return self._at_zero_points().model(arrays)
 
 
 class _Run(torch.autograd.Function):  # type: ignore[misc]
@@ -216,8 +255,8 @@ def _tensor(value: Value) -> torch.Tensor:
     return tensor.view(torch.bool) if value.data_type() == "tensor(bool)" else tensor
 
 
-def _register(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> str:
-    """Adds a parameter under an initializer's name, whose dots make a hierarchy as PyTorch's do; returns the name it got.
+def _register(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, buffer: bool = False) -> str:
+    """Adds a parameter or buffer under an initializer's name, whose dots make a hierarchy as PyTorch's do; returns its name.
 
     A part that a module cannot hold, empty or taken by something else, gets a trailing underscore.
     """
@@ -230,7 +269,10 @@ def _register(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> str:
         owner = getattr(owner, scope)
         path.append(scope)
     leaf = _free(owner, leaf)
-    owner.register_parameter(leaf, torch.nn.Parameter(tensor))
+    if buffer:
+        owner.register_buffer(leaf, tensor)
+    else:
+        owner.register_parameter(leaf, torch.nn.Parameter(tensor))
     return ".".join([*path, leaf])
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 import torch.distributed as dist
 
 import onnxqat
 from onnxqat.distributed import Workers
+from onnxqat.torch import as_module, to_model
 from onnxqat.train.trainer import Trainer
-from tests.train.test_trainer import batches
+from tests.models import model as text_model
+from tests.train.test_trainer import BODY, WEIGHTS, batches
 
 FOLDER = Path(sys.argv[1])
 
@@ -36,6 +39,17 @@ def message(call, *arguments, **named) -> str:
     except onnxqat.OnnxqatError as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def model_of_data_parallel(rank: int) -> int:
+    """Checksum after a step of a module that each process has calibrated on data of its own."""
+    images = [{"x": b["x"] * (1 - 0.5 * rank) + rank} for b in batches(2)]
+    module = as_module(onnxqat.insert(text_model(BODY, **WEIGHTS), images), threads=1)
+    wrapped = torch.nn.parallel.DistributedDataParallel(module)
+    for batch in batches(2, seed=rank):
+        wrapped(torch.tensor(batch["x"])).square().mean().backward()
+        torch.optim.SGD(wrapped.parameters(), lr=1e-3).step()
+    return zlib.crc32(to_model(wrapped).SerializeToString(deterministic=True))
 
 
 def main() -> None:
@@ -61,6 +75,7 @@ def main() -> None:
         Trainer(model(0), loss="mse", distributed=True).step, {n: a[:5] for n, a in batch.items()}
     )
     found["other model"] = message(Trainer, model(0), freeze=["b1"] if rank else [], distributed=True)
+    found["data parallel"] = model_of_data_parallel(rank)
     found["no checkpoint"] = message(trainer.resume, FOLDER / "nowhere")
     found["gathered"] = [part["a"].tolist() for part in Workers.join().gather({"a": np.arange(rank + 1)})]
 

@@ -123,6 +123,12 @@ def test_tensors_of_any_shape_are_gathered(found):
 
 
 @pytest.mark.slow
+def test_modules_of_different_calibrations_are_one_model_in_data_parallel_training(found):
+    first, second = found[1]
+    assert first["data parallel"] == second["data parallel"]
+
+
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_is_given_up_in_time(found):
     assert re.match("LostProcessError: another process .* does not answer .*--resume", found[1][0]["silence"])
 

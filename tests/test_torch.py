@@ -14,6 +14,7 @@ from torch.nn import functional
 import onnxqat
 from models import fashion_mnist
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.export.torch import export
 from onnxqat.torch import as_module, to_model
 from onnxqat.train.trainer import Trainer
 from onnxqat.verify import run
@@ -47,11 +48,13 @@ def gradients(module):
     return {name: parameter.grad.numpy().copy() for name, parameter in module.named_parameters()}
 
 
-def test_parameters_are_the_models_initializers(qdq, module):
-    floats = {i.name: numpy_helper.to_array(i) for i in qdq.graph.initializer if i.data_type == 1}
+def test_parameters_are_the_models_initializers_and_buffers_its_zero_points(qdq, module):
+    arrays = {i.name: numpy_helper.to_array(i) for i in qdq.graph.initializer}
+    floats = {name for name, array in arrays.items() if array.dtype == np.float32}
     state = module.state_dict()
-    assert set(state) == set(floats)
-    assert all(np.array_equal(state[name].numpy(), floats[name]) for name in floats)
+    assert {name for name, _ in module.named_parameters()} == floats
+    assert set(state) == floats | {name for name in arrays if name.endswith("_zero_point")}
+    assert all(np.array_equal(tensor.numpy(), arrays[name]) for name, tensor in state.items())
     assert {name: module.kinds[name] for name in ("w1", "b1", "w1_scale", "x_scale")} == {
         "w1": "weight",
         "b1": "other",
@@ -264,6 +267,88 @@ def test_state_goes_through_a_file(qdq, module, tmp_path):
     fresh.load_state_dict(safetensors.torch.load_file(tmp_path / "state.safetensors"))
     assert to_model(fresh) == to_model(module)
     assert to_model(fresh) != qdq
+
+
+def test_a_module_that_has_run_is_saved_whole_and_copied(qdq, module, tmp_path):
+    torch.optim.AdamW(module.parameters(), lr=1e-2).step(lambda: functional.mse_loss(module(X), TARGET).backward())
+    torch.save(module, tmp_path / "module.pt")
+    copies = [torch.load(tmp_path / "module.pt", weights_only=False), copy.deepcopy(module)]
+    module.zero_grad()
+    functional.mse_loss(module(X), TARGET).backward()
+    for one in copies:
+        one.zero_grad()
+        functional.mse_loss(one(X), TARGET).backward()
+        assert to_model(one) == to_model(module)
+        assert to_model(one) != qdq
+        assert torch.equal(one.w2.grad, module.w2.grad)
+
+
+def test_state_carries_one_calibration_to_a_module_of_another(qdq):
+    """As DistributedDataParallel does, from the first process to the others."""
+    moved = [{"x": b["x"] * 0.3 + 1} for b in batches(2)]
+    one, other = as_module(qdq), as_module(onnxqat.insert(model(BODY, **WEIGHTS), moved))
+    assert not torch.equal(one.x_zero_point, other.x_zero_point)
+    other(X)
+    for source, target in zip(
+        (*one.parameters(), *one.buffers()), (*other.parameters(), *other.buffers()), strict=True
+    ):
+        with torch.no_grad():
+            target.copy_(source)
+    for module in (one, other):
+        functional.mse_loss(module(X), TARGET).backward()
+    assert torch.equal(one(X), other(X))
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+    assert to_model(one) == to_model(other)
+
+
+@pytest.mark.parametrize(
+    "zero_point", [torch.tensor(300, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)], ids=["value", "shape"]
+)
+def test_zero_points_that_no_code_has_are_refused(zero_point, module):
+    module.x_zero_point = zero_point
+    with pytest.raises(InputError, match="zero point 'x_zero_point': is not one of this model"):
+        module(X)
+
+
+class Network(torch.nn.Module):
+    """With BatchNormalization, which `insert` folds into the convolution."""
+
+    def __init__(self, *, normalized):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.bn = torch.nn.BatchNorm2d(4) if normalized else torch.nn.Identity()
+        self.head = torch.nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.bn(self.conv(x))))
+
+
+def exported(network):
+    with torch.no_grad():
+        network(torch.randn(64, 3, 8, 8) * 2 + 1)
+    proto = export(network.eval(), X[:2])
+    return as_module(onnxqat.insert(proto, [{proto.graph.input[0].name: BATCH["x"]}]))
+
+
+@pytest.mark.parametrize("kept", [lambda key: True, lambda key: "bn" not in key], ids=["whole", "without statistics"])
+@pytest.mark.parametrize("around", [lambda m: m, lambda m: torch.nn.Sequential(m)], ids=["alone", "in a Sequential"])
+def test_the_state_of_a_float_model_whose_normalization_was_folded_is_refused(kept, around):
+    network = Network(normalized=True)
+    module = exported(network)
+    prefix = "" if around(module) is module else "0."
+    state = {prefix + key: tensor for key, tensor in network.state_dict().items() if kept(key)}
+    with pytest.raises(InputError, match=r"is a float model's, and .*normalization"):
+        around(module).load_state_dict(state, strict=False)
+    module.load_state_dict(module.state_dict())
+
+
+def test_the_state_of_a_float_model_without_normalization_is_taken():
+    network = Network(normalized=False)
+    module = exported(network)
+    with torch.no_grad():
+        network.conv.weight.mul_(0.9)
+    module.load_state_dict(network.state_dict(), strict=False)
+    assert torch.equal(module.conv.weight, network.conv.weight)
 
 
 def test_assigned_storage_is_what_runs(module):

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from onnxqat.errors import UnsupportedModelError
 from onnxqat.numerics import integer_range, quantize
 
+#: Key of the metadata of a node whose weight and bias `insert` has changed: a normalization behind it was folded into them.
+FOLDED = "onnxqat.folded"
 #: Bounds of the integer types that QuantizeLinear writes (opset 21).
 INTEGER_BOUNDS = {
     ir.DataType.INT4: (-8, 7),

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
-from onnxqat.graph.qdq import constant
+from onnxqat.graph.qdq import FOLDED, constant
 from onnxqat.insert.groups import inputs, is_float, sole_user
 
 Floats = NDArray[np.floating]
@@ -125,6 +125,7 @@ def _fold_into(graph: ir.Graph, producer: ir.Node, affine: Affine) -> bool:
     new_bias = np.broadcast_to(np.asarray(bias, np.float64), (channels,)) * scale + affine.shift
     stem = str(producer.inputs[1].name)  # type: ignore[union-attr]
     if not np.all(scale == 1):
+        producer.metadata_props[FOLDED] = "scale"
         _put(graph, producer, 1, (weight * along(scale)).astype(np.float32), stem)
     _put(graph, producer, 2, new_bias.astype(np.float32), f"{stem}_bias" if old_bias is None else str(old_bias.name))
     return True

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
 
-from onnxqat.graph.qdq import constant
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.qdq import FOLDED, constant, quantizers
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.engine import Floats, Program, Value
 from onnxqat.train.evaluate_gradients import COTANGENT, add_weighted_sum
@@ -52,6 +57,8 @@ class Function:
         computed: names of those that a node computes; another is an input or an initializer itself.
         differentiable: names of those that are computed, and floats.
         fixed: arrays of outputs that are initializers and no parameters.
+        zero_points: those of the quantizers, int32, by initializer name.
+        folded: names of weights and biases, and other inputs of their nodes, into which a normalization was folded.
     """
 
     def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
@@ -65,6 +72,16 @@ class Function:
             for name in self.outputs
             if name not in self._parameters and (array := constant(graph.initializers.get(name))) is not None
         }
+        found = quantizers(qdq)
+        stored = {
+            str(q.zero_point.name): q for q in found if q.zero_point is not None and q.zero_point.is_initializer()
+        }
+        self.zero_points = {name: np.asarray(q.zero_points, np.int32) for name, q in stored.items()}
+        sources = {q.output: q.source for q in found}
+        read = (
+            value for node in qdq.graph if FOLDED in node.metadata_props for value in node.inputs if value is not None
+        )
+        self.folded = frozenset(str(sources.get(value, value).name) for value in read)
         graph.outputs[:] = [value for value in graph.outputs if value.producer() is not None]
         self.computed = tuple(str(value.name) for value in graph.outputs)
         self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
@@ -78,6 +95,28 @@ class Function:
         for parameter in self.layout.parameters:
             parameter.view(flat)[...] = arrays[parameter.name]
         return ir.to_proto(with_values(self._qdq, self.layout, flat))
+
+    def with_zero_points(self, zero_points: Mapping[str, NDArray[np.int32]]) -> Function:
+        """The function with these zero points, by initializer name.
+
+        Raises:
+            InputError: they are not of this model: of another shape, or beyond the codes of their quantizer.
+        """
+        qdq = self._qdq.clone()
+        for quantizer in quantizers(qdq):
+            name = "" if quantizer.zero_point is None else str(quantizer.zero_point.name)
+            if name not in zero_points:
+                continue
+            array, held = zero_points[name], self.zero_points[name]
+            if array.shape != held.shape or not ((quantizer.qmin <= array) & (array <= quantizer.qmax)).all():
+                raise InputError(f"zero point {name!r}: is not one of this model; load what its own module has saved")
+            value = qdq.graph.initializers[name]
+            assert value.dtype is not None
+            value.const_value = ir.tensor(array.astype(value.dtype.numpy()), dtype=value.dtype, name=name)
+        made = Function(qdq, self._threads)
+        if made._parameters != self._parameters:
+            raise InputError("zero points: are not of this model; load what its own module has saved")
+        return made
 
     def evaluate(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """The computed outputs alone."""
@@ -122,9 +161,17 @@ class Function:
         types = {name: forward.outputs[name] for name in crossing}
         return Halves(forward, Program(_cut(training, types, gradients), self._threads))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its model: sessions belong to the process."""
+        return _unpickled, (io.to_proto(self._qdq).SerializeToString(), self._threads)
+
     def __deepcopy__(self, memo: object) -> Function:
         """Itself: whoever copies a thing that holds it copies the arrays, and these are elsewhere."""
         return self
+
+
+def _unpickled(model: bytes, threads: int) -> Function:
+    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), threads)
 
 
 def cotangent(output: str) -> str:
