@@ -109,7 +109,8 @@ class AdamW:
     With `relative`, the step of each weight and bias is multiplied by its tensor's root mean square when training began (as
     Adafactor does, Shazeer and Stern 2018, section 8). Where normalizations were folded into convolutions, weights of one
     model can differ a thousandfold in size, and so do the steps of their quantizers: no one absolute rate moves the codes of
-    all of them. Scales are updated relatively in any case.
+    all of them. Scales are updated relatively in any case. Parameters of layers without quantizers have no codes to move: they
+    take a hundredth of such a step.
     """
 
     lr: float = 1e-4

@@ -56,6 +56,7 @@ class Parameter:
         offset: where it begins in the flat array.
         shape: its shape.
         ceiling: for scales, the largest value it may take.
+        quantized: whether it belongs to a quantizer, or to a layer whose weights have one.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Parameter:
     offset: int
     shape: tuple[int, ...]
     ceiling: float = float("inf")
+    quantized: bool = True
 
     @property
     def size(self) -> int:
@@ -97,14 +99,15 @@ def lay_out(graph: ir.Graph, kinds: Mapping[str, Kind], ceilings: Mapping[str, f
     """Gives every trained initializer its place."""
     parameters: list[Parameter] = []
     bounds: dict[Kind, tuple[int, int]] = {}
-    offset = 0
+    offset, quantized = 0, _of_quantized_layers(graph)
     for kind in _ORDER:
         start = offset
         for name in (name for name, other in kinds.items() if other == kind):
             tensor = graph.initializers[name].const_value
             assert tensor is not None
             shape = tuple(int(d) for d in tensor.shape.numpy())
-            parameters.append(Parameter(name, kind, offset, shape, ceilings.get(name, float("inf"))))
+            ceiling = ceilings.get(name, float("inf"))
+            parameters.append(Parameter(name, kind, offset, shape, ceiling, name in quantized))
             offset += -(-parameters[-1].size // _ALIGNMENT) * _ALIGNMENT
         bounds[kind] = (start, offset)
     return Layout(tuple(parameters), bounds, offset)
@@ -153,6 +156,28 @@ def _parameters_of(node: ir.Node) -> list[tuple[ir.Value | None, Kind]]:
     if node.op_type == "Add" and any(_is_product(value) for value in node.inputs):
         found += [(_behind_quantizer(value), "other") for value in node.inputs]
     return found
+
+
+def _of_quantized_layers(graph: ir.Graph) -> set[str]:
+    return {
+        str(value.name)
+        for node in graph
+        if fakequant.is_call(node) or _has_quantized_weight(node)
+        for value, _ in _parameters_of(node)
+        if value is not None
+    }
+
+
+def _has_quantized_weight(node: ir.Node | None) -> bool:
+    """Whether a weight of the node, or of the product to which it adds a bias, is a quantized initializer."""
+    if node is None:
+        return False
+    if node.op_type == "Add":
+        products = [_behind_quantizer(value) for value in node.inputs if _is_product(value)]
+        return any(product is not None and _has_quantized_weight(product.producer()) for product in products)
+    weights = [node.inputs[i] for i in _WEIGHTS.get(node.op_type, ()) if i < len(node.inputs)]
+    calls = [producer for value in weights if value is not None and (producer := value.producer()) is not None]
+    return any(fakequant.is_call(call) and constant(call.inputs[0]) is not None for call in calls)
 
 
 def _behind_quantizer(value: ir.Value | None) -> ir.Value | None:

@@ -21,6 +21,8 @@ STRETCH = 1 << 16
 SCALE_FLOOR = 2.0**-14
 #: Of a parameter, for relative steps; biases may begin at 0 (Adafactor's ε₂).
 SMALLEST_SIZE = 1e-3
+#: Share of a relative step for parameters of layers without quantizers: steps are to move codes, and these have none.
+FLOAT_SHARE = 0.01
 
 
 class Updater:
@@ -89,11 +91,16 @@ class Updater:
 
 
 def sizes(layout: Layout, parameters: Floats) -> Floats:
-    """Root mean square of the parameter that each element of the flat array belongs to, at least `SMALLEST_SIZE`."""
+    """Root mean square of the parameter that each element of the flat array belongs to, at least `SMALLEST_SIZE`.
+
+    Of parameters that have no part in quantized layers, if there are such layers, a small share of it (`FLOAT_SHARE`).
+    """
     units = np.ones_like(parameters)
+    any_quantized = any(parameter.quantized and parameter.kind != "scale" for parameter in layout.parameters)
     for parameter in layout.parameters:
         view = parameter.view(parameters)
-        parameter.view(units)[...] = max(float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))), SMALLEST_SIZE)
+        size = max(float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))), SMALLEST_SIZE)
+        parameter.view(units)[...] = size if parameter.quantized or not any_quantized else size * FLOAT_SHARE
     return units
 
 

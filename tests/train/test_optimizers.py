@@ -2,10 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from onnxqat.config import Config
 from onnxqat.errors import InputError
+from onnxqat.insert import insert
 from onnxqat.train.optimizers import LARGEST_LOG_STEP, SGD, AdamW
 from onnxqat.train.parameters import Layout, Parameter
+from onnxqat.train.trainer import Trainer
 from onnxqat.train.update import SMALLEST_SIZE, STRETCH, Updater, sizes
+from tests.models import model, random
 
 SIZE = 1000
 
@@ -155,3 +159,33 @@ def test_relative_makes_no_difference_to_scales():
         run_ours(AdamW(0.01, relative=r), "scale", np.abs(start), gradients, 0.01) for r in (False, True)
     )
     np.testing.assert_array_equal(plain, relative)
+
+
+BESIDE = """(float[N,8] x) => (float[N,3] y) {
+    normal = LayerNormalization (x, gain, shift)
+    h = MatMul (normal, w)
+    a = Add (h, b)
+    r = Relu (a)
+    y = Gemm (r, v, d)
+}"""
+
+
+def test_relative_steps_move_layers_without_quantizers_far_less():
+    weights = {
+        "gain": random(8) + 1,
+        "shift": random(8),
+        "w": random(8, 6),
+        "b": random(6),
+        "v": random(6, 3),
+        "d": random(3),
+    }
+    x = random(16, 8, scale=1.0)
+    qdq = insert(model(BESIDE, **weights), [{"x": x}], Config(ignore=[{"name": "Gemm"}]))
+    trainer = Trainer(qdq, "mse", AdamW(lr=1e-3, relative=True))
+    before = {name: array.copy() for name, array in trainer.parameters.items()}
+    trainer.step({"x": x, "label": random(16, 3)})
+    for name in weights:
+        size = np.sqrt(np.mean(before[name] ** 2))
+        share = 1e-3 if name in ("w", "b") else 1e-5
+        step = np.abs(trainer.parameters[name] - before[name]).max()
+        assert step == pytest.approx(share * size, rel=0.02), name
