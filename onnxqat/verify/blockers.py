@@ -26,7 +26,7 @@ _ORT_INPUTS: dict[str, tuple[int, ...] | None] = {
 _ORT_FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
 _BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
-_BOUNDS = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
+BOUNDS = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 #: ONNX Runtime carries a quantizer across these to the next node.
 _ORT_CARRIES = frozenset(["MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"])
 _MOVES = _ORT_CARRIES | frozenset(
@@ -101,7 +101,7 @@ def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
 
 def _output_facts(node: ir.Node) -> Iterator[str]:
     """What stands between the node and a QuantizeLinear that is its output's only reader."""
-    *between, last = _way_to_quantizer(node)
+    *between, last = way_to_quantizer(node)
     value = last.outputs[0]
     users = [user for user, _ in value.uses()]
     if value.is_graph_output():
@@ -111,7 +111,7 @@ def _output_facts(node: ir.Node) -> Iterator[str]:
     elif users[0].op_type != "QuantizeLinear":
         yield f"its output goes into {_named(users[0])} without a QuantizeLinear"
     else:
-        dtype = _type_written(users[0])
+        dtype = type_written(users[0])
         if dtype not in _EIGHT_BITS:
             yield f"its output is quantized to {_type_name(dtype)} codes, which no integer kernel writes"
         for activation in (*between, last):
@@ -119,7 +119,7 @@ def _output_facts(node: ir.Node) -> Iterator[str]:
                 yield from _kept_activation_facts(activation, users[0])
 
 
-def _way_to_quantizer(node: ir.Node) -> list[ir.Node]:
+def way_to_quantizer(node: ir.Node) -> list[ir.Node]:
     """The node and its sole users one after another, as far as they are what ONNX Runtime looks past for a QuantizeLinear."""
     way = [node]
     while True:
@@ -130,7 +130,8 @@ def _way_to_quantizer(node: ir.Node) -> list[ir.Node]:
         way.append(users[0])
 
 
-def _type_written(quantize: ir.Node) -> ir.DataType:
+def type_written(quantize: ir.Node) -> ir.DataType:
+    """The type of the codes that a QuantizeLinear writes."""
     zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
     return ir.DataType.UINT8 if zero_point is None or zero_point.dtype is None else zero_point.dtype
 
@@ -141,11 +142,11 @@ def _kept_activation_facts(activation: ir.Node, quantize: ir.Node) -> Iterator[s
     if activation.op_type == "Clip":
         low, high = (_bound(activation, 1, -np.inf), _bound(activation, 2, np.inf))
     zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
-    dtype = _type_written(quantize)
+    dtype = type_written(quantize)
     scale, zero_point = constant(quantize.inputs[1]), 0 if zero is None else constant(zero)
-    if dtype not in _BOUNDS or scale is None or zero_point is None or scale.size != 1:
+    if dtype not in BOUNDS or scale is None or zero_point is None or scale.size != 1:
         return
-    bottom, top = ((bound - float(np.asarray(zero_point).item())) * float(scale.item()) for bound in _BOUNDS[dtype])
+    bottom, top = ((bound - float(np.asarray(zero_point).item())) * float(scale.item()) for bound in BOUNDS[dtype])
     if bottom < low or top > high:
         yield (
             f"{_named(activation)} to [{low:g}, {high:g}] cannot be absorbed by {_named(quantize)}, "
@@ -190,8 +191,8 @@ def _signed_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
         for value in node.inputs
         if value in quantized and not quantized[value].is_weight and _stored(quantized[value]) == ir.DataType.INT8
     ]
-    users = [user for user, _ in _way_to_quantizer(node)[-1].outputs[0].uses()]
-    if any(user.op_type == "QuantizeLinear" and _type_written(user) == ir.DataType.INT8 for user in users):
+    users = [user for user, _ in way_to_quantizer(node)[-1].outputs[0].uses()]
+    if any(user.op_type == "QuantizeLinear" and type_written(user) == ir.DataType.INT8 for user in users):
         signed.append(f"output {node.outputs[0].name!r}")
     if signed:
         yield (

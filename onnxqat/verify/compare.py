@@ -6,7 +6,7 @@ where their shapes agree, and by how many of their entries, whole rows along the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ from onnxqat.verify.metrics import Metric
 from onnxqat.verify.paired import Paired, agreeing
 
 LABEL = "label"
+#: Sees the inputs of a batch, its labels, and the outputs of the Q/DQ model and of the deployed one.
+Watch = Callable[[Arrays, NDArray[Any] | None, Arrays, Arrays], None]
 #: Codes differ by whole numbers: more than one step apart is two, whatever rounding the subtraction adds.
 MORE_THAN_ONE_STEP = 1.5
 #: Operators that only move data, so that the steps of their output are those of their input.
@@ -129,6 +131,11 @@ class Comparison:
         total, count = self.scores.get(model, (0.0, 0))
         return total / count if count else None
 
+    @property
+    def agreement(self) -> float | None:
+        """Share of predictions that are equal; None where there are none."""
+        return self.agreeing / self.predictions if self.predictions else None
+
 
 def compared(
     host: Host,
@@ -137,6 +144,7 @@ def compared(
     decisions: Decisions,
     samples: Samples | None = None,
     paired: Paired | None = None,
+    watch: Watch | None = None,
 ) -> Comparison:
     """Runs the models loaded as "trained" and "deployed" on all batches, and judges what they decide.
 
@@ -155,12 +163,14 @@ def compared(
         result.first = result.first or inputs
         result.batches += 1
         result.samples += samples.rows(inputs, list(inputs))
-        _add_scores(result, {"trained": trained, "deployed": deployed}, batch.get(LABEL), metric)
-        _add_agreement(result, _first(trained), _first(deployed), decisions)
+        add_scores(result, {"trained": trained, "deployed": deployed}, batch.get(LABEL), metric)
+        add_agreement(result, _first(trained), _first(deployed), decisions)
         _add_differences(result, inputs, trained, deployed, samples)
         if paired is not None:
             expected = _first(host.run("float", inputs))
             paired.add(inputs, expected, _first(deployed), batch.get(LABEL), samples.rows(inputs, list(inputs)))
+        if watch is not None:
+            watch(inputs, batch.get(LABEL), trained, deployed)
     return result
 
 
@@ -169,7 +179,7 @@ def scored(host: Host, batches: Iterable[Arrays], metric: Metric, model: str) ->
     result = Comparison()
     for batch in batches:
         outputs = host.run(model, {name: array for name, array in batch.items() if name != LABEL})
-        _add_scores(result, {model: outputs}, batch[LABEL], metric)
+        add_scores(result, {model: outputs}, batch[LABEL], metric)
     score = result.score(model)
     assert score is not None
     return score
@@ -221,7 +231,8 @@ def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[A
     return Divergence(None, None, None, 0.0, len(common), undisturbed)
 
 
-def _add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[Any] | None, metric: Metric) -> None:
+def add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[Any] | None, metric: Metric) -> None:
+    """Adds the metric of a batch for each model, by its first output; nothing without labels."""
     if label is None:
         return
     for model, arrays in outputs.items():
@@ -230,7 +241,8 @@ def _add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[A
         result.scores[model] = total + float(values.sum()), count + values.size
 
 
-def _add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], decisions: Decisions) -> None:
+def add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], decisions: Decisions) -> None:
+    """Counts the predictions of a batch, and those in which two models' first outputs agree."""
     same = agreeing(trained, deployed, decisions)
     if same is not None:
         result.agreeing += int(same.sum())
@@ -282,6 +294,23 @@ def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Q
 
 def _one_row(inputs: Arrays, row: int, model: ir.Model) -> Arrays:
     """That row of every input, where the model takes any number (probing every value of a batch would need much memory)."""
+    axes = _free_axes(inputs, model)
+    return inputs if axes is None else _taken(inputs, axes, range(row, row + 1))
+
+
+def in_parts(inputs: Arrays, model: ir.Model, size: int) -> Iterator[Arrays]:
+    """The batch in parts of so many samples, where the model takes any number; else as it is."""
+    axes = _free_axes(inputs, model)
+    if axes is None:
+        yield inputs
+        return
+    count = Samples.of(model).rows(inputs, list(inputs))
+    for start in range(0, count, size):
+        yield _taken(inputs, axes, range(start, min(start + size, count)))
+
+
+def _free_axes(inputs: Arrays, model: ir.Model) -> dict[str, int | None] | None:
+    """The axis of each input that counts samples; None where the model does not take any number of them."""
     samples = Samples.of(model)
     count = samples.rows(inputs, list(inputs))
     axes = {name: samples.axis_of(name, array, count) for name, array in inputs.items()}
@@ -289,8 +318,12 @@ def _one_row(inputs: Arrays, row: int, model: ir.Model) -> Arrays:
     for name, axis in axes.items():
         shape = shapes[name]
         if shape is None or shape.rank() == 0 or (axis is not None and isinstance(shape[axis], int)):
-            return inputs
-    return {name: array if (axis := axes[name]) is None else array.take([row], axis) for name, array in inputs.items()}
+            return None
+    return axes
+
+
+def _taken(inputs: Arrays, axes: dict[str, int | None], rows: range) -> Arrays:
+    return {name: array if (axis := axes[name]) is None else array.take(rows, axis) for name, array in inputs.items()}
 
 
 def _first(arrays: Arrays) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from onnxqat.verify.baseline import Baseline
 from onnxqat.verify.host import PACKAGES, RUNTIME_OF, Arrays, Host, RuntimeName, opened
 from onnxqat.verify.judge import Evidence
 from onnxqat.verify.metrics import Metric, named
+from onnxqat.verify.other_processor import Elsewhere
 from onnxqat.verify.paired import Paired
 from onnxqat.verify.report import ALARMING_STEPS, Latency, Report, Size
 
@@ -87,20 +88,26 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
         float_file = host.load("float", reference)
-        found = compare.compared(host, track(checked, "verify"), score, decisions, samples, paired)
+        kernels = _kernels(host, deployed_model)
+        elsewhere = Elsewhere(host, deployed_model, kernels, score, decisions)
+        found = compare.compared(host, track(checked, "verify"), score, decisions, samples, paired, elsewhere.watch)
         outputs = compare.differences(found, deployed_model)
         latency = _latency(host, found.first, samples)
-        kernels = _kernels(host, deployed_model)
         worst = max(outputs, key=lambda output: output.steps)
-        agreement = found.agreeing / found.predictions if found.predictions else None
-        evidence = Evidence(trained_score=found.score("trained"), agreement=agreement, runtime_hint=hint)
+        saturation = elsewhere.result()
+        evidence = Evidence(
+            trained_score=found.score("trained"),
+            agreement=found.agreement,
+            runtime_hint=hint,
+            saturates=saturation.saturates_here,
+        )
         report = Report(
             runtime=host.version(),
             samples=found.samples,
             metric=metric_name,
             trained=found.score("trained"),
             deployed=found.score("deployed"),
-            agreement=agreement,
+            agreement=found.agreement,
             outputs=outputs,
             divergence=(
                 compare.divergence(host, qdq_model, deployed_model, found.worst[worst.output])
@@ -108,6 +115,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
                 else None
             ),
             kernels=tuple(kernels),
+            saturation=saturation,
             size=Size(_size(deployed, deployed_file), _size(float_model, float_file)),
             latency=latency,
             verdict=None if paired is None else paired.verdict(evidence, max_drop),
