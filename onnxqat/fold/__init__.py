@@ -10,6 +10,7 @@ import onnx_ir.passes.common as passes
 from onnxqat.errors import InputError
 from onnxqat.fold.activations import fold_activation, share_zero_points
 from onnxqat.fold.biases import fold_bias
+from onnxqat.fold.guards import guard_float_layers
 from onnxqat.fold.weights import check_scale, fold_weight, separate_readers
 from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
@@ -51,6 +52,7 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
         for quantizer in found:
             if not quantizer.is_weight:
                 fold_activation(graph, quantizer)
+        guard_float_layers(graph)
     for quantizer in weights:
         fold_weight(graph, quantizer)
     for quantizer in quantizers(folded):

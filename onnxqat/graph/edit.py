@@ -57,6 +57,15 @@ def _under_name_of(graph: ir.Graph, old: ir.Value, new: ir.Value) -> ir.Value:
     return new
 
 
+def sole_user(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value; None if there are more, if it is in a branch or body, or if it is a graph output."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user = next(iter(uses)).node
+    return user if user.graph is value.graph else None
+
+
 def fresh_name(graph: ir.Graph, name: str) -> str:
     """A node name that the graph does not use yet: `name` itself where it is free."""
     return _free(name, graph.meta.setdefault(_NODES, set()) or _taken(graph, _NODES))

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value, sole_user
 from onnxqat.graph.qdq import FOLDED, constant
-from onnxqat.insert.groups import inputs, is_float, sole_user
+from onnxqat.insert.groups import inputs, is_float
 
 Floats = NDArray[np.floating]
 

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch
-from onnxqat.graph.edit import constant_value
+from onnxqat.graph.edit import constant_value, sole_user
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.calibrate import with_outputs
-from onnxqat.insert.groups import inputs, sole_user
+from onnxqat.insert.groups import inputs
 from onnxqat.progress import track
 from onnxqat.runtime import Inference
 from onnxqat.samples import Samples

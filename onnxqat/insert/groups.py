@@ -49,12 +49,3 @@ def is_float(value: ir.Value | None) -> bool:
 def inputs(node: ir.Node) -> list[ir.Value]:
     """The node's inputs without the omitted ones."""
     return [value for value in node.inputs if value is not None]
-
-
-def sole_user(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value; None if there are more, if it is in a branch or body, or if it is a graph output."""
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    user = next(iter(uses)).node
-    return user if user.graph is value.graph else None

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from onnxqat.config import Config, Select
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.edit import sole_user
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import Group, Skip, inputs, is_float, label, sole_user
+from onnxqat.insert.groups import Group, Skip, inputs, is_float, label
 from onnxqat.insert.origins import origins
 from onnxqat.insert.patterns import MATCHERS
 from onnxqat.insert.patterns.decomposed import Whole, find_wholes

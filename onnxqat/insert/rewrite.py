@@ -11,9 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.config import ORIGINAL_TYPE
-from onnxqat.graph.edit import constant_value, fresh_value_name, replace_value
+from onnxqat.graph.edit import constant_value, fresh_value_name, replace_value, sole_user
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import inputs, is_float, sole_user
+from onnxqat.insert.groups import inputs, is_float
 
 
 def drop_inference_noops(graph: ir.Graph) -> None:

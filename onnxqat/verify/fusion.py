@@ -62,7 +62,7 @@ class Kernel:
         kernel: what the runtime executes for it; "" where it executes nothing for it.
         kind: "integer": reads integer activations; "weight-only": float activations, integer weights; "float"; "absorbed":
             merged into a neighbour, or folded away.
-        reason: why it is not an integer kernel; "" where it is, or is absorbed.
+        reason: why it is not an integer kernel, or is one against the model; "" where it is rightly, or is absorbed.
     """
 
     node: str
@@ -106,8 +106,21 @@ def reported(model: ir.Model) -> Iterator[tuple[int, ir.Node]]:
         inputs = [value for value in node.inputs if value is not None]
         if all(id(value) in constant for value in inputs):
             constant.update(id(value) for value in node.outputs)
-        elif node.op_type not in NOT_REPORTED and _is_float(node.outputs[0]):
+        elif node.op_type not in NOT_REPORTED and not _is_guard(node) and _is_float(node.outputs[0]):
             yield number, node
+
+
+def _is_guard(node: ir.Node) -> bool:
+    """Whether the node only keeps a layer in float (see `fold.guards`)."""
+    return node.op_type == "Max" and len(node.inputs) == 1
+
+
+def quantized_by_runtime(node: ir.Node, runtime: str) -> str:
+    """What is wrong where a layer with a float weight runs on integers; "" for other nodes."""
+    weight = qdq.constant(node.inputs[1]) if node.op_type in WEIGHTED else None
+    if weight is None or weight.dtype.kind != "f":
+        return ""
+    return f"{runtime} quantizes its float weight by itself, which training has not seen; fold the Q/DQ model again"
 
 
 def together_with(holder: ir.Node) -> str:

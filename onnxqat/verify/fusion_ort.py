@@ -51,6 +51,8 @@ def report(deployed: ir.Model, path: str) -> list[Kernel]:
         reason = ""
         if kind in ("float", "weight-only"):
             reason = ort_blockers(node, quantized) if holder is node else fusion.together_with(holder)
+        elif kind == "integer":
+            reason = fusion.quantized_by_runtime(node, "ONNX Runtime")
         kernels[number] = Kernel(str(node.name), node.op_type, _kernel_name(kernel), kind, reason)
     return list(kernels.values())
 

@@ -107,6 +107,11 @@ class Report:
         """The nodes that run in float."""
         return tuple(k for k in self.kernels if k.kind in ("float", "weight-only"))
 
+    @property
+    def against_the_model(self) -> tuple[Kernel, ...]:
+        """The layers of float weights that the runtime quantizes by itself."""
+        return tuple(k for k in self.kernels if k.kind == "integer" and k.reason)
+
     def integer_count(self, *, weighted: bool = True) -> tuple[int, int]:
         """(nodes on integer kernels, nodes) of the layers with weights, or of all computing nodes."""
         counted = [k for k in self.kernels if k.kind != "absorbed" and (k.is_weighted or not weighted)]
@@ -136,7 +141,8 @@ class Report:
             self._figures(),
             *self._where(),
             _kernel_table(self.kernels),
-            *_reasons(self.not_integer),
+            *_reasons("quantized against the model", self.against_the_model),
+            *_reasons("float", self.not_integer),
         )
 
     def _figures(self) -> Table:
@@ -227,7 +233,7 @@ def _kernel_table(kernels: Iterable[Kernel]) -> Table:
     return table
 
 
-def _reasons(kernels: Iterable[Kernel]) -> list[Text]:
+def _reasons(what: str, kernels: Iterable[Kernel]) -> list[Text]:
     """One line for each reason, with the nodes it holds for."""
     by_reason: dict[tuple[str, str], list[str]] = defaultdict(list)
     for kernel in kernels:
@@ -236,5 +242,5 @@ def _reasons(kernels: Iterable[Kernel]) -> list[Text]:
     for (op_type, reason), names in by_reason.items():
         listed = ", ".join(map(repr, names[:NAMES_SHOWN]))
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        lines.append(Text(f"float: {op_type} {listed}{more}: {reason}"))
+        lines.append(Text(f"{what}: {op_type} {listed}{more}: {reason}"))
     return lines

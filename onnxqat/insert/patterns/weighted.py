@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxqat.graph.edit import sole_user
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import Group, Skip, inputs, is_float, sole_user
+from onnxqat.insert.groups import Group, Skip, inputs, is_float
 from onnxqat.insert.targets import Target
 
 
