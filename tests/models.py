@@ -55,12 +55,17 @@ def outputs(proto: onnx.ModelProto, batch: dict[str, np.ndarray], *, plain: bool
     return session(proto, plain=plain).run(None, batch)
 
 
-def kernels(proto: onnx.ModelProto) -> Counter[str]:
-    """Operators of ONNX Runtime's own optimized graph."""
+def optimized(proto: onnx.ModelProto) -> onnx.GraphProto:
+    """ONNX Runtime's own optimized graph."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         session(proto, optimized=path)
-        return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+        return onnx.load(path, load_external_data=False).graph
+
+
+def kernels(proto: onnx.ModelProto) -> Counter[str]:
+    """Operators of ONNX Runtime's own optimized graph."""
+    return Counter(node.op_type for node in optimized(proto).node)
 
 
 def float_kernels(proto: onnx.ModelProto) -> set[str]:

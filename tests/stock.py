@@ -31,10 +31,10 @@ numpy.savez(folder + "/outputs.npz", **{f"{n:04}": output for n, output in enume
 """
 
 
-def run(
+def executed(
     proto: onnx.ModelProto, batch: dict[str, np.ndarray], *, precise: bool = False
-) -> tuple[list[np.ndarray], Counter[str]]:
-    """Outputs, and how often each operator occurs in the optimized graph.
+) -> tuple[list[np.ndarray], onnx.GraphProto]:
+    """Outputs, and the optimized graph.
 
     Args:
         proto: the model.
@@ -47,6 +47,14 @@ def run(
         np.savez(folder / "inputs.npz", **batch)
         done = subprocess.run([PYTHON, "-c", _RUN, folder, str(precise)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-500:]
-        optimized = onnx.load(folder / "optimized.onnx", load_external_data=False)
         with np.load(folder / "outputs.npz") as found:
-            return [found[key] for key in sorted(found)], Counter(node.op_type for node in optimized.graph.node)
+            graph = onnx.load(folder / "optimized.onnx", load_external_data=False).graph
+            return [found[key] for key in sorted(found)], graph
+
+
+def run(
+    proto: onnx.ModelProto, batch: dict[str, np.ndarray], *, precise: bool = False
+) -> tuple[list[np.ndarray], Counter[str]]:
+    """Outputs, and how often each operator occurs in the optimized graph."""
+    outputs, graph = executed(proto, batch, precise=precise)
+    return outputs, Counter(node.op_type for node in graph.node)

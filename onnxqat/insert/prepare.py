@@ -20,6 +20,7 @@ from onnxqat.graph.limits import check_folded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import constant, is_quantized
 from onnxqat.graph.types import infer
+from onnxqat.insert.activations import write_hard_activations
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
 from onnxqat.insert.half import float16_to_float32
 from onnxqat.insert.rewrite import (
@@ -64,10 +65,11 @@ def prepare(model: io.ModelLike) -> ir.Model:
     infer(loaded)
     forget_names(loaded.graph)
     for step in (
+        bound_activations,
+        write_hard_activations,
         sum_bias_in_gemm,
         fold_affine,
         decompose_batch_normalization,
-        bound_activations,
         pool_means,
         flatten_as_reshape,
     ):

@@ -49,7 +49,7 @@ def sum_bias_in_gemm(graph: ir.Graph) -> None:
         # [N] or [1, N]; [N, 1] would run along the rows
         if matrix.ndim == 2 and array.shape in ((matrix.shape[1],), (1, matrix.shape[1])):
             flat = constant_value(graph, f"{bias.name}_vector", array.reshape(-1)) if array.ndim == 2 else bias
-            _replace(graph, user, ir.node("Gemm", [data, weight, flat], name=node.name), node.op_type)
+            put_in_place(graph, user, ir.node("Gemm", [data, weight, flat], name=node.name), node.op_type)
             graph.remove(node, safe=True)
 
 
@@ -77,17 +77,17 @@ def bound_activations(graph: ir.Graph) -> None:
         if low > high:
             continue
         clip = ir.node("Clip", [inner.data, *_limits(graph, node, low, high)], name=above.name)
-        _replace(graph, node, clip, above.op_type)
+        put_in_place(graph, node, clip, above.op_type)
         graph.remove(above, safe=True)
 
 
 def _write_alone(graph: ir.Graph, node: ir.Node, bound: _Bound) -> None:
     """Min and Max without a partner."""
     if node.op_type == "Max" and bound.low == 0.0:
-        _replace(graph, node, ir.node("Relu", [bound.data], name=node.name))
+        put_in_place(graph, node, ir.node("Relu", [bound.data], name=node.name))
     elif node.op_type in ("Min", "Max"):
         limits = _limits(graph, node, bound.low, bound.high)
-        _replace(graph, node, ir.node("Clip", [bound.data, *limits], name=node.name))
+        put_in_place(graph, node, ir.node("Clip", [bound.data, *limits], name=node.name))
 
 
 def _limits(graph: ir.Graph, node: ir.Node, low: float | None, high: float | None) -> list[ir.Value | None]:
@@ -159,7 +159,7 @@ def pool_means(graph: ir.Graph) -> None:
             continue
         pool = ir.node("GlobalAveragePool", [source], name=node.name)
         if keep and not last:
-            _replace(graph, node, pool)
+            put_in_place(graph, node, pool)
             continue
         pool.outputs[0].name = fresh_value_name(graph, f"{node.name}_pooled")
         pool.outputs[0].type = node.outputs[0].type
@@ -167,9 +167,11 @@ def pool_means(graph: ir.Graph) -> None:
         graph.insert_before(node, pool)
         if keep:
             perm = ir.AttrInt64s("perm", [0, *range(2, rank), 1])
-            _replace(graph, node, ir.Node("", "Transpose", [pool.outputs[0]], [perm], name=f"{node.name}_Transpose"))
+            put_in_place(
+                graph, node, ir.Node("", "Transpose", [pool.outputs[0]], [perm], name=f"{node.name}_Transpose")
+            )
         else:
-            _replace(graph, node, _as_matrix(graph, pool.outputs[0], f"{node.name}_Reshape"))
+            put_in_place(graph, node, _as_matrix(graph, pool.outputs[0], f"{node.name}_Reshape"))
 
 
 def flatten_as_reshape(graph: ir.Graph) -> None:
@@ -181,7 +183,7 @@ def flatten_as_reshape(graph: ir.Graph) -> None:
         if data is not None and axis < 0 and data.shape is not None:
             axis += data.shape.rank()
         if axis == 1 and data is not None and not _is_empty(data):
-            _replace(graph, node, _as_matrix(graph, data, str(node.name)))
+            put_in_place(graph, node, _as_matrix(graph, data, str(node.name)))
 
 
 def _is_empty(value: ir.Value) -> bool:
@@ -259,7 +261,7 @@ def _to_channels_last(node: ir.Node, rank: int) -> bool:
     return node.op_type == "Transpose" and list(node.attributes.get_ints("perm") or ()) == [0, *range(2, rank), 1]
 
 
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, original: str | None = None) -> None:
+def put_in_place(graph: ir.Graph, old: ir.Node, new: ir.Node, original: str | None = None) -> None:
     """Puts `new` in the place of `old`, whose first output it computes.
 
     Rules of the configuration still find it by the operator that the user's model had, `original` or that of `old`.

@@ -124,11 +124,23 @@ def activation_sites(graph: ir.Graph, groups: Sequence[Group], target: Target, c
 
 def _written(graph: ir.Graph, groups: Sequence[Group], target: Target, config: Config) -> list[ir.Value]:
     """Values that are quantized whoever reads them: where kernels must write integers, and the model's outputs if asked for."""
-    written = [g.writes for g in groups if g.node.op_type in target.quantized_outputs and g.reads]
+    written = [g.writes for g in groups if g.reads and _must_write_integers(g, target)]
     if config.quantize_outputs:
         outputs = [value for value in graph.outputs if is_float(value) and value.producer() is not None]
         written += [root for value in outputs for root in origins(value, target)]
     return written
+
+
+def _must_write_integers(group: Group, target: Target) -> bool:
+    """Whether the kernel writes integers or none at all: by its operator, or with an activation between it and float readers.
+
+    ONNX Runtime 1.32 leaves a Gemm in float that a Relu or Clip follows, but no QuantizeLinear behind that.
+    """
+    if group.node.op_type in target.quantized_outputs:
+        return True
+    last = group.writes.producer()
+    absorbed = last is not None and last.op_type in target.absorbs
+    return bool(target.quantized_outputs) and absorbed and bool(group.writes.uses())
 
 
 def _unified(groups: Sequence[Group], config: Config) -> list[list[Group]]:

@@ -22,7 +22,7 @@ def number(value: float) -> np.ndarray:
 CONSTANTS = {
     "root2": number(2**0.5), "one": number(1), "half": number(0.5), "two": number(2), "three": number(3), "six": number(6),
     "zero": number(0), "eps": number(1e-5), "c": number(0.044715), "r": number((2 / np.pi) ** 0.5), "n": number(SIZE),
-    "sixth": number(1 / 6), "gamma": random(SIZE), "beta": random(SIZE), "last": np.array([-1]), "shape": np.array([-1, 1]),
+    "gamma": random(SIZE), "beta": random(SIZE), "last": np.array([-1]), "shape": np.array([-1, 1]),
     "full": np.array([1, SIZE]),
 }  # fmt: skip
 
@@ -64,10 +64,8 @@ WRITTEN = {
         m = ReduceMax<axes=[-1], keepdims=0>(x) b = Reshape(m, shape) w1 = Expand(b, full) d = Sub(x, w1) e = Exp(d)
         s = ReduceSum<keepdims=0>(e, last) b2 = Reshape(s, shape) y = Div(e, b2)"""),
     "Softmax without maximum": ("Softmax", "e = Exp(x) s = ReduceSum(e, last) y = Div(e, s)"),
-    "HardSwish with Clip": ("HardSwish", "a = Add(x, three) k = Clip(a, zero, six) m = Mul(x, k) y = Div(m, six)"),
-    "HardSwish with Clip, divided first": ("HardSwish", """
-        a = Add(x, three) k = Clip(a, zero, six) d = Mul(k, sixth) y = Mul(x, d)"""),
-    "HardSwish with HardSigmoid": ("HardSwish", "s = HardSigmoid<alpha=0.16666667>(x) y = Mul(x, s)"),
+    "HardSwish of another height": ("HardSwish", "a = Add(x, three) k = Clip(a, zero, six) y = Mul(x, k)"),
+    "HardSwish of another slope": ("HardSwish", "s = HardSigmoid<alpha=0.2>(x) y = Mul(x, s)"),
     "Swish": ("Swish", "s = Sigmoid(x) y = Mul(x, s)"),
 }  # fmt: skip
 
