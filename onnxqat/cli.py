@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import onnx
 import typer
 from typer.exceptions import TyperException
 
-from onnxqat import nncf
+from onnxqat import interruption, nncf
 from onnxqat.config import Config, TargetName
 from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
 from onnxqat.errors import InputError, OnnxqatError
 from onnxqat.foreign import described, is_own_exit
 from onnxqat.graph import files, io
+from onnxqat.interruption import Interrupted, Raiser
 from onnxqat.labels import Labelling
 from onnxqat.terminal import PlainFormatter, Terminal, close_streams, open_streams, plain
+
+if TYPE_CHECKING:
+    from onnxqat.recovery import Recovery
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,6 +83,11 @@ BatchSize = Annotated[
     int, typer.Option(help="Rows per batch, for data in files; 1 for a model that takes one sample at a time.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the data's order.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Folder for a checkpoint after each epoch; the two newest are kept.")
+]
+CheckpointEvery = Annotated[int | None, typer.Option(help="Also write a checkpoint after every so many batches.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 Freeze = Annotated[
     list[str] | None, typer.Option(help="Name or pattern of nodes or initializers to leave as they are.")
 ]
@@ -192,23 +203,19 @@ def train(
     log_file: Annotated[Path | None, typer.Option(help="Append a JSON line per step and epoch to this file.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write event files for TensorBoard to this folder.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without improvement.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder for a checkpoint after each epoch; the two newest are kept.")
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="Also write a checkpoint after every so many batches.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    checkpoint: Checkpoint = None,
+    checkpoint_every: CheckpointEvery = None,
+    resume: Resume = False,
     threads: Annotated[int, typer.Option(help="Threads inside an operator; 0: one for each core.")] = 0,
 ) -> None:
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
     from onnxqat import data as datasets
     from onnxqat.callbacks import from_options
     from onnxqat.pipeline import Training, trainer
+    from onnxqat.recovery import fit
 
     _check([output], lines=log_file, inputs=[model, data, validation, teacher])
-    if resume and checkpoint is None:
-        raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
+    _check_resume(checkpoint, resume=resume)
     callbacks = from_options(log_file, tensorboard, patience, checkpoint, checkpoint_every)
     taught = None if teacher is None else str(teacher)
     labelling = Labelling(class_axis, ignore_label, sample_axis)
@@ -217,15 +224,8 @@ def train(
     if resume and checkpoint is not None:
         run.resume(checkpoint)
     judged = None if validation is None else datasets.read(validation, batch_size)
-    begun = run.schedule.position.step
-    try:
-        run.fit(datasets.read(data, batch_size), epochs, judged, callbacks)
-    except BaseException:
-        # Ctrl-C and a loss that is not finite leave the last good state; it is worth keeping.
-        if run.schedule.position.step > begun:
-            _write(run.model(), output)
-        raise
-    _write(run.model(), output)
+    source = datasets.read(data, batch_size)
+    fit(run, epochs, source, judged, callbacks, lambda trained: _write(trained, output), _recovery(checkpoint, output))
 
 
 @app.command()
@@ -315,6 +315,9 @@ def run(
     runtime: Runtime = None,
     interpreter: Interpreter = None,
     json: Json = None,
+    checkpoint: Checkpoint = None,
+    checkpoint_every: CheckpointEvery = None,
+    resume: Resume = False,
 ) -> None:
     """Run all stages: insert, train, fold, verify.
 
@@ -323,7 +326,9 @@ def run(
     5 % of a loss unless given, and 1 % of other answers without labels; with fewer bits, more is a warning.
     """
     from onnxqat import pipeline
+    from onnxqat.callbacks import from_options
 
+    _check_resume(checkpoint, resume=resume)
     _check([output], json=json, inputs=[model, data, calibration, validation, test, config])
     labelling = Labelling(class_axis, ignore_label, sample_axis)
     training = pipeline.Training(tuple(loss), epochs, lr, seed, distributed=launched(), labelling=labelling)
@@ -334,6 +339,9 @@ def run(
         training,
         pipeline.Judge(runtime, interpreter, metric or training.metric, labelling, max_drop),
         keep=lambda deployed: _write(deployed, output),
+        callbacks=from_options(None, None, None, checkpoint, checkpoint_every),
+        resume=checkpoint if resume else None,
+        recovery=_recovery(checkpoint, output),
     )
     if outcome is None:
         return
@@ -363,10 +371,15 @@ def inspect(
 
 
 def main() -> None:
-    """Runs the command line. Exit status: 0 done; 1 the work failed; 2 the call or an input file is wrong; 130 Ctrl-C."""
+    """Runs the command line.
+
+    Exit status: 0 done; 1 the work failed; 2 the call or an input file is wrong; 130, 143, 129: Ctrl-C, SIGTERM, SIGHUP.
+    """
     open_streams()
     try:
-        _main()
+        # of several processes, torchrun ends all when one has ended: `distributed` handles that
+        with nullcontext() if launched() else interruption.raising() as signals:
+            _main(signals)
     except SystemExit as end:
         failure = close_streams()
         if failure is None or end.code:
@@ -374,11 +387,14 @@ def main() -> None:
         _end(f"standard output: cannot be written ({failure}); free the disk, or read it to its end", 1)
 
 
-def _main() -> NoReturn:
+def _main(signals: Raiser | None) -> NoReturn:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        status = app(["--debug", *arguments] if debug else arguments, standalone_mode=False) or 0
+        status = _called(["--debug", *arguments] if debug else arguments, signals)
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted.cause}", file=sys.stderr)
+        sys.exit(interrupted.status)
     except typer.Abort:
         sys.exit(130)
     except TyperException as error:  # the call is wrong; without arguments the help has been shown, and says it all
@@ -391,14 +407,47 @@ def _main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        if rank() > 0 and not isinstance(error, LostProcessError):
-            give_way()
-        if isinstance(error, OnnxqatError):
-            _end(str(error), 2 if isinstance(error, InputError) else 1)
-        if isinstance(error, OSError) and error.filename:
-            _end(f"{error.filename}: {error.strerror}; check the path", 2)
-        _end(f"{described(error)}; run again with --debug for the traceback", 1)
+        _fail(error)
     sys.exit(status)
+
+
+def _called(arguments: Sequence[str], signals: Raiser | None) -> int:
+    """Exit status of the command; typer makes one status of all signals."""
+    status = int(app(arguments, standalone_mode=False) or 0)
+    if signals is not None and signals.raised is not None and status == signal.SIGINT + 128:
+        raise signals.raised
+    return status
+
+
+def _fail(error: Exception) -> NoReturn:
+    if rank() > 0 and not isinstance(error, LostProcessError):
+        give_way()
+    if isinstance(error, OnnxqatError):
+        _end(str(error), 2 if isinstance(error, InputError) else 1)
+    if isinstance(error, OSError) and error.filename:
+        _end(f"{error.filename}: {error.strerror}; check the path", 2)
+    _end(f"{described(error)}; run again with --debug for the traceback", 1)
+
+
+def _check_resume(checkpoint: Path | None, *, resume: bool) -> None:
+    if resume and checkpoint is None:
+        raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
+
+
+def _recovery(checkpoint: Path | None, output: Path) -> Recovery | None:
+    """Where a run that a signal ends leaves a checkpoint, and the call that goes on from there; of one process alone."""
+    from onnxqat.recovery import Recovery
+
+    if launched():
+        return None
+    beside = None if files.is_stream(output) else output.with_name(f"{output.name}.checkpoints")
+
+    def command(folder: Path) -> str:
+        given = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        folders = [] if checkpoint is not None else ["--checkpoint", str(folder)]
+        return shlex.join(["onnxqat", *given, *folders, "--resume"])
+
+    return Recovery(checkpoint or beside, command)
 
 
 def _check(
@@ -416,14 +465,16 @@ def _check(
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
+    from onnxqat.recovery import save
+
     if rank() == 0:
-        io.save(model, path)
+        save(model, path)
         console.print(f"wrote {path}")
 
 
 def _end(message: str, status: int) -> NoReturn:
     if message:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             print(plain(in_words(" ".join(message.split()))), file=sys.stderr)
     sys.exit(status)
 

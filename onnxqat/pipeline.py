@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from onnxqat.graph import io
 from onnxqat.insert import insert
 from onnxqat.insert.prepare import prepare
 from onnxqat.labels import Labelling
+from onnxqat.recovery import Recovery, fit
 from onnxqat.train import preflight
+from onnxqat.train.callbacks import Callback
 from onnxqat.train.losses import Loss
 from onnxqat.train.optimizers import AdamW
 from onnxqat.train.schedules import Cosine
@@ -211,13 +213,17 @@ class Outcome:
         return json.dumps({**scores, **self.report.to_dict()}, indent=2, allow_nan=False)
 
 
-def run(
+def run(  # noqa: PLR0913  (all of it is one call)
     model: io.ModelLike,
     data: Data,
     config: Config,
     training: Training,
     judge: Judge,
     keep: Callable[[onnx.ModelProto], None],
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: Path | None = None,
+    recovery: Recovery | None = None,
 ) -> Outcome | None:
     """All stages in order. Of several processes, the first alone keeps and verifies the model; the others return None.
 
@@ -227,7 +233,10 @@ def run(
         config: what to quantize and how.
         training: how to train.
         judge: where to verify.
-        keep: called with the deployed model as soon as there is one, also when Ctrl-C or an error ends training early.
+        keep: called with the deployed model as soon as there is one, also when a signal or an error ends training early.
+        callbacks: see `Trainer.fit`.
+        resume: folder of checkpoints to go on from.
+        recovery: how a run that a signal ends can go on; None: not at all.
     """
     check_request(model, data, training, judge)
     judged = data.read(data.test or data.validation)
@@ -241,14 +250,18 @@ def run(
         distributed=training.distributed,
     )
     run = trainer(inserted, training)
+    if resume is not None:
+        run.resume(resume)
     validation = None if data.validation is None else data.read(data.validation)
-    try:
-        run.fit(data.read(data.train), training.epochs, validation)
-    finally:
-        if run.schedule.position.step and rank() == 0:
-            deployed = fold(run.model())
-            keep(deployed)
-    if before is None:
+    deployed = None
+
+    def keep_deployed(trained: onnx.ModelProto) -> None:
+        nonlocal deployed
+        deployed = fold(trained)
+        keep(deployed)
+
+    fit(run, training.epochs, data.read(data.train), validation, callbacks, keep_deployed, recovery)
+    if before is None or deployed is None:
         return None
     report = judge.compare((run.model(), deployed), model, judged)
     inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -201,40 +198,6 @@ def test_a_loss_that_is_not_finite_ends_with_status_1_and_the_last_good_model(ca
     assert "not finite" in err.splitlines()[-1]
     assert "lower the learning rate" in err.splitlines()[-1]
     assert all(np.isfinite(onnx.numpy_helper.to_array(t)).all() for t in onnx.load(trained).graph.initializer)
-
-
-def test_ctrl_c_writes_what_was_reached_and_exits_130(data, tmp_path):
-    qdq, trained, log = tmp_path / "q.onnx", tmp_path / "t.onnx", tmp_path / "log.jsonl"
-    base = [sys.executable, "-m", "onnxqat"]
-    train = str(data / "train.npz")
-    subprocess.run([*base, "insert", SEPARABLE, "--calibration", train, "-o", str(qdq)], cwd=ROOT, check=True)
-    command = [
-        *base,
-        "train",
-        str(qdq),
-        "--data",
-        train,
-        "--epochs",
-        "100000",
-        "--log-file",
-        str(log),
-        "-o",
-        str(trained),
-    ]
-    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
-    _wait_for(lambda: log.exists() and log.read_text().count("\n") > 2)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
-    assert "Traceback" not in err
-    onnx.checker.check_model(onnx.load(trained))
-
-
-def _wait_for(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def _batches(folder: Path) -> list[dict[str, np.ndarray]]:

@@ -50,6 +50,12 @@ def is_standard_output(path: PathLike) -> bool:
         return False
 
 
+def is_stream(path: PathLike) -> bool:
+    """Whether what is written to the path is no file: standard output, a device or a pipe."""
+    found = _stat(path)
+    return is_standard_output(path) or (found is not None and not stat.S_ISREG(found.st_mode))
+
+
 def check_all(outputs: Iterable[tuple[PathLike | None, Kind]], inputs: Iterable[PathLike | None] = ()) -> None:
     """Refuses outputs that cannot be written, before long work: each alone, one that is an input, two that are one.
 
@@ -104,7 +110,7 @@ def write(path: PathLike, kind: Kind, make: Callable[[Path], object]) -> None:
     """
     check(path, kind)
     with _explained(path):
-        if is_standard_output(path) or _is_stream(path):
+        if is_stream(path):
             _pour(path, make)
         else:
             _replace(_target(path), make)
@@ -156,7 +162,7 @@ def _is_same(path: PathLike, other: PathLike) -> bool:
     """Whether two names are one file, by links of both kinds too; a device or a pipe may serve several."""
     if is_standard_output(path) and is_standard_output(other):
         return True
-    if _is_stream(path):
+    if is_stream(path):
         return False
     try:
         if os.path.samefile(path, other):  # noqa: PTH121  (paths or strings)
@@ -164,11 +170,6 @@ def _is_same(path: PathLike, other: PathLike) -> bool:
     except (OSError, ValueError):
         pass
     return _target(path) == _target(other)
-
-
-def _is_stream(path: PathLike) -> bool:
-    found = _stat(path)
-    return found is not None and not stat.S_ISREG(found.st_mode)
 
 
 def _target(path: PathLike) -> Path:

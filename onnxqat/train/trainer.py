@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat import data
+from onnxqat import data, interruption
 from onnxqat.batch import Batch, Signature, check_batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError, TrainingError
@@ -177,8 +178,8 @@ class Trainer:
     ) -> None:
         """Trains for a number of epochs; with validation data the best epoch's parameters are what remains.
 
-        Ctrl-C leaves the trainer as it was after the last whole step. A run that broke off, or was resumed from a checkpoint,
-        goes on where it was: `epochs` counts from where it had begun.
+        Ctrl-C, or another signal that raises, leaves the trainer as it was after the last whole step. A run that broke off, or
+        was resumed from a checkpoint, goes on where it was: `epochs` counts from where it had begun.
 
         Args:
             batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
@@ -220,7 +221,9 @@ class Trainer:
 
         With `accumulate`, parameters change at every so many calls, whatever epoch they belong to.
         """
-        return self._step(check_batch(batch, self._signature()))
+        checked = check_batch(batch, self._signature())
+        with self._whole():
+            return self._step(checked)
 
     def gradients(self, batch: Any) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """Loss and gradients of a batch by initializer name; nothing is updated.
@@ -229,6 +232,16 @@ class Trainer:
         """
         loss = self._differentiate(check_batch(batch, self._signature()))
         return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
+
+    def take_best(self) -> bool:
+        """Takes the parameters of the best epoch so far, where a run broke off; whether an epoch has been judged.
+
+        The run cannot go on from there: save a checkpoint first.
+        """
+        best, self.state.best = self.state.best, None
+        if best is not None:
+            self.state.parameters[:] = best[0]
+        return best is not None
 
     def evaluate(self, batches: Data, *, transform: data.Transform | None = None) -> dict[str, float]:
         """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy` and `bce_with_logits`.
@@ -352,18 +365,25 @@ class Trainer:
                 if self._remembered is not None and index == state.batch - 1:
                     self._remembered.compare(batch)
                 continue
-            loss = self._step(batch)
-            state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss
+            with self._whole():
+                loss = self._step(batch)
+                state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss
             callers.step(self, loss)
             if self.stop:
                 return
-        self._apply_accumulated()
+        with self._whole():
+            self._apply_accumulated()
         metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
-        state.schedule.epoch_step()
-        state.batch, state.loss_sum, state.random = 0, 0.0, None
         if judged is not None:
             metrics |= {f"validation_{name}": value for name, value in self.evaluate(judged).items()}
-        callers.epoch(self, metrics)
+        with self._whole():
+            state.schedule.epoch_step()
+            state.batch, state.loss_sum, state.random = 0, 0.0, None
+            callers.epoch(self, metrics)
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """What is done in it is done as a whole: signals wait; of several processes none may keep the others waiting."""
+        return interruption.held() if self._workers.size == 1 else nullcontext()
 
     def _differentiate(self, batch: Batch) -> float:
         """Loss of a batch; its gradients are in the engine. Each process works on its rows, the results are those of all."""

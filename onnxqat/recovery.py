@@ -1,0 +1,103 @@
+"""Long work that ends early: what was reached is written all the same, and the way to go on is said."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnxqat import data as datasets
+from onnxqat.distributed import rank
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.train import checkpoint_files
+from onnxqat.train.callbacks import Callback
+from onnxqat.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a run that ends early can go on.
+
+    Attributes:
+        folder: where its checkpoints are, and where one is written when a signal ends it; None: nowhere.
+        command: the command line that goes on from a folder.
+    """
+
+    folder: Path | None
+    command: Callable[[Path], str]
+
+
+def fit(
+    run: Trainer,
+    epochs: int,
+    source: datasets.Source,
+    validation: datasets.Source | None,
+    callbacks: Sequence[Callback],
+    keep: Callable[[onnx.ModelProto], None],
+    recovery: Recovery | None,
+) -> None:
+    """Trains, and keeps the model; where a signal or an error ends the run early, the best that was reached, or the last.
+
+    Of several processes, the first alone keeps it.
+    """
+    begun = run.schedule.position.step
+    try:
+        run.fit(source, epochs, validation, callbacks)
+    except BaseException as error:
+        if rank() == 0 and run.schedule.position.step > begun:
+            _keep_what_was_reached(run, error, keep, recovery)
+        raise
+    if rank() == 0:
+        keep(run.model())
+
+
+def _keep_what_was_reached(
+    run: Trainer, error: BaseException, keep: Callable[[onnx.ModelProto], None], recovery: Recovery | None
+) -> None:
+    position, stopped = run.schedule.position, isinstance(error, KeyboardInterrupt)
+    cause = f"interrupted by {getattr(error, 'cause', 'Ctrl-C')}" if stopped else "ended early"
+    onward = _checkpoint(run, recovery) if stopped and recovery is not None else ""
+    which = "the best epoch so far" if run.take_best() else "the last step"
+    keep(run.model())
+    log.warning(
+        "%s in epoch %d, after step %d: what is written are the parameters of %s%s",
+        cause,
+        position.epoch + 1,
+        position.step,
+        which,
+        onward,
+    )
+
+
+def _checkpoint(run: Trainer, recovery: Recovery) -> str:
+    """Writes a checkpoint, and says how to go on from it; what fails here does not keep the model from being written."""
+    if recovery.folder is None:
+        return ""
+    try:
+        recovery.folder.mkdir(parents=True, exist_ok=True)
+        run.save(checkpoint_files.next_path(recovery.folder))
+    except (InputError, OSError) as error:
+        log.warning("no checkpoint: %s", error)
+        return ""
+    return f"; go on with: {recovery.command(recovery.folder)}"
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes the result of long work, somewhere else where its path has become impossible meanwhile.
+
+    Raises:
+        InputError: the path cannot be written; the message says where the model is instead.
+    """
+    try:
+        io.save(model, path)
+    except InputError as error:
+        elsewhere = Path(tempfile.mkdtemp(prefix="onnxqat-")) / "rescued.onnx"
+        io.save(model, elsewhere)
+        raise InputError(f"{error}; the model is in {elsewhere} instead") from error

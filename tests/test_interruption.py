@@ -1,0 +1,218 @@
+"""Signals: what was reached is written, the way to go on is said, the exit status tells; and no step is half taken."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxqat import Trainer, cli, insert, interruption
+from onnxqat.interruption import Interrupted
+from tests.models import model, random
+
+NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
+FLOAT = model(NET, w=random(8, 16), b=random(16), v=random(16, 5), c=random(5))
+ROWS = random(64, 8, scale=1.0)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("signals")
+    np.savez(folder / "data.npz", x=ROWS, label=np.arange(64) % 5)
+    onnx.save(FLOAT, folder / "float.onnx")
+    onnx.save(insert(FLOAT, [ROWS]), folder / "qdq.onnx")
+    return folder
+
+
+@contextmanager
+def started(command: list[object], folder: Path):
+    """A process that handles signals, even where those who started the tests ignore them; it is gone at the end."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in interruption.SIGNALS}
+    try:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def onnxqat(*arguments: object) -> list[object]:
+    return [sys.executable, "-m", "onnxqat", *arguments]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGHUP, 129, "SIGHUP")],
+)
+def test_train_writes_what_was_reached_and_says_how_to_go_on(folder, tmp_path, monkeypatch, number, status, name):
+    output, log = tmp_path / "t.onnx", tmp_path / "log.jsonl"
+    command = onnxqat("train", "qdq.onnx", "--data", "data.npz", "--epochs", 10**6, "--log-file", log, "-o", output)
+    if number == signal.SIGTERM:
+        command += ["--validation", "data.npz"]
+    with started(command, folder) as process:
+        wait_for(lambda: log.exists() and '"epoch": 2' in log.read_text(), process)
+        process.send_signal(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)  # as `timeout` does
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == f"interrupted by {name}"
+    which = "best epoch so far" if number == signal.SIGTERM else "last step"
+    said = next(line for line in err.splitlines() if "after step" in line)
+    assert f"what is written are the parameters of the {which}; go on with: onnxqat train qdq.onnx " in said
+    assert said.endswith(f" --checkpoint {output}.checkpoints --resume")
+    onnx.checker.check_model(onnx.load(output))
+    if number == signal.SIGHUP:
+        words = shlex.split(said.split("go on with: ")[1])
+        words[words.index("--epochs") + 1] = "1"
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+
+
+def test_run_writes_the_deployed_model_that_was_reached(folder, tmp_path):
+    output, checkpoints = tmp_path / "d.onnx", tmp_path / "checkpoints"
+    options = ["--data", "data.npz", "--epochs", 10**6, "--checkpoint", checkpoints, "-o", output]
+    with started(onnxqat("run", "float.onnx", *options), folder) as process:
+        wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("*.safetensors")), process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert f"--checkpoint {checkpoints} -o {output} --resume" in err
+    assert any(node.op_type == "DequantizeLinear" for node in onnx.load(output).graph.node)
+
+
+def test_a_signal_before_anything_is_trained_ends_with_its_status_and_writes_nothing(folder, tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\ndef data():\n pathlib.Path('begun').touch()\n time.sleep(99)\n"
+    )
+    command = onnxqat("insert", folder / "float.onnx", "--calibration", "slow:data", "-o", "q.onnx")
+    with started(command, tmp_path) as process:
+        wait_for((tmp_path / "begun").exists, process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "interrupted by SIGTERM\n")
+    assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.fixture
+def raising():
+    with interruption.raising():
+        yield
+
+
+def hold(*numbers: int, pause: float = 0.0) -> list[int]:
+    """The numbers of the signals that did not end what is held."""
+    done = []
+    try:
+        with interruption.held():
+            for number in numbers:
+                signal.raise_signal(number)
+                done.append(number)
+                time.sleep(pause)
+    except Interrupted:
+        return done
+    pytest.fail("no signal came")
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_a_signal_waits_until_what_is_held_is_done(raising, number):
+    assert hold(number, number) == [number, number]
+
+
+def test_a_signal_that_follows_at_once_is_the_same_one(raising):
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_later_signal_does_not_wait(raising, monkeypatch):
+    monkeypatch.setattr(interruption, "AT_ONCE", 0.0)
+    assert hold(signal.SIGINT, signal.SIGINT, pause=0.01) == [signal.SIGINT]
+
+
+def test_what_is_ignored_stays_ignored_and_handlers_are_given_back(monkeypatch):
+    before = [signal.getsignal(number) for number in interruption.SIGNALS]
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruption.raising():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+    assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
+
+
+def test_other_threads_handle_no_signals():
+    def body() -> None:
+        with interruption.raising(), interruption.held():
+            passed.append(True)
+
+    passed: list[bool] = []
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert passed
+
+
+def test_ctrl_c_at_any_moment_leaves_whole_steps_that_go_on_to_the_same_end(monkeypatch):
+    """Interrupted over and over, in steps and in validation, a run ends bit for bit as one that is left alone."""
+    monkeypatch.setattr(interruption, "AT_ONCE", 0.0)
+    qdq = insert(FLOAT, [ROWS])
+    batches = [{"x": ROWS[n : n + 8], "label": np.arange(n, n + 8) % 5} for n in range(0, 64, 8)]
+    alone, often = Trainer(qdq, threads=1), Trainer(qdq, threads=1)
+    alone.fit(batches, epochs=4, validation=batches[:2])
+    interrupted = 0
+    with interruption.raising(), alarm():
+        for moment in np.random.default_rng(0).uniform(0.0005, 0.02, 500):
+            signal.setitimer(signal.ITIMER_REAL, moment)
+            try:
+                try:
+                    often.fit(batches, epochs=4, validation=batches[:2])
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            if often.has_begun and not often.state.running:
+                break
+    assert often.schedule.position == alone.schedule.position
+    assert often.model() == alone.model()
+    assert interrupted > 1
+
+
+@contextmanager
+def alarm():
+    """Makes Ctrl-C of the timer's signal."""
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
