@@ -12,6 +12,7 @@ import pytest
 
 import onnxqat
 from models import fashion_mnist
+from tests.processes import started
 
 MODELS = Path(__file__).parents[1] / "models"
 #: Where a run is killed, in turn: so long after its first checkpoint, or in the middle of writing one.
@@ -40,16 +41,16 @@ def command(folder, output, *options):
 def killed(arguments, checkpoints, moment):
     """Starts a run and kills it; returns whether it was writing then."""
     before = {path.name for path in checkpoints.glob("*.safetensors")}
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None and {path.name for path in checkpoints.glob("*.safetensors")} <= before:
-        time.sleep(0.001)
-    if moment == "while writing":
-        while process.poll() is None and not list(checkpoints.glob(".*.tmp")):
-            pass
-    else:
-        time.sleep(moment)
-    process.kill()
-    _, errors = process.communicate()
+    with started(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and {path.name for path in checkpoints.glob("*.safetensors")} <= before:
+            time.sleep(0.001)
+        if moment == "while writing":
+            while process.poll() is None and not list(checkpoints.glob(".*.tmp")):
+                pass
+        else:
+            time.sleep(moment)
+        process.kill()
+        _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()
     return bool(list(checkpoints.glob(".*.tmp")))
 

@@ -136,15 +136,18 @@ def test_mapped_weights_stay_after_the_file_was_replaced(mapped):
 
 
 @pytest.mark.slow
-def test_stages_of_a_graph_of_a_thousand_nodes_take_seconds():
-    proto = network(1000)
-    batch = [{"x": np.zeros((1, 8, 8, 8), np.float32)}]
-    start = time.perf_counter()
-    quantized = insert(proto, batch)
-    inserted = time.perf_counter()
+def test_stages_take_time_in_proportion_to_the_nodes_of_a_graph():
+    small, large = processor_seconds(250), processor_seconds(1000)
+    # four times the nodes; work that grew with their square would take sixteen times as long
+    assert all(after < 8 * before for before, after in zip(small, large, strict=True))
+
+
+def processor_seconds(nodes: int) -> tuple[float, float]:
+    """Of insert and fold; a busy machine disturbs them less than it does the wall clock (see tools/benchmark_stages.py)."""
+    proto = network(nodes)
+    start = time.process_time()
+    quantized = insert(proto, [{"x": np.zeros((1, 8, 8, 8), np.float32)}])
+    inserted = time.process_time()
     fold(quantized)
-    folded = time.perf_counter()
-    assert len(qdq.quantizers(io.load(quantized))) > 500
-    # the goal is 5 s each; a shared machine may be three times slower (tools/benchmark_stages.py prints the figures)
-    assert inserted - start < 15
-    assert folded - inserted < 15
+    assert len(qdq.quantizers(io.load(quantized))) > nodes / 2
+    return inserted - start, time.process_time() - inserted

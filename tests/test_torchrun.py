@@ -19,6 +19,7 @@ import onnxqat
 from onnxqat.cli import app
 from onnxqat.train import checkpoint_files
 from tests.models import model
+from tests.processes import started
 from tests.test_distributed import process_of
 from tests.train.test_trainer import BODY, WEIGHTS, batches
 
@@ -63,9 +64,8 @@ def test_three_processes_killed_at_random_write_as_one_does_and_lose_nothing(fol
     highest, written, segments = [], 0, []
     for target in sorted(generator.sample(range(10, STEPS - 20), 2)):
         resume = ["--resume"] if segments else []
-        with subprocess.Popen(
-            command(folder, "killed.onnx", *options, *resume), cwd=ROOT, stderr=subprocess.PIPE
-        ) as run:
+        arguments = command(folder, "killed.onnx", *options, *resume)
+        with started(arguments, cwd=ROOT, stderr=subprocess.PIPE) as run:
             highest += watched(run, checkpoints, lambda end=target: log.exists() and (steps(log) or [0])[-1] >= end)
             assert run.poll() is None, "the run ended before it could be killed"
             os.kill(process_of(generator.randrange(3), run.pid), signal.SIGKILL)

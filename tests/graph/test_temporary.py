@@ -4,6 +4,7 @@ import sys
 import onnxqat
 from onnxqat.graph.temporary import beside, clear
 from tests.models import model, random
+from tests.processes import started
 
 WRITING = """
 import sys, time
@@ -18,13 +19,11 @@ with beside(Path(sys.argv[1])) as folder:
 
 def test_what_a_living_process_writes_stays_and_what_a_killed_one_left_goes(tmp_path):
     path = tmp_path / "model.onnx"
-    process = subprocess.Popen([sys.executable, "-c", WRITING, path], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"writing\n"
-    clear(tmp_path, "model.onnx")
-    (living,) = tmp_path.iterdir()
-    assert (living / "half").exists()
-    process.kill()
-    process.communicate()
+    with started([sys.executable, "-c", WRITING, path], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"writing\n"
+        clear(tmp_path, "model.onnx")
+        (living,) = tmp_path.iterdir()
+        assert (living / "half").exists()
     assert living.exists()
     with beside(path) as folder:
         assert list(tmp_path.iterdir()) == [folder]
