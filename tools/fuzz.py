@@ -48,7 +48,7 @@ class Failure:
 
 def campaign(numbers: list[int], seed: int, keep: Path | None = None) -> list[Failure]:
     """Runs the cases of these numbers, and returns those that failed."""
-    failures = []
+    failures: list[Failure] = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         _in_child(lambda: write_seeds(folder / "seeds"))

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external, files
 from onnxqat.graph.attributes import check_attributes
-from onnxqat.graph.limits import check_growth
+from onnxqat.graph.limits import check_depth, check_growth
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.types import check_ranks
 from onnxqat.graph.validity import check_valid
@@ -61,6 +61,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     if loaded.functions:
         _inline(loaded)
     _check_operators(loaded)
+    check_depth(loaded)
     check_attributes(loaded)
     check_ranks(loaded)
     check_growth(loaded)

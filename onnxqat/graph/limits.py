@@ -22,6 +22,26 @@ LARGEST_LINE = 2**22
 LARGEST_VALUE = 2**31
 #: Constants of up to this many elements are followed from node to node, to find sizes that are computed.
 _FOLLOWED = 1024
+#: Graphs within graphs: the time in which ONNX Runtime loads a model doubles with each.
+DEEPEST = 12
+
+
+def check_depth(model: ir.Model) -> None:
+    """Refuses branches and loops within each other that no runtime loads in its time.
+
+    Raises:
+        InputError: names the innermost node that is still looked at.
+    """
+    nodes = [(node, 0) for node in model.graph]
+    while nodes:
+        node, depth = nodes.pop()
+        if depth > DEEPEST:
+            raise InputError(
+                f"model: {node.op_type} {node.name!r} is within {depth} graphs, the limit here is {DEEPEST}; "
+                "export the model again, with fewer branches in branches"
+            )
+        inner = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH and not a.is_ref()]
+        nodes += [(one, depth + 1) for graph in inner for one in graph]
 
 
 def check_growth(model: ir.Model) -> None:

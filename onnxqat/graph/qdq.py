@@ -113,7 +113,7 @@ class Quantizer:
         """The zero point as an int32 array of the scale's shape."""
         if self.zero_point is None:
             return np.zeros(self.scales.shape, np.int32)
-        return np.asarray(_required(self.zero_point)).astype(np.int32)
+        return np.asarray(_required(self.zero_point)).astype(np.int32).reshape(self.scales.shape)
 
     @property
     def is_signed(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.limits import DEEPEST
 from onnxqat.insert.prepare import prepare
 from tests.models import model, random
 
@@ -61,3 +62,22 @@ def test_large_masks_of_transformers_pass():
 def test_positions_of_long_sequences_pass():
     body = "(float[N,K] x) => (float[N,K] y) { r = Range(a, b, c) f = Cast<to=1>(r) y = Mul(x, f) }"
     io.load(model(body, a=np.int64(0), b=np.int64(1_000_000), c=np.int64(1)))
+
+
+def nested(depth: int) -> str:
+    """The text of a node within that many Ifs."""
+    text = "Relu(x)"
+    for level in range(depth):
+        branches = f"then_branch = t{level} () => (float[N,8] a{level}) {{ a{level} = {text} }}, else_branch = e{level} ()"
+        text = f"If<{branches} => (float[N,8] b{level}) {{ b{level} = Tanh(x) }}>(c)"
+    return text
+
+
+@pytest.mark.parametrize("depth", [3, 12, 13, 25])
+def test_branches_in_branches_are_loaded_up_to_a_depth(depth):
+    proto = model(f"(float[N,8] x, bool c) => (float[N,8] y) {{ y = {nested(depth)} }}")
+    if depth <= DEEPEST:
+        io.load(proto)
+        return
+    with pytest.raises(InputError, match="is within 13 graphs, the limit here is 12"):
+        io.load(proto)

@@ -111,23 +111,20 @@ def _damaged_archive(path: Path, chance: random.Random) -> str:
         for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
             start = content.find(mark) + offset
             content[start : start + 4] = b"\x01\x00\x00\x00" if how == "encrypted" else b"\x00\x00\x63\x00"
+    elif how == "bomb":  # the size that the archive says its first array unpacks to
+        start = content.find(b"PK\x01\x02") + 24
+        content[start : start + 4] = struct.pack("<I", 4_000_000_000)
     path.write_bytes(content)
-    if how in ("bomb", "header"):
-        _write_archive(path, how)
+    if how == "header":
+        _write_header(path)
     return how
 
 
-def _write_archive(path: Path, how: str) -> None:
-    """An archive whose array claims, or has, far more than the file."""
-    shape = "(1000000000000, 8)" if how == "header" else "(300000000,)"
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("x.npy", "w", force_zip64=True) as file,
-    ):
-        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
-        for _ in range(12 if how == "bomb" else 1):
-            file.write(bytes(100_000_000 if how == "bomb" else 100))
+def _write_header(path: Path) -> None:
+    """An archive whose array claims to be far larger than the file."""
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 8), }".ljust(117) + "\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(100))
 
 
 def mutated_checkpoint(source: Path, target: Path, chance: random.Random) -> str:

@@ -237,18 +237,29 @@ def _header(proto: onnx.ModelProto, chance: random.Random) -> str:
 def _nesting(proto: onnx.ModelProto, chance: random.Random) -> str:
     """Puts the last node into Ifs within Ifs."""
     depth = chance.choice([1, 3, 10, 25])
-    node = onnx.NodeProto()
-    node.CopyFrom(proto.graph.node[-1])
-    outputs = list(node.output)
+    last = proto.graph.node[-1]
+    outputs = list(last.output)
+    node = _as_output(last, outputs, "then")
     for level in range(depth):
-        for index in range(len(node.output)):
-            node.output[index] = f"{outputs[index]}_{level}"
-        values = [helper.make_tensor_value_info(name, 1, None) for name in node.output]
-        graph = helper.make_graph([node], f"g{level}", [], values)
-        node = helper.make_node("If", ["nested_condition"], outputs, then_branch=graph, else_branch=graph)
-    proto.graph.node[-1].CopyFrom(node)
+        branches = [_branch(one, f"{which}{level}") for which, one in (("t", node), ("e", _as_output(last, outputs, f"e{level}")))]
+        node = helper.make_node("If", ["nested_condition"], outputs, then_branch=branches[0], else_branch=branches[1])
+        if level < depth - 1:
+            node = _as_output(node, outputs, f"t{level}")
+    last.CopyFrom(node)
     proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "nested_condition"))
     return str(depth)
+
+
+def _as_output(node: onnx.NodeProto, outputs: list[str], suffix: str) -> onnx.NodeProto:
+    """A copy of a node whose outputs have names of their own."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.output[:] = [f"{name}_{suffix}" for name in outputs]
+    return copy
+
+
+def _branch(node: onnx.NodeProto, name: str) -> onnx.GraphProto:
+    return helper.make_graph([node], name, [], [helper.make_tensor_value_info(one, 1, None) for one in node.output])
 
 
 def _external(target: Path, chance: random.Random) -> str:
