@@ -68,7 +68,9 @@ def nested(depth: int) -> str:
     """The text of a node within that many Ifs."""
     text = "Relu(x)"
     for level in range(depth):
-        branches = f"then_branch = t{level} () => (float[N,8] a{level}) {{ a{level} = {text} }}, else_branch = e{level} ()"
+        branches = (
+            f"then_branch = t{level} () => (float[N,8] a{level}) {{ a{level} = {text} }}, else_branch = e{level} ()"
+        )
         text = f"If<{branches} => (float[N,8] b{level}) {{ b{level} = Tanh(x) }}>(c)"
     return text
 

@@ -241,8 +241,9 @@ def _nesting(proto: onnx.ModelProto, chance: random.Random) -> str:
     outputs = list(last.output)
     node = _as_output(last, outputs, "then")
     for level in range(depth):
-        branches = [_branch(one, f"{which}{level}") for which, one in (("t", node), ("e", _as_output(last, outputs, f"e{level}")))]
-        node = helper.make_node("If", ["nested_condition"], outputs, then_branch=branches[0], else_branch=branches[1])
+        other = _as_output(last, outputs, f"e{level}")
+        branches = {"then_branch": _branch(node, f"t{level}"), "else_branch": _branch(other, f"e{level}")}
+        node = helper.make_node("If", ["nested_condition"], outputs, **branches)
         if level < depth - 1:
             node = _as_output(node, outputs, f"t{level}")
     last.CopyFrom(node)
