@@ -13,6 +13,7 @@ from onnxqat.batch import Signature, check_batch
 from onnxqat.errors import InputError, MissingExtraError
 from onnxqat.graph import io
 from onnxqat.train.engine import Value, as_value, dlpack
+from onnxqat.train.float_state import reason_to_refuse
 from onnxqat.train.function import Function, cotangent, gradient
 from onnxqat.train.graph import load_qdq
 from onnxqat.train.parameters import Kind
@@ -175,23 +176,19 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         """Refuses a float model's state where a normalization was folded into this one's weights: they would not fit."""
-        given = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-        if not any(self.kinds.get(key) == "scale" for key in given):
-            self._check_unfolded(given)
-        super()._load_from_state_dict(state_dict, prefix, *others)
-
-    def _check_unfolded(self, given: set[str]) -> None:
-        statistics = sorted(key for key in given if key.rpartition(".")[2] in ("running_mean", "running_var"))
-        folded = sorted(key for key in given if self._names.get(key) in self._function.folded)
-        if folded or (statistics and given & self._names.keys()):
-            named = (
-                f"weight {folded[0]!r} has a normalization folded into it here"
-                if folded
-                else f"holds {statistics[0]!r}"
-            )
+        keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+        given = {
+            self._names[key]: state_dict[f"{prefix}{key}"].detach().cpu().numpy() for key in keys if key in self._names
+        }
+        function, scales = self._function, [self._names[key] for key in self._scales]
+        initial = function.layout.named(function.initial)
+        reason = reason_to_refuse(keys, given, initial, function.folded, scales)
+        if reason is not None:
             raise InputError(
-                f"state: is a float model's, and {named}; load it into the float model, export that, and insert quantizers again"
+                f"state: is a float model's, whose normalizations are folded into the weights here ({reason}); load it into the "
+                "float model, export that, and insert quantizers again"
             )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _project(self) -> None:
         """Puts scales that have left their bounds back on them; touches no other, as PyTorch counts changes in place."""

@@ -325,6 +325,8 @@ class Network(torch.nn.Module):
 
 def exported(network):
     with torch.no_grad():
+        if isinstance(network.bn, torch.nn.BatchNorm2d):
+            network.bn.weight.uniform_(0.5, 2)
         network(torch.randn(64, 3, 8, 8) * 2 + 1)
     proto = export(network.eval(), X[:2])
     return as_module(onnxqat.insert(proto, [{proto.graph.input[0].name: BATCH["x"]}]))
@@ -337,9 +339,23 @@ def test_the_state_of_a_float_model_whose_normalization_was_folded_is_refused(ke
     module = exported(network)
     prefix = "" if around(module) is module else "0."
     state = {prefix + key: tensor for key, tensor in network.state_dict().items() if kept(key)}
-    with pytest.raises(InputError, match=r"is a float model's, and .*normalization"):
+    with pytest.raises(InputError, match=r"is a float model's, whose normalizations are folded"):
         around(module).load_state_dict(state, strict=False)
     module.load_state_dict(module.state_dict())
+
+
+def test_a_state_into_which_a_float_models_weights_were_merged_is_refused():
+    network = Network(normalized=True)
+    module = exported(network)
+    merged = module.state_dict()
+    merged.update({key: tensor for key, tensor in network.state_dict().items() if key in merged})
+    with pytest.raises(InputError, match=r"holds 'conv.weight' as it was before"):
+        module.load_state_dict(merged)
+    trained = {
+        key: t + 0.01 * torch.randn_like(t) if t.is_floating_point() else t for key, t in module.state_dict().items()
+    }
+    module.load_state_dict(trained)
+    assert torch.equal(module.conv.weight, trained["conv.weight"])
 
 
 def test_the_state_of_a_float_model_without_normalization_is_taken():

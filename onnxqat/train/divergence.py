@@ -32,7 +32,7 @@ class LossWatch:
         self._said = False
 
     def saw(self, loss: float, lr: float) -> None:
-        """Takes in the loss of a step that is taken at this learning rate."""
+        """Takes in the loss of a step; `lr` is the learning rate that the user has chosen."""
         if self._first is None:
             self._first = loss
             return

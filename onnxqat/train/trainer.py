@@ -412,7 +412,7 @@ class Trainer:
         if not np.isfinite(loss) or not np.isfinite(norm):
             raise TrainingError(f"step {self.schedule.position.step + 1}: {self._why_not_finite(batch)}")
         if self._workers.is_first:
-            self._watch.saw(loss, self.optimizer.lr * self.state.schedule.factor)
+            self._watch.saw(loss, self.optimizer.lr)
         if self.state.accumulated is None:
             self._apply(norm)
         else:

@@ -1,6 +1,9 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -176,3 +179,32 @@ def test_the_command_line_refuses_in_one_line_and_writes_nothing(options, messag
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not (tmp_path / "out.onnx").exists()
+
+
+def batches_beside_a_folder_that_vanishes():
+    """Data for the command line; from its second batch on the folder named in the environment is gone."""
+    for number, batch in enumerate(batches(3)):
+        if number == 1:
+            shutil.rmtree(os.environ["VANISHING"])
+        yield batch
+
+
+def test_an_output_folder_deleted_in_the_middle_loses_no_weights(command, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv("VANISHING", str(folder))
+    monkeypatch.chdir(Path(__file__).parents[2])
+    places = [
+        "-o",
+        folder / "out.onnx",
+        "--checkpoint",
+        folder,
+        "--log-file",
+        folder / "log",
+        "--tensorboard",
+        folder / "board",
+    ]
+    data = ["--data", f"{__name__}:batches_beside_a_folder_that_vanishes"]
+    assert command(*data, *places, "--epochs", "1") == 0
+    onnx.checker.check_model(onnx.load(folder / "out.onnx"))
+    assert list(folder.glob("checkpoint-*.safetensors"))

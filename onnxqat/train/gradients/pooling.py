@@ -60,11 +60,12 @@ def global_lp_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def global_max_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy where x = y; several maxima share it equally."""
+    """Dx = dy where x = y; several maxima share it equally. Of −∞ alone ONNX Runtime's maximum is no element."""
     x = call.required(0)
     flat = reshape(op, x, [0, 0, -1])
     chosen = op.Cast(op.Equal(flat, reshape(op, call.outputs[0], [0, 0, -1])), to=x.dtype)
-    share = op.Div(reshape(op, dy, [0, 0, -1]), op.reduce("Sum", chosen, [2], keepdims=True))
+    count = op.Max(op.reduce("Sum", chosen, [2], keepdims=True), op.like(1.0, x))
+    share = op.Div(reshape(op, dy, [0, 0, -1]), count)
     return op.Reshape(op.Mul(chosen, share), op.Shape(x))
 
 

@@ -104,6 +104,23 @@ def test_operators_over_a_row(operator, opset):
     assert_finite(proto, {"x": x[np.isfinite(answer.reshape(len(x), -1)).all(1)]})
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Softmax<axis=1> (x)",
+        "l = LogSoftmax<axis=1> (x) z = Constant<value_float=-9.0> () y = Max (l, z)",
+        "y = ReduceLogSumExp<axes=[1]> (x)",
+        "y = ReduceMax<axes=[1]> (x)",
+        "f = Unsqueeze (x, axes) p = GlobalMaxPool (f) y = Squeeze (p, axes)",
+    ],
+    ids=["softmax", "log softmax", "log sum exp", "maximum", "global maximum"],
+)
+def test_masks_of_minus_infinity(body):
+    proto = model(f"(float[2,3] x) => (float[2,P] y) {{ axes = Constant<value_ints=[2]> () {body} }}")
+    x = np.array([[1, -np.inf, 2], [-np.inf, -np.inf, 0]], np.float32)
+    assert np.isfinite(gradients(proto, {"x": x}, ["x"])[1]["x"]).all()
+
+
 def test_every_function_of_the_tables_is_tried():
     names = {name.partition("<")[0] for name in (*UNARY, *BINARY, *REDUCTIONS, *WITHIN)} | {"Gelu"}
     exact = {"MatMul", "Gemm", "Dropout", "Where"}  # linear, or choosing
