@@ -280,3 +280,20 @@ def test_the_command_line_takes_the_class_axis_and_the_label_to_ignore(call, tmp
     status, out, _ = call("eval", tmp_path / "qdq.onnx", *said)
     right = (outputs(proto, {"x": x})[0].argmax(-1) == label)[label >= 0].mean()
     assert (status, out.strip()) == (0, f"accuracy {right:.4f}")
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("lowest", [-np.inf, -1e9])
+@pytest.mark.parametrize("layer", ["z = MatMul(r, v)", "z = Gemm(r, v, d)"], ids=["MatMul", "Gemm"])
+def test_classes_masked_by_addition_leave_the_layer_before_as_it_is(layer, lowest, granularity):
+    mask = np.array([0, 0, lowest, 0], np.float32)
+    proto = model(
+        f"(float[N,8] x) => (float[N,4] y) {{ a = Gemm(x, w, b) r = Relu(a) {layer} y = Add(z, m) }}", **W, m=mask
+    )
+    qdq = onnxqat.insert(proto, [{"x": X}], onnxqat.Config(weight_granularity=granularity))
+    trainer = onnxqat.Trainer(qdq, optimizer=onnxqat.AdamW(lr=1e-4))
+    trainer.step({"x": X, "label": LABELS % 2})
+    expected, found = outputs(proto, {"x": X})[0], outputs(onnxqat.fold(trainer.model()), {"x": X}, plain=False)[0]
+    kept = [0, 1, 3]
+    assert np.abs(found[:, kept] - expected[:, kept]).max() < 0.05 * np.abs(expected[:, kept]).max()
+    np.testing.assert_array_equal(found[:, 2] <= -1e8, True)

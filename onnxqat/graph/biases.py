@@ -26,6 +26,8 @@ ROOM = 2.0**30
 PRODUCT = 255 * 128
 #: What is left to the bias where the products alone could fill int32.
 LEAST_ROOM = 2.0**24
+#: No network computes with numbers as large; the smallest fill in use is half precision's -1e4.
+SMALLEST_FILL = 1e4
 #: Metadata of a model: whether its biases are deployed as "int32" or "float".
 DEPLOYED_AS = "onnxqat.bias"
 
@@ -86,6 +88,11 @@ class Bias:
             return np.asarray(np.rint(self.array.astype(np.float64) / self.step))
 
 
+def masks(array: NDArray[np.floating]) -> bool:
+    """Whether numbers that are added rule places out, as -1e9 and -inf do: no bias, and on no integer's grid."""
+    return bool((np.abs(array) >= SMALLEST_FILL).any())
+
+
 def biases_are_integers(model: ir.Model) -> bool:
     """Whether the model's target takes biases as int32 rather than float."""
     return model.metadata_props.get(DEPLOYED_AS, "int32") == "int32"
@@ -136,6 +143,8 @@ def _bias(layer: ir.Node, produced_by: dict[ir.Value, Quantizer]) -> Bias | None
         adder, index = uses[0].node, 1 - uses[0].idx
     value = adder.inputs[index] if len(adder.inputs) > index else None
     array = constant(value)
-    if value is None or array is None or array.dtype != np.float32 or (layer.op_type == "MatMul" and array.ndim != 1):
+    if value is None or array is None or array.dtype != np.float32:
+        return None
+    if layer.op_type == "MatMul" and (array.ndim != 1 or masks(array)):
         return None
     return Bias(layer, adder, index, value, data, weight)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.biases import masks
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value, sole_user
 from onnxqat.graph.qdq import FOLDED, constant
 from onnxqat.insert.groups import inputs, is_float
@@ -79,7 +80,7 @@ def _arithmetic(node: ir.Node) -> Affine | None:
     if factor is None or (data is right and node.op_type in ("Div", "Sub")):
         return None
     per_channel = _per_channel(factor, data)
-    if per_channel is None:
+    if per_channel is None or masks(per_channel):
         return None
     one, zero = np.asarray(np.float32(1)), np.asarray(np.float32(0))
     if node.op_type == "Mul":

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.biases import SMALLEST_FILL
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.groups import inputs
@@ -26,8 +27,6 @@ _PLACES: dict[str, slice] = {
     "ScatterND": slice(0, 3, 2),
     "Concat": slice(None),
 }
-#: No network computes with numbers as large; the smallest fill in use is half precision's -1e4.
-SMALLEST = 1e4
 
 
 def is_filled(value: ir.Value) -> bool:
@@ -56,7 +55,7 @@ def _fills(value: ir.Value, seen: set[ir.Value]) -> Iterator[float]:
         array = node.attributes["value"].as_tensor().numpy()
     if array is not None:
         if np.issubdtype(array.dtype, np.floating):
-            yield from map(float, np.unique(array[np.abs(array) >= SMALLEST]))
+            yield from map(float, np.unique(array[np.abs(array) >= SMALLEST_FILL]))
     elif node is not None and (node.op_type in _PLACES or node.op_type in MOVEMENT):
         for one in node.inputs[_PLACES.get(node.op_type, slice(0, 1))]:
             if one is not None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.config import ORIGINAL_TYPE
+from onnxqat.graph.biases import masks
 from onnxqat.graph.edit import constant_value, fresh_value_name, replace_value, sole_user
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.groups import inputs, is_float
@@ -47,7 +48,7 @@ def sum_bias_in_gemm(graph: ir.Graph) -> None:
         if bias is None or array is None or matrix is None or not (_is_matrix(data) and is_float(data)):
             continue
         # [N] or [1, N]; [N, 1] would run along the rows
-        if matrix.ndim == 2 and array.shape in ((matrix.shape[1],), (1, matrix.shape[1])):
+        if matrix.ndim == 2 and array.shape in ((matrix.shape[1],), (1, matrix.shape[1])) and not masks(array):
             flat = constant_value(graph, f"{bias.name}_vector", array.reshape(-1)) if array.ndim == 2 else bias
             put_in_place(graph, user, ir.node("Gemm", [data, weight, flat], name=node.name), node.op_type)
             graph.remove(node, safe=True)

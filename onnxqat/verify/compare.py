@@ -60,6 +60,7 @@ class OutputDifference:
             "range": 1/255 of the Q/DQ model's largest minus smallest value of this output on the data; "integer": 1.
         batches: how many batches `largest` is over.
         sizes: how many entries were given, for an output whose shape differs between the models; None otherwise.
+        masked: how many elements only one of the models masks by infinity; they are no part of `largest`.
     """
 
     output: str
@@ -68,6 +69,7 @@ class OutputDifference:
     step_from: Literal["quantizer", "range", "integer"]
     batches: int
     sizes: Sizes | None = None
+    masked: int = 0
 
     @property
     def steps(self) -> float:
@@ -110,8 +112,9 @@ class Comparison:
         low: smallest value of each output of the Q/DQ model.
         high: largest value likewise.
         first: inputs of the first batch.
-        worst: for each output the inputs of the batch with the largest difference, and the row of it.
+        worst: for each output the inputs of the batch with the largest difference, and the row of it; None where none is known.
         sizes: for each output whose shape differs between the models how many entries they gave.
+        masked: for each output how many elements only one of the models masks by infinity.
     """
 
     samples: int = 0
@@ -123,8 +126,9 @@ class Comparison:
     low: dict[str, float] = field(default_factory=dict)
     high: dict[str, float] = field(default_factory=dict)
     first: Arrays = field(default_factory=dict)
-    worst: dict[str, tuple[Arrays, int]] = field(default_factory=dict)
+    worst: dict[str, tuple[Arrays, int | None]] = field(default_factory=dict)
     sizes: dict[str, Sizes] = field(default_factory=dict)
+    masked: dict[str, int] = field(default_factory=dict)
 
     def score(self, model: str) -> float | None:
         """Mean of the metric; None where the batches had no labels."""
@@ -202,11 +206,12 @@ def differences(result: Comparison, deployed: ir.Model) -> tuple[OutputDifferenc
             step, step_from = 1.0, "integer"
         sizes = result.sizes.get(name)
         batches = result.batches - (0 if sizes is None else sizes.batches)
-        found.append(OutputDifference(name, result.largest[name], step, step_from, batches, sizes))
+        masked = result.masked.get(name, 0)
+        found.append(OutputDifference(name, result.largest[name], step, step_from, batches, sizes, masked))
     return tuple(found)
 
 
-def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[Arrays, int]) -> Divergence:
+def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[Arrays, int | None]) -> Divergence:
     """Compares what the quantizers of both models give on the sample that differs most, in order of execution.
 
     Reading the value behind a quantizer leaves integer kernels as they are: the runtime gives the reader a DequantizeLinear
@@ -255,14 +260,13 @@ def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deploy
         result.largest.setdefault(name, 0.0)
         if expected.shape != found.shape:
             result.sizes[name] = result.sizes.get(name, Sizes()) + Sizes.of(expected, found)
-            result.worst.setdefault(name, (inputs, 0))
+            result.worst.setdefault(name, (inputs, None))
         if expected.shape != found.shape or expected.size == 0:
             continue
-        apart = _apart(name, expected, found)
+        apart, masked = _apart(name, expected, found)
+        result.masked[name] = result.masked.get(name, 0) + masked
         if name not in result.worst or apart.max() > result.largest[name]:
-            axis = samples.outputs.get(name, 0) or 0
-            place = np.unravel_index(apart.argmax(), apart.shape)
-            result.worst[name] = inputs, int(place[axis]) if axis < apart.ndim else 0
+            result.worst[name] = inputs, _row(apart, samples.outputs.get(name, 0), samples.rows(inputs, list(inputs)))
             result.largest[name] = float(apart.max())
         finite = expected[np.isfinite(expected)]
         if finite.size:
@@ -270,15 +274,27 @@ def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deploy
             result.high[name] = max(float(finite.max()), result.high.get(name, -np.inf))
 
 
-def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
-    """Absolute differences; 0 where both are the same infinity, as masks are by design."""
-    masked = np.isinf(expected) & (expected == found)
-    if not (np.isfinite(expected) | masked).all() or not (np.isfinite(found) | masked).all():
-        undefined = np.isnan(expected).any() or np.isnan(found).any()
-        what = "is NaN" if undefined else "is not finite, at other places than in the other,"
-        raise InputError(f"output {name!r}: {what} in one of the two models; check how the model was trained")
+def _row(apart: NDArray[np.float64], axis: int | None, rows: int) -> int | None:
+    """The sample with the largest difference, where the output holds one entry for each of so many samples."""
+    if axis is None or axis >= apart.ndim or apart.shape[axis] != rows:
+        return None
+    return int(np.unravel_index(apart.argmax(), apart.shape)[axis])
+
+
+def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
+    """Absolute differences, and how many elements only one model masks by infinity; what is masked differs by 0.
+
+    Raises:
+        InputError: there is a NaN, or infinities in one of the models alone, where masks would be in both.
+    """
+    infinite = np.isinf(expected) | np.isinf(found)
+    undefined = bool(np.isnan(expected).any() or np.isnan(found).any())
+    if undefined or np.isinf(expected).any() != np.isinf(found).any():
+        what = "NaN" if undefined else "infinite"
+        raise InputError(f"output {name!r}: is {what} in one of the two models; check how the model was trained")
     with np.errstate(invalid="ignore"):
-        return np.where(masked, 0.0, np.abs(expected.astype(np.float64) - found))
+        apart = np.where(infinite, 0.0, np.abs(expected.astype(np.float64) - found))
+    return apart, int((infinite & (expected != found)).sum())
 
 
 def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Quantizer | None:
@@ -292,8 +308,10 @@ def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Q
     return None
 
 
-def _one_row(inputs: Arrays, row: int, model: ir.Model) -> Arrays:
+def _one_row(inputs: Arrays, row: int | None, model: ir.Model) -> Arrays:
     """That row of every input, where the model takes any number (probing every value of a batch would need much memory)."""
+    if row is None:
+        return inputs
     axes = _free_axes(inputs, model)
     return inputs if axes is None else _taken(inputs, axes, range(row, row + 1))
 

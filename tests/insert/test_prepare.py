@@ -294,3 +294,12 @@ def test_scalar_and_empty_tensors_pass():
     prepared(
         model("(float[N,3] x, float s) => (float[N,2] y, float t) { y = MatMul(x, w) t = Relu(s) }", w=random(3, 2))
     )
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, -1e9, -1e4])
+def test_a_mask_is_no_bias(lowest):
+    mask = np.array([0, 0, lowest, 0], np.float32)
+    proto = model(
+        "(float[N,8] x) => (float[N,4] y) { z = Gemm(x, w, b) y = Add(z, m) }", w=random(8, 4), b=random(4), m=mask
+    )
+    assert operators(prepared(proto)) == {"Gemm": 1, "Add": 1}
