@@ -20,7 +20,14 @@ from onnxqat.verify.emulated import emulated
 from onnxqat.verify.fusion import Kernel
 from onnxqat.verify.host import Arrays, Host
 from onnxqat.verify.metrics import Metric
-from onnxqat.verify.saturation import LayerSaturation, OtherProcessor, Saturation, counted, integer_layers
+from onnxqat.verify.saturation import (
+    LayerSaturation,
+    OtherProcessor,
+    Saturation,
+    counted,
+    integer_layers,
+    paired_products,
+)
 
 #: Samples computed at once: every pair that can saturate is as large as one channel of its layer's output.
 ROWS = 4
@@ -59,6 +66,7 @@ class Elsewhere:
         self, host: Host, deployed: ir.Model, kernels: Sequence[Kernel], metric: Metric, decisions: Decisions
     ) -> None:
         layers = integer_layers(deployed, kernels)
+        self._products = paired_products(deployed, kernels, host.runtime)
         self._counts = [counted(layer, host.runtime) for layer in layers.values()]
         numbers = [number for number, count in zip(layers, self._counts, strict=True) if count.on_avx2]
         self._emulation = _Emulation(host, deployed, numbers, metric, decisions) if numbers else None
@@ -71,8 +79,8 @@ class Elsewhere:
     def result(self) -> Saturation:
         """What is known after all batches."""
         if self._emulation is None:
-            return Saturation(tuple(self._counts))
-        return self._emulation.result(self._counts)
+            return Saturation(tuple(self._counts), self._products)
+        return replace(self._emulation.result(self._counts), products=self._products)
 
 
 class _Emulation:
@@ -126,7 +134,7 @@ class _Emulation:
             self._with_trained.agreement,
             self._with_deployed.agreement,
         )
-        return Saturation(layers, other)
+        return Saturation(layers, other=other)
 
 
 def _with(count: LayerSaturation, statistics: NDArray[np.float64]) -> LayerSaturation:

@@ -15,9 +15,13 @@ import onnx_ir as ir
 from rich.table import Table
 from rich.text import Text
 
+from onnxqat.graph import qdq
 from onnxqat.graph.pairs import PairedLayer, Runtime, paired_layers
 from onnxqat.numerics import saturates
 from onnxqat.verify.fusion import Kernel, reported
+
+#: Node names listed in the proof.
+NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,14 @@ class Saturation:
     """Pairs of weights whose products are added in 16 bits by x86 processors without VNNI.
 
     Attributes:
-        layers: the layers whose kernels add pairs.
+        layers: the layers whose kernels add pairs of weights.
+        products: names of nodes on integer kernels that multiply two activations in pairs, as OpenVINO does: whether these
+            saturate depends on the data alone, and is not emulated.
         other: what the other kind of processor computes; None where every processor computes the same integers.
     """
 
     layers: tuple[LayerSaturation, ...]
+    products: tuple[str, ...] = ()
     other: OtherProcessor | None = None
 
     @property
@@ -91,11 +98,17 @@ class Saturation:
     @property
     def proof(self) -> str:
         """What holds on every processor, whatever the data, in one sentence."""
+        same = "so it computes the same integers"
+        if self.products:
+            names = ", ".join(map(repr, self.products[:NAMES_SHOWN]))
+            more = len(self.products) - NAMES_SHOWN
+            same += f", but for products of two activations, which depend on the data: {names}"
+            same += f" and {more} more" * (more > 0)
         if not self.pairs:
-            return "x86 without VNNI: no layer adds products in pairs that could saturate, so it computes the same integers."
+            return f"x86 without VNNI: no layer adds products of weights in pairs that could saturate, {same}."
         if not self.can_saturate:
             count = f"0 of {self.pairs:,} pairs of weights, in {_layers(len(self.layers))}, can saturate"
-            return f"x86 without VNNI: {count}, so it computes the same integers."
+            return f"x86 without VNNI: {count}, {same}."
         layers = f"{sum(layer.can_saturate > 0 for layer in self.layers)} of {_layers(len(self.layers))}"
         return (
             f"x86 without VNNI: {self.can_saturate:,} of {self.pairs:,} pairs of weights, in {layers}, can saturate, "
@@ -121,10 +134,27 @@ def integer_layers(deployed: ir.Model, kernels: Sequence[Kernel]) -> dict[int, P
         deployed: the deployed model.
         kernels: what became of each node that `fusion.reported` names, in that order.
     """
-    numbers = [number for number, _ in reported(deployed)]
-    integer = {number for number, kernel in zip(numbers, kernels, strict=True) if kernel.kind == "integer"}
+    integer = _integer_nodes(deployed, kernels)
     found = {id(layer.node): layer for layer in paired_layers(deployed)}
-    return {n: found[id(node)] for n, node in enumerate(deployed.graph) if n in integer and id(node) in found}
+    return {number: found[id(node)] for number, node in integer.items() if id(node) in found}
+
+
+def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runtime) -> tuple[str, ...]:
+    """Names of integer kernels that add products of two activations in pairs (see `integer_layers` for the arguments).
+
+    ONNX Runtime multiplies these as unsigned codes on both sides, which is exact; OpenVINO takes signed codes on the right.
+    """
+    if runtime == "ort":
+        return ()
+    weights = {quantizer.output for quantizer in qdq.quantizers(deployed) if quantizer.is_weight}
+    found = (node for node in _integer_nodes(deployed, kernels).values() if node.op_type in ("MatMul", "Gemm"))
+    return tuple(str(node.name) for node in found if not weights.intersection(node.inputs[:2]))
+
+
+def _integer_nodes(deployed: ir.Model, kernels: Sequence[Kernel]) -> dict[int, ir.Node]:
+    nodes = list(deployed.graph)
+    numbers = (number for number, _ in reported(deployed))
+    return {n: nodes[n] for n, kernel in zip(numbers, kernels, strict=True) if kernel.kind == "integer"}
 
 
 def counted(layer: PairedLayer, runtime: Runtime) -> LayerSaturation:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from onnxqat.verify import run
+from tests.models import model, random
 from tests.verify.saturating import LAYERS, Layer, expected
 
 
@@ -100,4 +101,16 @@ def test_layers_that_run_in_float_have_no_pairs(network):
     model = network("[t] h = Tanh(xd) [conv] y = Conv(h, w1d)")
     report = run.verify(model, model, [{"x": np.ones((1, 2, 4, 4), np.float32)}])
     assert report.saturation.layers == ()
-    assert "no layer adds products in pairs that could saturate" in text_of(report)
+    assert "no layer adds products of weights in pairs that could saturate" in text_of(report)
+
+
+def test_products_of_two_activations_in_openvino_are_named():
+    body = """(float[N,5,8] x, float[N,8,6] z) => (float[N,5,6] y) {
+        p = QuantizeLinear(x, s, o) a = DequantizeLinear(p, s, o) q = QuantizeLinear(z, s, o) b = DequantizeLinear(q, s, o)
+        [scores] y = MatMul(a, b) }"""
+    proto = model(body, s=np.float32(0.05), o=np.int8(0))
+    batch = {"x": random(2, 5, 8), "z": random(2, 8, 6)}
+    openvino, ort = (run.verify(proto, proto, [batch], runtime=runtime) for runtime in ("openvino", "ort"))
+    assert "but for products of two activations, which depend on the data: 'scores'." in openvino.saturation.proof
+    assert json.loads(openvino.to_json())["saturation"]["products"] == ["scores"]
+    assert ort.saturation.products == ()
