@@ -430,7 +430,11 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _check_resume(checkpoint: Path | None, *, resume: bool) -> None:
-    if resume and checkpoint is None:
+    from onnxqat.train import checkpoint_files
+
+    if checkpoint is not None and rank() == 0:
+        checkpoint_files.check_folder(checkpoint, begun=resume)
+    elif resume and checkpoint is None:
         raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
 
 

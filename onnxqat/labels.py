@@ -285,7 +285,7 @@ def _one_hot(label: Array, sizes: Sizes) -> bool:
 def _hint(numbers: Array, classes: int) -> str:
     """Advice for labels that count from 1, and for data with a mark for what does not count, outside the classes."""
     outside = np.unique(numbers[(numbers < 0) | (numbers >= classes)])
-    if numbers.min() == 1 and numbers.max() == classes:
+    if numbers.min() >= 1 and numbers.max() == classes:
         return ": they seem to count from 1, so subtract 1"
     if outside.size != 1:
         return ""

@@ -33,7 +33,7 @@ from onnxqat.train.schedules import Cosine
 from onnxqat.train.trainer import Trainer, check_epochs
 from onnxqat.verify.baseline import Baseline
 from onnxqat.verify.host import RUNTIME_OF, RuntimeName
-from onnxqat.verify.judge import shown
+from onnxqat.verify.judge import check_judged, shown
 from onnxqat.verify.metrics import named
 from onnxqat.verify.report import Report
 from onnxqat.verify.run import baseline, check_max_drop, evaluate, verify
@@ -286,6 +286,11 @@ def scored_first(model: io.ModelLike, judged: datasets.Source, config: Config, j
     found = judge.baseline(model, judged, config.target)
     if found.score is not None:
         log.info("float model: %s %s", judge.metric, shown(judge.metric, found.score))
+    check_judged(judge.max_drop, possible=found.can_judge)
+    if not found.can_judge:
+        log.warning(
+            "warning: there are neither labels nor class scores, so the deployed model is not judged against float"
+        )
     if found.suspicion is not None:
         log.warning("warning: %s", found.suspicion)
     return found

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from onnxqat import data
+from onnxqat.batch import Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from tests.models import model, random
@@ -249,3 +250,24 @@ def test_batch_size_below_one_is_refused(tmp_path):
     np.savez(tmp_path / "data.npz", x=X)
     with pytest.raises(InputError, match="batch size is 0"):
         read(tmp_path / "data.npz", batch_size=0)
+
+
+ADVICE = {
+    "channels last": ((8, 28, 28, 3), (None, 3, 28, 28), r"channels last: transpose it, x.transpose\(0, 3, 1, 2\)"),
+    "channels first": ((8, 3, 28, 28), (None, 28, 28, 3), r"channels first: transpose it, x.transpose\(0, 2, 3, 1\)"),
+    "tokens": ((8, 50, 16), (None, 16, 50), r"x.transpose\(0, 2, 1\)"),
+    "fixed batch": ((64, 3, 8, 8), (1, 3, 8, 8), "--batch-size 1, or a loader of batches of 1"),
+    "rest of a batch": ((5, 3), (8, 3), "leave out what does not fill a batch of 8"),
+    "fixed batch, channels last": ((1, 8, 8, 3), (1, 3, 8, 8), "channels last"),
+    "no channel": ((64, 28, 28), (None, 1, 28, 28), r"numpy.expand_dims\(x, 1\)"),
+    "no channel, last": ((64, 28, 28), (None, 28, 28, 1), r"numpy.expand_dims\(x, 3\)"),
+    "single samples": ((3, 28, 28), (None, 3, 28, 28), "single samples, let the loader batch them"),
+    "other size": ((8, 3, 32, 32), (None, 3, 28, 28), "reshape it"),
+}
+
+
+@pytest.mark.parametrize(("shape", "wanted", "advice"), ADVICE.values(), ids=ADVICE)
+def test_data_of_another_shape_is_refused_with_what_makes_it_fit(shape, wanted, advice):
+    signature = Signature({"x": (np.dtype(np.float32), wanted)})
+    with pytest.raises(InputError, match=advice):
+        check_batch(np.zeros(shape, np.float32), signature)

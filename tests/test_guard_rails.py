@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ WEIGHTS = {
 }
 WEIGHTS = {name: array.astype(np.float32) for name, array in WEIGHTS.items()}
 FLOAT = model(NET, **WEIGHTS, b=random(16, scale=0.02), c=random(5, scale=0.02))
+VALUES = model(
+    "(float[N,1,4,4] x) => (float[N,1,4,4] y) { y = Conv <pads: ints = [1, 1, 1, 1]> (x, w) }", w=random(1, 1, 3, 3)
+)
 LABELS = np.arange(512) % 5
 ROWS = 2 * np.eye(8, dtype=np.float32)[LABELS] + random(512, 8, scale=0.4)
 
@@ -39,6 +43,9 @@ def folder(tmp_path_factory) -> Path:
     np.savez(folder / "unlabelled.npz", x=ROWS)
     np.savez(folder / "shifted.npz", x=ROWS, label=LABELS + 1)
     onnx.save(FLOAT, folder / "float.onnx")
+    (folder / "values").mkdir()
+    np.savez(folder / "values" / "values.npz", x=random(4, 1, 4, 4))
+    onnx.save(VALUES, folder / "values" / "float.onnx")
     qdq = insert(FLOAT, [ROWS])
     onnx.save(qdq, folder / "qdq.onnx")
     onnx.save(fold(qdq), folder / "deployed.onnx")
@@ -121,9 +128,12 @@ def test_without_labels_other_answers_are_judged(run):
 
 
 def test_a_float_model_at_chance_is_said_before_the_work(run, monkeypatch):
-    monkeypatch.setattr(pipeline, "insert", lambda *_, **__: sys.exit(7))
-    status, _, err = run(data="scaled.npz")
-    assert status == 7
+    def stop(*arguments: object, **settings: object) -> None:
+        raise InterruptedError("the work begins")
+
+    monkeypatch.setattr(pipeline, "insert", stop)
+    _, _, err = run(data="scaled.npz")
+    assert err.index("the float model itself") < err.index("the work begins")
     assert "warning: the float model itself " in err
     assert "input 'x' runs from" in err
 
@@ -141,12 +151,19 @@ REFUSED = {
     "bound": (["--max-drop", -1], "max drop is -1.0; it must be 0 or more"),
     "interpreter": (["--interpreter", "absent/python"], "cannot be started"),
     "output": (["-o", "absent/out.onnx"], "does not exist"),
+    "checkpoints": (["--checkpoint", "data.npz"], "data.npz: is not a folder"),
+    "nothing to judge by": (
+        ["--data", "values.npz", "--loss", "distill", "--max-drop", 1],
+        "there are neither labels nor class scores to judge by",
+    ),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_can_be_refused_is_refused_before_calibration(run, tmp_path, monkeypatch, options, message):
     monkeypatch.setattr(pipeline, "insert", lambda *_, **__: pytest.fail("calibration has begun"))
+    if "values.npz" in options:
+        monkeypatch.chdir("values")
     status, _, err = run(*options)
     assert (status, err.count("error: ")) == (2, 1)
     assert message in err.splitlines()[-1]
@@ -185,7 +202,7 @@ def test_verify_judges_in_the_runtime_that_the_target_names_unless_told_otherwis
     assert call("fold", "openvino.onnx", "-o", deployed)[0] == 0
     status, out, _ = call("verify", "openvino.onnx", deployed, "--data", "data.npz", *options)
     assert status == 0
-    assert runtime in out.splitlines()[0]
+    assert re.search(rf"{runtime} [\d.]+\S*, 512 samples", out)
 
 
 def test_a_bound_missed_in_another_runtime_than_the_models_points_to_it(call):
@@ -193,3 +210,20 @@ def test_a_bound_missed_in_another_runtime_than_the_models_points_to_it(call):
     status, _, err = call("verify", "openvino.onnx", "bad_openvino.onnx", *options)
     assert status == 1
     assert "a model made for openvino was run in onnxruntime; judge it with --runtime openvino" in err
+
+
+def test_a_model_of_fixed_batch_takes_batches_of_that_size_in_every_command(call, tmp_path):
+    fixed = model(NET.replace("[N,", "[1,"), **WEIGHTS, b=random(16, scale=0.02), c=random(5, scale=0.02))
+    float_model, qdq, deployed = (tmp_path / f"{name}.onnx" for name in ("float", "qdq", "deployed"))
+    onnx.save(fixed, float_model)
+    commands = [
+        ["insert", float_model, "--calibration", "test.npz", "-o", qdq],
+        ["eval", float_model, "--data", "test.npz"],
+        ["verify", qdq, deployed, "--data", "test.npz", "--float", float_model, "--max-drop", 1],
+    ]
+    onnx.save(fold(insert(fixed, [ROWS[:1]])), deployed)
+    for command in commands:
+        assert call(*command, "--batch-size", 1)[0] == 0
+        status, _, err = call(*command)
+        assert status == 2
+        assert "--batch-size 1" in err

@@ -202,11 +202,8 @@ class Checkpoints(Callback):
         """Refuses a folder that holds the checkpoints of another run, rather than overwrite them."""
         self._make_folder()
         checkpoint_files.clear_folder(self._folder)
+        checkpoint_files.check_folder(self._folder, begun=trainer.has_begun)
         present = checkpoint_files.numbered(self._folder)
-        if present and not trainer.has_begun:
-            raise InputError(
-                f"{self._folder}: holds checkpoints of an earlier run; resume it, or choose an empty folder"
-            )
         self._kept = present[-2:] if trainer.resumed_from is None else [trainer.resumed_from]
         self._batches = 0
 

@@ -99,6 +99,14 @@ def next_path(folder: Path, earlier: Iterable[Path] = ()) -> Path:
     return folder / f"checkpoint-{max(numbers, default=0) + 1:06d}.safetensors"
 
 
+def check_folder(folder: Path, *, begun: bool) -> None:
+    """Raises InputError for what is no folder, and for one with the checkpoints of a run that this one does not go on with."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder and cannot be made one; choose another path")
+    if numbered(folder) and not begun:
+        raise InputError(f"{folder}: holds checkpoints of an earlier run; resume it, or choose an empty folder")
+
+
 def clear_folder(folder: Path) -> None:
     """Removes what killed runs left half written."""
     clear(folder, "checkpoint-*.safetensors")

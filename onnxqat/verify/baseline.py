@@ -41,6 +41,7 @@ class Baseline:
         hits: predictions [N, C] that are the label plus -1, 0 and 1.
         squares: sums over the labels: of 1, of themselves, of their squares; and of the squared errors.
         surprise: sum of -log of the probability that the label was given, and its count.
+        decides: whether the outputs are decisions, which can be compared without labels.
         lowest: smallest number of each float input.
         highest: largest likewise.
     """
@@ -54,6 +55,7 @@ class Baseline:
     hits: Array = field(default_factory=lambda: np.zeros(3))
     squares: Array = field(default_factory=lambda: np.zeros(4))
     surprise: Array = field(default_factory=lambda: np.zeros(2))
+    decides: bool = False
     lowest: dict[str, float] = field(default_factory=dict)
     highest: dict[str, float] = field(default_factory=dict)
 
@@ -63,6 +65,7 @@ class Baseline:
             if np.issubdtype(array.dtype, np.floating) and array.size:
                 self.lowest[name] = min(float(array.min()), self.lowest.get(name, np.inf))
                 self.highest[name] = max(float(array.max()), self.highest.get(name, -np.inf))
+        self.decides |= self.decisions.predicted(output) is not None
         if label is None:
             return
         values = np.asarray(self.score_of(output, label), np.float64)
@@ -77,6 +80,11 @@ class Baseline:
     def score(self) -> float | None:
         """The metric; None without labels."""
         return self.total / self.count if self.count else None
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether there is anything to compare another model by: labels, or decisions."""
+        return bool(self.count) or self.decides
 
     @property
     def constant(self) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxqat.errors import InputError
+
 Array = NDArray[Any]
 
 #: What is compared where there are no labels: the share of answers that are those of the float model.
@@ -183,6 +185,12 @@ class Verdict:
 
     def _scores(self, score: float | None) -> str:
         return f"{self.metric} is {shown(self.metric, score)}"
+
+
+def check_judged(max_drop: float | None, *, possible: bool) -> None:
+    """Raises InputError where a bound is asked for and nothing can be held against it."""
+    if max_drop is not None and not possible:
+        raise InputError("max drop: there are neither labels nor class scores to judge by; add labels to the data")
 
 
 def measure(metric: str) -> Measure:

@@ -21,7 +21,7 @@ from onnxqat.samples import Samples
 from onnxqat.verify import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verify.baseline import Baseline
 from onnxqat.verify.host import PACKAGES, RUNTIME_OF, Arrays, Host, RuntimeName, opened
-from onnxqat.verify.judge import Evidence
+from onnxqat.verify.judge import Evidence, check_judged
 from onnxqat.verify.metrics import Metric, named
 from onnxqat.verify.other_processor import Elsewhere
 from onnxqat.verify.paired import Paired
@@ -91,6 +91,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         kernels = _kernels(host, deployed_model)
         elsewhere = Elsewhere(host, deployed_model, kernels, score, decisions)
         found = compare.compared(host, track(checked, "verify"), score, decisions, samples, paired, elsewhere.watch)
+        check_judged(max_drop, possible=paired is None or paired.baseline.can_judge)
         outputs = compare.differences(found, deployed_model)
         latency = _latency(host, found.first, samples)
         worst = max(outputs, key=lambda output: output.steps)
