@@ -26,6 +26,7 @@ from onnxqat.insert.calibrate import Observed, Observer, calibrate
 from onnxqat.insert.correct import correct_biases
 from onnxqat.insert.groups import Skip
 from onnxqat.insert.inputs import check_inputs
+from onnxqat.insert.losses import warn_of_losses
 from onnxqat.insert.match import find_groups
 from onnxqat.insert.place import Grid, Placement, new_grid, place
 from onnxqat.insert.prepare import prepare
@@ -86,20 +87,15 @@ def insert(
         batches.signature.samples,
         progress=_remembering(first),
     )
-    original = prepared.clone() if config.bias_correction else None
+    original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
+    weighted = [group.node for group in groups if group.weight is not None]
     placements = [_weight_placement(graph, site) for site in weights]
     placements += _activation_placements(graph, activations, observers, table)
     place(graph, placements, table)
     _note(prepared, skips, table, config)
     make_room(prepared)
-    if original is not None:
-        correct_biases(
-            original,
-            prepared,
-            [group.node for group in groups if group.weight is not None],
-            batches,
-            config.bias_correction,
-        )
+    if config.bias_correction:
+        correct_biases(original, prepared, weighted, batches, config.bias_correction)
         make_room(prepared)
     log.info(
         "inserted %d weight and %d activation quantizers; %d nodes stay in float",
@@ -107,7 +103,10 @@ def insert(
         len(activations),
         len(skips),
     )
-    check_answers(prepared, first[0] if first else next(iter(batches)))
+    sample = first[0] if first else next(iter(batches))
+    check_answers(prepared, sample)
+    if workers.is_first and min(config.weight_bits, config.activation_bits) == 8:
+        warn_of_losses(original, prepared, names, weighted, sample)
     return checked(io.to_proto(prepared))
 
 

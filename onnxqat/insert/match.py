@@ -19,6 +19,7 @@ from onnxqat.insert.patterns.decomposed import Whole, find_wholes
 from onnxqat.insert.patterns.weighted import attention_reason
 from onnxqat.insert.settings import overridden
 from onnxqat.insert.targets import Target
+from onnxqat.insert.transforms import fixed_transforms
 
 
 def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[Group], list[Skip]]:
@@ -49,6 +50,9 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
         elif result is not None:
             absorbed.add(result.writes.producer())
             groups.append(replace(result, writes=_behind_activations(result.writes, target, ignored)))
+    transforms = fixed_transforms(nodes, groups, config)
+    groups = [group for group in groups if group.node not in {skip.node for skip in transforms}]
+    skips += transforms
     _check_overrides(groups, target, config)
     asked = [_asked_for(group, target, config) for group in groups]
     skips += [result for result in asked if isinstance(result, Skip)]
