@@ -143,8 +143,10 @@ def _bias(layer: ir.Node, produced_by: dict[ir.Value, Quantizer]) -> Bias | None
         adder, index = uses[0].node, 1 - uses[0].idx
     value = adder.inputs[index] if len(adder.inputs) > index else None
     array = constant(value)
-    if value is None or array is None or array.dtype != np.float32:
+    if value is None or array is None or array.dtype != np.float32 or array.ndim != 1:
         return None
-    if layer.op_type == "MatMul" and (array.ndim != 1 or masks(array)):
+    if layer.op_type == "MatMul" and masks(array):
+        return None
+    if weight.axis is not None and array.size != weight.scales.size:  # one number for all channels
         return None
     return Bias(layer, adder, index, value, data, weight)

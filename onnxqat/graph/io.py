@@ -17,6 +17,7 @@ from onnxqat.graph import external, files
 from onnxqat.graph.attributes import check_attributes
 from onnxqat.graph.limits import check_depth, check_growth
 from onnxqat.graph.opsets import lowered
+from onnxqat.graph.sparse import dense
 from onnxqat.graph.types import check_ranks
 from onnxqat.graph.validity import check_valid
 
@@ -58,6 +59,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
         loaded = _from_proto(model, "model")
     else:
         loaded = _from_file(Path(model))
+    _use_short_domain(loaded)
     if loaded.functions:
         _inline(loaded)
     _check_operators(loaded)
@@ -70,6 +72,18 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     _check_opset(loaded, oldest_opset)
     loaded.ir_version = min(max(loaded.ir_version, OLDEST_IR), NEWEST_IR)
     return loaded
+
+
+def _use_short_domain(model: ir.Model) -> None:
+    """Writes the default domain as "", where the file calls it by its other name "ai.onnx"."""
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        version = imports.pop("ai.onnx", None)
+        if version is not None:
+            imports[""] = max(version, imports.get("", 0))
+    for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
+        for node in nodes:
+            if node.domain == "ai.onnx":
+                node.domain = ""
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -134,7 +148,7 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise InputError(f"{name}: holds no ONNX graph, or is cut off; export the model again")
     try:
         check_valid(proto)
-        return ir.from_proto(proto)
+        return ir.from_proto(dense(proto))
     except Exception as error:  # whatever damaged bytes may set off in three parsers
         raise InputError(f"{name}: not a valid ONNX model ({_reason(error)}); export the model again") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -29,14 +29,17 @@ def infer(model: ir.Model) -> None:
     """Infers shapes and types in place; where inference fails at a node, types follow from what its operator asks for.
 
     A shape that the model states counts only as far as inference does not contradict it: ONNX Runtime's gradient builder ends
-    the process over one that is wrong.
+    the process over one that is wrong. Where a size is stated for an axis of the inputs that is free, the stated shapes are those
+    of the model before its batch was freed, and none of them counts.
     """
+    free = {size.value for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
     stated = {value: value.shape for node in model.graph for value in node.outputs if value.shape is not None}
     for value in stated:
         value.shape = None
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    for value, shape in stated.items():
-        value.shape = _merged(shape, value.shape)
+    if not any(_fixes(shape, value.shape, free - {None}) for value, shape in stated.items()):
+        for value, shape in stated.items():
+            value.shape = _merged(shape, value.shape)
     check_ranks(model)
     check_attributes(model)
     check_sizes(model.graph)
@@ -75,6 +78,14 @@ def _merged(stated: ir.Shape, inferred: ir.Shape | None) -> ir.Shape:
             for s, i in zip(stated, inferred, strict=True)
         ]
     )
+
+
+def _fixes(stated: ir.Shape, inferred: ir.Shape | None, free: Container[str | None]) -> bool:
+    """Whether a shape states a size where inference finds a free axis of the inputs."""
+    if inferred is None or inferred.rank() != stated.rank():
+        return False
+    pairs = zip(stated, inferred, strict=True)
+    return any(isinstance(s, int) and not isinstance(i, int) and i.value in free for s, i in pairs)
 
 
 def _unknown(size: int | ir.SymbolicDim) -> bool:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
 
+#: Values that a message names at most.
+_NAMED = 5
 #: Estimators that need the distribution of values.
 BY_HISTOGRAM = ("percentile", "mse", "threesigma")
 
@@ -176,11 +178,19 @@ def calibrate(
 
 
 def _check_seen(observers: Mapping[Observed, Observer]) -> None:
+    """Refuses values that were empty, or all of them 0, throughout, and warns of single ones that were 0."""
     for one, observer in observers.items():
         if observer.samples == 0:
             raise InputError(
                 f"calibration: value {one.value.name!r} was empty in all batches; add batches in which it is not"
             )
+    silent = [repr(str(one.value.name)) for one, seen in observers.items() if not (seen.low.any() or seen.high.any())]
+    more = f" and {len(silent) - _NAMED} more" if len(silent) > _NAMED else ""
+    names = ", ".join(silent[:_NAMED]) + more
+    if silent and len(silent) == len(observers):
+        raise InputError(f"calibration: only zeros in {names}; give data of the kind that the model is for")
+    if silent:
+        log.warning("calibration: only zeros in %s, so that the range is a guess; give data that reaches it", names)
 
 
 def _counting(array: NDArray[np.float32], rows: int, wanted: int | None, seen: int) -> NDArray[np.float32]:

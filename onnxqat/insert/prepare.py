@@ -22,6 +22,7 @@ from onnxqat.graph.qdq import constant, is_quantized
 from onnxqat.graph.types import infer
 from onnxqat.insert.activations import write_hard_activations
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
+from onnxqat.insert.gemm import make_bias_a_vector
 from onnxqat.insert.half import float16_to_float32
 from onnxqat.insert.rewrite import (
     bound_activations,
@@ -31,6 +32,7 @@ from onnxqat.insert.rewrite import (
     pool_means,
     sum_bias_in_gemm,
 )
+from onnxqat.insert.tied import share_tables
 
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64
@@ -67,6 +69,8 @@ def prepare(model: io.ModelLike) -> ir.Model:
     for step in (
         bound_activations,
         write_hard_activations,
+        share_tables,
+        make_bias_a_vector,
         sum_bias_in_gemm,
         fold_affine,
         decompose_batch_normalization,

@@ -12,6 +12,7 @@ from onnxqat.graph.nesting import captured_values
 from onnxqat.graph.types import infer
 from onnxqat.train.flow import Step, control_flow_uses, may_be_float, trace
 from onnxqat.train.gradient_graph import with_gradients
+from onnxqat.train.gradient_names import free_gradient_names
 from onnxqat.train.gradients.rule import Custom, Expanded, Refused, Registered
 from onnxqat.train.prepare_gradients import prepare
 from onnxqat.train.rewrite import attach, complete_outputs, expand, wrap
@@ -70,6 +71,7 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
     result = prepare(model)
     graph = result.graph
     requested = [str(output.name) for output in graph.outputs]
+    free_gradient_names(graph, wrt)
     target = _value(graph, loss)
     steps = _expand_all(result, _parameters(graph, wrt), target)
     reached = {value.name for step in steps if step.outputs for i in step.inputs if (value := step.node.inputs[i])}

@@ -9,11 +9,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
+from onnxqat.graph.edit import fresh_value_name
 from onnxqat.graph.empty import check_not_empty, fatal_when_empty
 from onnxqat.graph.io import ModelLike, load
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.train import ortgrad
 from onnxqat.train.differentiate import differentiate
+from onnxqat.train.gradient_names import SUFFIX
 from onnxqat.train.gradients.rule import FLOAT_TYPES
 from onnxqat.train.losses import LOSS
 from onnxqat.train.quantizer_calls import call_quantizers
@@ -56,12 +58,23 @@ def gradients(
         call_quantizers(forward)
     names = [str(output.name) for output in graph.outputs]
     add_weighted_sum(graph, cotangents)
+    aliases = _without_suffix(graph)
     weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}
     trained = differentiate(forward, LOSS, wrt)
     bound = {name: value.numpy() for name, value in weights.items() if value is not None}
     bound |= {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
     results = ortgrad.run(ir.to_proto(trained), {**bound, **feeds})
-    return {name: results[name] for name in names}, {name: results[f"{name}_grad"] for name in wrt}
+    return {name: results[aliases.get(name, name)] for name in names}, {name: results[f"{name}_grad"] for name in wrt}
+
+
+def _without_suffix(graph: ir.Graph) -> dict[str, str]:
+    """Gives outputs that are called as gradients will be other names, and returns those by the old ones."""
+    aliases = {}
+    for output in graph.outputs:
+        name = str(output.name)
+        if name.endswith(SUFFIX) and not output.is_graph_input() and not output.is_initializer():
+            output.name = aliases[name] = fresh_value_name(graph, f"{name}_output")
+    return aliases
 
 
 def add_weighted_sum(graph: ir.Graph, cotangents: Collection[str] | None) -> None:

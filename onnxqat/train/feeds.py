@@ -18,7 +18,7 @@ from onnxqat.graph.without import without_quantizers
 from onnxqat.labels import Labelling, aligned
 from onnxqat.runtime import Inference
 from onnxqat.train.logits import CLASS_AXIS
-from onnxqat.train.losses import TEACHER, AttachedLoss
+from onnxqat.train.losses import LABEL, TEACHER, AttachedLoss
 
 Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 Sizes = tuple[int | None, ...]
@@ -92,16 +92,16 @@ class Feeds:
             InputError: a label has the wrong type, shape or range.
         """
         inputs = {name: array for name, array in batch.items() if name not in self.loss.labels}
-        labels = {name: self._label(name, batch[name], inputs) for name in self.loss.labels}
+        named = {f"{LABEL}{name}": self._label(name, batch[name], inputs) for name in self.loss.labels}
         if self._asks_for_axis:
-            labels[CLASS_AXIS] = np.array([self.loss.decisions.axis])
+            named[CLASS_AXIS] = np.array([self.loss.decisions.axis])
         taught = self.teacher(inputs) if self.teacher is not None else {}
-        return {**inputs, **labels, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
+        return {**inputs, **named, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
 
     def counted(self, feeds: Mapping[str, NDArray[Any]], inputs: Batch) -> int:
         """How much a batch weighs in a mean: its labels that count, of classes or sides; else its samples."""
         if self.loss.judged in ("classes", "sides"):
-            return int(self.loss.decisions.counted(feeds["label"]).sum())
+            return int(self.loss.decisions.counted(feeds[f"{LABEL}label"]).sum())
         return self.base.samples.rows(inputs, list(self.base.inputs))
 
     def share(self, part: Batch, batch: Batch, of_rows: float) -> float:
@@ -114,9 +114,11 @@ class Feeds:
     def hits(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
         """Whether each decision of the first output is the label's; empty where labels say none."""
         if self.loss.judged == "classes":
-            return self.loss.decisions.hits(output, feeds["label"])
+            return self.loss.decisions.hits(output, feeds[f"{LABEL}label"])
         return (
-            self.loss.decisions.side_hits(output, feeds["label"]) if self.loss.judged == "sides" else np.zeros(0, bool)
+            self.loss.decisions.side_hits(output, feeds[f"{LABEL}label"])
+            if self.loss.judged == "sides"
+            else np.zeros(0, bool)
         )
 
     def masked_label(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> str | None:

@@ -14,7 +14,7 @@ from onnxqat.train.gradients.rule import Ops
 log = logging.getLogger(__name__)
 
 #: Graph input [1]: the class axis, where the labels of a batch must tell it.
-CLASS_AXIS = "onnxqat_class_axis"
+CLASS_AXIS = "onnxqat.class_axis"
 _FITTING = {"Softmax": "cross_entropy", "LogSoftmax": "cross_entropy", "Sigmoid": "bce_with_logits"}
 _END = 2**31 - 1
 

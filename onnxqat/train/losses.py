@@ -16,7 +16,7 @@ function have the names of its formal inputs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 #: A loss's name, several names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar.
 Loss: TypeAlias = "str | Sequence[str] | Mapping[str, float] | onnx.FunctionProto | Any"
 
-LOSS = "onnxqat_loss"
-TEACHER = "teacher_"
+#: Names in the training graph that no model of a user's has.
+LOSS = "onnxqat.loss"
+TEACHER = "onnxqat.teacher/"
+LABEL = "onnxqat.label/"
 #: Where a logarithm of a probability is cut off, so that nothing is taken from infinity.
 _LEAST_LOG = -1e4
 
@@ -106,16 +108,23 @@ def attach_loss(model: ir.Model, loss: Loss, labelling: Labelling | None = None)
     scalar = op.Reshape(total, op.Constant(value=ir.tensor(np.zeros(0, np.int64))))
     scalar.name, scalar.type, scalar.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     for number, node in enumerate(op.nodes):
-        node.name = f"onnxqat_loss/{node.op_type}_{number}"
+        node.name = f"{LOSS}/{node.op_type}_{number}"
     model.graph.extend(op.nodes)
     added = {str(value.name): value for value in model.graph.inputs if value.name not in {*before, CLASS_AXIS}}
     distilled = tuple(name.removeprefix(TEACHER) for name in added if name.startswith(TEACHER))
     labels = {
-        name: np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
+        name.removeprefix(LABEL): np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
         for name, value in added.items()
-        if not name.startswith(TEACHER)
+        if name.startswith(LABEL)
     }
+    _check_apart(labels, before)
     return AttachedLoss(labels, distilled, judged, sites[0].decisions)
+
+
+def _check_apart(labels: Iterable[str], inputs: Container[str | None]) -> None:
+    for name in labels:
+        if name in inputs:
+            raise InputError(f"loss: its labels are called {name!r}, as an input of the model is; rename the input")
 
 
 def _site(graph: ir.Graph, output: ir.Value, labelling: Labelling, samples: Samples) -> Site:
@@ -168,7 +177,7 @@ def _weighted(op: Ops, term: ir.Value, weight: float) -> ir.Value:
 
 def _cross_entropy(op: Ops, site: Site) -> ir.Value:
     logits = logits_of(op, site.output, "cross_entropy", ("Softmax", "LogSoftmax"))
-    label = _extra_input(site.graph, "label", ir.DataType.INT64)
+    label = _extra_input(site.graph, f"{LABEL}label", ir.DataType.INT64)
     logits, label = by_class(op, site.graph, logits, label, site.decisions.axis)
     ignored = site.decisions.ignored
     attributes: dict[str, Any] = {} if ignored is None else {"ignore_index": ignored}
@@ -200,7 +209,7 @@ def _bce_with_logits(op: Ops, site: Site) -> ir.Value:
 
 def _elements(op: Ops, site: Site) -> ir.Value:
     """Labels of the output's elements, in its shape: nothing may be broadcast."""
-    return op.Reshape(_extra_input(site.graph, "label", ir.DataType.FLOAT), op.Shape(site.output))
+    return op.Reshape(_extra_input(site.graph, f"{LABEL}label", ir.DataType.FLOAT), op.Shape(site.output))
 
 
 def _distill(op: Ops, site: Site) -> ir.Value:
@@ -257,7 +266,7 @@ def _call(op: Ops, model: ir.Model, loss: Any) -> ir.Value:
         )
     function = ir.serde.deserialize_function(proto)
     types = _label_types(model, proto)
-    labels = [_extra_input(model.graph, name, dtype) for name, dtype in types.items()]
+    labels = [_extra_input(model.graph, f"{LABEL}{name}", dtype) for name, dtype in types.items()]
     model.functions[function.identifier()] = function
     for domain, version in function.opset_imports.items():
         model.graph.opset_imports.setdefault(domain, version)
@@ -292,7 +301,8 @@ def _extra_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Any = No
             if value.dtype == dtype:
                 return value
             raise InputError(
-                f"loss: {name!r} would need two types, {value.dtype} and {dtype}; train with one of the losses"
+                f"loss: {name.removeprefix(LABEL)!r} would need two types, {value.dtype} and {dtype}; "
+                "train with one of the losses"
             )
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=None if shape is None else ir.Shape(list(shape)))
     graph.inputs.append(value)

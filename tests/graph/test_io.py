@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external, io
@@ -309,3 +310,39 @@ def test_names_that_no_file_can_have_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"of initializer 'w' is missing") as error:
         io.load(tmp_path / "m.onnx")
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("nodes_too", [False, True])
+def test_default_domain_may_be_called_by_its_long_name(nodes_too):
+    proto = model("(float[N,3] x) => (float[N,2] y) { m = MatMul(x, w) y = Relu(m) }", w=random(3, 2))
+    proto.opset_import[0].domain = "ai.onnx"
+    for node in proto.graph.node if nodes_too else ():
+        node.domain = "ai.onnx"
+    loaded = io.load(proto)
+    assert loaded.opset_imports == {"": 17}
+    assert {node.domain for node in loaded.graph} == {""}
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_sparse_initializer_is_read_as_a_dense_one(pairs):
+    weight = np.where(random(3, 2) > 0, random(3, 2), 0).astype(np.float32)
+    proto = model("(float[N,3] x) => (float[N,2] y) { y = MatMul(x, w) }")
+    flat = np.flatnonzero(weight)
+    indices = np.argwhere(weight) if pairs else flat
+    proto.graph.sparse_initializer.append(
+        onnx.helper.make_sparse_tensor(
+            numpy_helper.from_array(weight.reshape(-1)[flat], "w"),
+            numpy_helper.from_array(indices, "w_indices"),
+            [3, 2],
+        )
+    )
+    loaded = io.load(proto)
+    np.testing.assert_array_equal(loaded.graph.initializers["w"].const_value.numpy(), weight)
+
+
+def test_sparse_initializer_too_large_to_write_out_is_refused():
+    proto = model("(float[N,3] x) => (float[N,2] y) { y = MatMul(x, w) }")
+    values, indices = numpy_helper.from_array(np.ones(1, np.float32), "w"), numpy_helper.from_array(np.array([0]), "i")
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [2**20, 2**20]))
+    with pytest.raises(InputError, match=r"sparse initializer 'w' of shape .* is too large"):
+        io.load(proto)

@@ -1,3 +1,4 @@
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -64,3 +65,19 @@ def test_convolution_of_data_with_other_axes_than_its_weight_is_refused(operator
     proto = model(f"(float[{shape}] x) => (float[A,B,C,D] y) {{ {nodes.format(operator)} }}", w=random(4, 4, 3, 3))
     with pytest.raises(InputError, match=f"{operator} .* reads data of {shape.count(',') + 1} axes with a weight of 4"):
         infer(io.load(proto))
+
+
+def test_shapes_from_before_the_batch_was_freed_do_not_count():
+    proto = model(
+        "(float[N,3] x) => (float[N,6] y) { m = MatMul(x, w) r = Reshape(m, s) y = Relu(r) }",
+        w=random(3, 6),
+        s=np.array([-1, 6]),
+    )
+    for name in (
+        "m",
+        "r",
+    ):  # inference cannot tell the size of r: only m gives it away
+        proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 6]))
+    loaded = ir.from_proto(proto)
+    infer(loaded)
+    assert [not isinstance(node.outputs[0].shape[0], int) for node in loaded.graph] == [True, True, True]

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import onnxqat
 from onnxqat.errors import InputError
 from onnxqat.insert.calibrate import Observed, Observer, calibrate
 from onnxqat.insert.settings import Estimate
@@ -154,3 +155,16 @@ def test_range_does_not_depend_on_how_the_samples_are_cut_into_batches(kind, axi
     for low, high in ranges[1:]:
         np.testing.assert_allclose(low, ranges[0][0], rtol=1e-12)
         np.testing.assert_allclose(high, ranges[0][1], rtol=1e-12)
+
+
+def test_only_zeros_are_named(caplog):
+    proto = model(
+        "(float[N,3] x, float[N,3] z) => (float[N,2] y) { a = MatMul(x, w) b = MatMul(z, v) y = Add(a, b) }",
+        w=random(3, 2),
+        v=random(3, 2),
+    )
+    batch = {"x": random(4, 3), "z": np.zeros((4, 3), np.float32)}
+    onnxqat.insert(proto, [batch])
+    assert "only zeros in 'z'" in caplog.text
+    with pytest.raises(InputError, match="only zeros in 'x', 'z'"):
+        onnxqat.insert(proto, [{"x": batch["z"], "z": batch["z"]}])

@@ -10,7 +10,7 @@ from onnxscript.values import Opset
 
 from onnxqat.errors import InputError
 from onnxqat.train.engine import session_options
-from onnxqat.train.losses import LOSS, attach_loss
+from onnxqat.train.losses import LABEL, LOSS, TEACHER, attach_loss
 from onnxqat.train.schedule_memory import schedule
 from tests.models import model, random
 
@@ -26,7 +26,11 @@ def loss_of(body, loss, feeds):
     graph.graph.outputs[:] = [next(o for n in graph.graph for o in n.outputs if o.name == LOSS)]
     schedule(graph, [LOSS])
     session = ort.InferenceSession(ir.to_proto(graph).SerializeToString(), session_options())
-    return session.run(None, feeds)[0], attached
+    named = {
+        name.removeprefix(LABEL).replace(TEACHER, "teacher_"): name
+        for name in (value.name for value in session.get_inputs())
+    }
+    return session.run(None, {named[name]: array for name, array in feeds.items()})[0], attached
 
 
 IDENTITY = "(float[N,4] x) => (float[N,4] y) { y = Identity (x) }"
