@@ -16,6 +16,7 @@ from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external, files
 from onnxqat.graph.attributes import check_attributes
 from onnxqat.graph.limits import check_depth, check_growth
+from onnxqat.graph.codes import move_floats
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.sparse import dense
 from onnxqat.graph.types import check_ranks
@@ -70,6 +71,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     if opset(loaded) > NEWEST_OPSET:
         loaded = lowered(loaded, NEWEST_OPSET)
     _check_opset(loaded, oldest_opset)
+    move_floats(loaded)
     loaded.ir_version = min(max(loaded.ir_version, OLDEST_IR), NEWEST_IR)
     return loaded
 

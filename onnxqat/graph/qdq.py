@@ -91,7 +91,12 @@ class Quantizer:
     @property
     def is_weight(self) -> bool:
         """Whether what is quantized is constant: a float initializer, or stored codes."""
-        return self.quantize is None or constant(self.source) is not None
+        return constant(self.source) is not None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the codes are no work of the model's: an input of integers, whose scale says what they mean."""
+        return self.quantize is None and not self.is_weight
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:

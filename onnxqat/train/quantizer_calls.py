@@ -41,7 +41,7 @@ def call_quantizers(model: ir.Model) -> dict[str, float]:
     Returns:
         Upper bounds of scales, by initializer name: above it, a Clip that the quantizer has absorbed would cut its range.
     """
-    found = quantizers(model)
+    found = [quantizer for quantizer in quantizers(model) if not quantizer.is_given]
     call_rounding(model, integer_biases(model))
     outputs = by_output(found)
     identities = [q for q in found if _is_identity(q, outputs)]
@@ -166,11 +166,6 @@ def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
     if "block_size" in node.attributes and node.attributes["block_size"].as_int():
         raise UnsupportedModelError(
             f"DequantizeLinear {node.name!r}: block-wise scales cannot be trained; quantize per tensor or per channel"
-        )
-    if quantizer.quantize is None:
-        raise UnsupportedModelError(
-            f"DequantizeLinear {node.name!r}: its codes {quantizer.source.name!r} are neither stored nor quantized here; "
-            "feed the model floats"
         )
     dtype = ir.DataType.UINT8
     if quantizer.zero_point is not None:
