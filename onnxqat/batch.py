@@ -5,6 +5,7 @@ PyTorch tensors and TensorFlow tensors are read through NumPy's array protocol, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,9 @@ from onnxqat.samples import Samples
 
 Batch = dict[str, NDArray[Any]]
 
+#: Key of a model's metadata: names of the inputs that `insert` made constants, as a JSON list.
+FIXED_INPUTS = "onnxqat.fixed_inputs"
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -31,6 +35,7 @@ class Signature:
         samples: which axes count samples.
         fatal_when_empty: inputs that ONNX Runtime does not survive without an element, with the operator.
         without_labels: what a user without labels can do, said where they are missing.
+        fixed: names of inputs that the model no longer takes, since they are constants in it; batches may hold them.
     """
 
     inputs: dict[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]]
@@ -39,6 +44,7 @@ class Signature:
     samples: Samples = field(default_factory=Samples)
     fatal_when_empty: Mapping[str, str] = field(default_factory=dict)
     without_labels: str = "add them to the data"
+    fixed: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -60,7 +66,8 @@ class Signature:
             dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
             inputs[value.name] = (np.dtype(dtype.numpy()), dims)
         samples = Samples.of(model, sample_axis)
-        return cls(inputs, tuple(labels), needs_labels, samples, fatal_when_empty(model.graph))
+        fixed = tuple(json.loads(model.metadata_props.get(FIXED_INPUTS, "[]")))
+        return cls(inputs, tuple(labels), needs_labels, samples, fatal_when_empty(model.graph), fixed=fixed)
 
 
 def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
@@ -69,7 +76,7 @@ def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
     Raises:
         InputError: a name is missing or unknown, a type or shape does not fit, an array is empty or not finite.
     """
-    named = _named(item, signature, number)
+    named = {name: value for name, value in _named(item, signature, number).items() if name not in signature.fixed}
     allowed = [*signature.inputs, *signature.labels]
     unknown = [name for name in named if name not in allowed]
     if unknown:

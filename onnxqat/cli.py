@@ -8,8 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from json import JSONDecodeError, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import onnx
 import typer
@@ -71,6 +72,12 @@ ConfigFile = Annotated[
 ]
 Target = Annotated[
     TargetName | None, typer.Option(help="Runtime to place quantizers for. [default: ort-cpu]", show_default=False)
+]
+FixInput = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix-input", metavar="NAME=VALUE", help="Make an input a constant; a number, true, false or a JSON list."
+    ),
 ]
 WeightBits = Annotated[int | None, typer.Option(help="Width of weights, 2 to 8. [default: 8]", show_default=False)]
 ActivationBits = Annotated[
@@ -171,6 +178,7 @@ def insert(
     target: Target = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    fix_input: FixInput = None,
     batch_size: BatchSize = 64,
     sample_axis: SampleAxis = None,
 ) -> None:
@@ -179,7 +187,7 @@ def insert(
     from onnxqat.insert import insert as stage
 
     _check([output], inputs=[model, calibration, config])
-    settings = _config(config, target, weight_bits, activation_bits)
+    settings = _config(config, target, weight_bits, activation_bits, fix_input)
     source = datasets.read(calibration, batch_size)
     _write(stage(model, source, settings, sample_axis=sample_axis, distributed=launched()), output)
 
@@ -300,6 +308,7 @@ def run(
     target: Target = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    fix_input: FixInput = None,
     loss: Losses = ["cross_entropy"],  # noqa: B006  (typer copies it)
     epochs: Epochs = 3,
     lr: Rate = 1e-4,
@@ -335,7 +344,7 @@ def run(
     outcome = pipeline.run(
         model,
         pipeline.Data(data, calibration, validation, test, batch_size),
-        _config(config, target, weight_bits, activation_bits),
+        _config(config, target, weight_bits, activation_bits, fix_input),
         training,
         pipeline.Judge(runtime, interpreter, metric or training.metric, labelling, max_drop),
         keep=lambda deployed: _write(deployed, output),
@@ -484,11 +493,28 @@ def _end(message: str, status: int) -> NoReturn:
 
 
 def _config(
-    path: Path | None, target: TargetName | None, weight_bits: int | None, activation_bits: int | None
+    path: Path | None,
+    target: TargetName | None,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    fixed: list[str] | None,
 ) -> Config:
     """The configuration file's settings, those of the command line over them."""
-    given = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
+    given: dict[str, Any] = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
+    if fixed:
+        given["fixed_inputs"] = dict(map(_fixed_input, fixed))
     base = Config()
     if path is not None:
         base = Config.from_nncf(path) if nncf.describes(path) else Config.from_json(path)
     return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
+
+
+def _fixed_input(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` as a pair."""
+    name, _, value = text.rpartition("=")
+    try:
+        return name, loads(value.lower())
+    except JSONDecodeError:
+        raise InputError(
+            f"--fix-input {text}: is not NAME=VALUE with a number, true, false or a list; mend it"
+        ) from None

@@ -187,6 +187,8 @@ class Config(_Frozen):
         activation_start_epoch: epoch of training, from 0, before which activations are not quantized.
         weight_start_epoch: the same for weights.
         inputs: what the model's inputs must be.
+        fixed_inputs: inputs that become constants, with their values: a number, a flag or a list. Branches that they decide are
+            taken for good.
     """
 
     target: TargetName = "ort-cpu"
@@ -214,6 +216,7 @@ class Config(_Frozen):
     activation_start_epoch: int = Field(default=0, ge=0)
     weight_start_epoch: int = Field(default=0, ge=0)
     inputs: Annotated[tuple[Input, ...], BeforeValidator(_as_tuple)] = ()
+    fixed_inputs: dict[str, bool | int | float | list[Any]] = Field(default_factory=dict)
 
     @property
     def rules(self) -> tuple[Select, ...]:

@@ -22,6 +22,7 @@ from onnxqat.errors import DropError
 from onnxqat.fold import fold
 from onnxqat.graph import io
 from onnxqat.insert import insert
+from onnxqat.insert.fixed import with_fixed_inputs
 from onnxqat.insert.prepare import prepare
 from onnxqat.labels import Labelling
 from onnxqat.recovery import Recovery, fit
@@ -238,6 +239,8 @@ def run(  # noqa: PLR0913  (all of it is one call)
         resume: folder of checkpoints to go on from.
         recovery: how a run that a signal ends can go on; None: not at all.
     """
+    model = with_fixed_inputs(model, config.fixed_inputs)
+    config = config.model_copy(update={"fixed_inputs": {}})
     check_request(model, data, training, judge)
     judged = data.read(data.test or data.validation)
     before = scored_first(model, judged, config, judge) if rank() == 0 else None

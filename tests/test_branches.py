@@ -1,10 +1,14 @@
 """Layers around the branches of `If` and the bodies of `Loop`: what reads a value inside counts as a reader."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
 
 import onnxqat
+from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import io
 from onnxqat.inspection import quantization_table
 from tests.models import model, outputs, random
@@ -114,3 +118,72 @@ def test_training_passes_by_a_branch_that_reads_a_quantized_value():
     label = outputs(proto, given[0])[0]
     assert trainer.step({**given[0], "label": label}) < 1e-2
     check_alike(proto, trainer.model(), given[1])
+
+
+NETWORK = "h = Gemm(x, k, g) r = Relu(h) {} = Gemm(r, m, n)"
+NETWORK_WEIGHTS = {"k": random(8, 6), "g": random(6), "m": random(6, 3), "n": random(3)}
+
+
+def switched(condition: str, takes: str) -> onnx.ModelProto:
+    """A network in one branch of an If that an input decides."""
+    return model(
+        f"""(float[N,8] x, {takes}) => (float[N,3] y) {{ {condition}
+        y = If(c) <then_branch = t () => (float[N,3] p) {{ s = MatMul(x, k) u = Neg(s) p = MatMul(u, m) }},
+        else_branch = e () => (float[N,3] q) {{ {NETWORK.format("q")} }}> }}""",
+        **NETWORK_WEIGHTS,
+    )
+
+
+TRAINING = switched("", "bool c")
+MODE = switched("one = Constant<value=int64 {1}>() c = Equal(mode, one)", "int64 mode")
+ROWS = [{"x": random(16, 8, seed=seed, scale=1)} for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("proto", "name", "value"), [(TRAINING, "c", False), (MODE, "mode", 0)], ids=["flag", "number"]
+)
+def test_network_inside_a_branch_is_quantized_once_the_input_is_fixed(proto, name, value):
+    given = [{**batch, name: np.array(value)} for batch in ROWS]
+    with pytest.raises(
+        UnsupportedModelError, match=rf"inside If .*, which input '{name}' decides; fix it \(--fix-input {name}="
+    ):
+        onnxqat.insert(proto, given)
+    qdq = onnxqat.insert(proto, given, onnxqat.Config(fixed_inputs={name: value}))
+    assert [value.name for value in qdq.graph.input] == ["x"]
+    trainer = onnxqat.Trainer(qdq, loss="distill")
+    trainer.step(given[0])  # data may go on to hold the input
+    trainer.step(ROWS[0])
+    want, got = outputs(proto, given[1])[0], outputs(onnxqat.fold(trainer.model()), ROWS[1])[0]
+    assert np.abs(want - got).max() < 0.05 * np.abs(want).max()
+
+
+def test_command_line_fixes_an_input(tmp_path):
+    onnx.save(TRAINING, tmp_path / "float.onnx")
+    np.savez(tmp_path / "data.npz", x=random(32, 8, scale=1), label=np.arange(32) % 3)
+    arguments = ["run", "float.onnx", "--data", "data.npz", "-o", "int8.onnx", "--epochs", "1", "--max-drop", "1"]
+    call = [sys.executable, "-m", "onnxqat", *arguments, "--fix-input", "c=false"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [value.name for value in onnx.load(tmp_path / "int8.onnx").graph.input] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"z": 1}, "the model has no such input; it takes 'x', 'c'"),
+        ({"c": 0.5}, "is bool of shape"),
+        ({"x": 1}, "give a value of that type, as a list where sizes are free"),
+        ({"c": [True]}, r"has shape \[1\], not \[\]"),
+    ],
+    ids=["unknown", "type", "free size", "shape"],
+)
+def test_value_that_does_not_fit_an_input_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        onnxqat.insert(TRAINING, ROWS, onnxqat.Config(fixed_inputs=values))
+
+
+def test_network_inside_a_branch_that_data_decides_is_named():
+    proto = switched("a = ReduceSum<keepdims=0>(x) z = Constant<value=float {0.}>() c = Greater(a, z)", "float[N,8] w")
+    given = [{"x": batch["x"], "w": batch["x"]} for batch in ROWS]
+    with pytest.raises(UnsupportedModelError, match="whose condition is computed from the data"):
+        onnxqat.insert(proto, given)

@@ -71,7 +71,7 @@ def insert(
     config = config or Config()
     workers = Workers.join() if distributed else Workers()
     table = target(config.target)
-    prepared = prepare(model)
+    prepared = prepare(model, config.fixed_inputs)
     groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)

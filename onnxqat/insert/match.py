@@ -11,6 +11,7 @@ from onnxqat.config import Config, Select
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph.edit import sole_user
 from onnxqat.graph.movement import moved
+from onnxqat.graph.nesting import inner_nodes
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.groups import Group, Skip, inputs, is_float, label
 from onnxqat.insert.origins import origins
@@ -58,7 +59,7 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     skips += [result for result in asked if isinstance(result, Skip)]
     groups, dropped = _inside_integer_regions([result for result in asked if isinstance(result, Group)], wholes, target)
     if not any(group.weight is not None for group in groups):
-        raise UnsupportedModelError(_no_weights(skips, target))
+        raise UnsupportedModelError(_inside_branches(model.graph, target) or _no_weights(skips, target))
     return [_without_accumulated(group, groups, target) for group in groups], skips + dropped
 
 
@@ -87,6 +88,40 @@ def _asked_for(group: Group, target: Target, config: Config) -> Group | Skip:
     if not reads and not quantizes_weight:
         return Skip(group.node, "the configuration leaves its weight and what it reads in float")
     return replace(group, reads=reads, quantizes_weight=quantizes_weight)
+
+
+def _inside_branches(graph: ir.Graph, target: Target) -> str | None:
+    """What to do where the layers are inside a node: the branches of an `If`, the body of a loop."""
+    for node in graph:
+        if not any(inner.op_type in target.weighted for inner in inner_nodes(node)):
+            continue
+        where = f"model: its layers are inside {label(node)}"
+        if node.op_type != "If":
+            return f"{where}, where nothing is quantized; export it with the loop unrolled"
+        deciding = _deciding_inputs(node.inputs[0])
+        if not deciding:
+            return f"{where}, whose condition is computed from the data; export the model with the branch taken"
+        options = " ".join(f"--fix-input {name}=VALUE" for name in deciding)
+        return f"{where}, which input {', '.join(map(repr, deciding))} decides; fix it ({options}, or Config(fixed_inputs=...))"
+    return None
+
+
+def _deciding_inputs(condition: ir.Value | None) -> list[str]:
+    """Names of the graph inputs that a condition is computed from; none where one of them is data."""
+    seen, waiting = {condition}, [condition]
+    found = set()
+    while waiting:
+        value = waiting.pop()
+        producer = None if value is None else value.producer()
+        if value is not None and value.is_graph_input():
+            if value.dtype == ir.DataType.FLOAT and (value.shape is None or value.shape.rank() > 0):
+                return []
+            found.add(str(value.name))
+        for above in producer.inputs if producer is not None else ():
+            if above not in seen:
+                seen.add(above)
+                waiting.append(above)
+    return sorted(found)
 
 
 def _no_weights(skips: Sequence[Skip], target: Target) -> str:

@@ -5,6 +5,9 @@ Node names survive every step, since the user's configuration selects by them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -22,6 +25,7 @@ from onnxqat.graph.qdq import constant, is_quantized
 from onnxqat.graph.types import infer
 from onnxqat.insert.activations import write_hard_activations
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
+from onnxqat.insert.fixed import fix_inputs
 from onnxqat.insert.gemm import make_bias_a_vector
 from onnxqat.insert.half import float16_to_float32
 from onnxqat.insert.rewrite import (
@@ -38,13 +42,14 @@ OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64
 
 
-def prepare(model: io.ModelLike) -> ir.Model:
-    """Loads a float model and normalizes it.
+def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.Model:
+    """Loads a float model and normalizes it; inputs in `fixed` become constants first (see `fixed`).
 
     Raises:
         InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
     """
     loaded = io.load(model, oldest_opset=OLDEST_CONVERTIBLE)
+    fix_inputs(loaded, fixed or {})
     if io.opset(loaded) < io.OLDEST_OPSET:
         loaded = converted(loaded)
     if is_quantized(loaded):

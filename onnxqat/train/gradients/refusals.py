@@ -53,7 +53,9 @@ _QUANTIZED_NAMES = """
 REFUSED: Mapping[str, Refused] = {
     **dict.fromkeys(_SEQUENCE_NAMES.split(), _SEQUENCES),
     **dict.fromkeys(_QUANTIZED_NAMES.split(), _QUANTIZED),
-    "If": Refused("its condition depends on data; export the model with the branch taken"),
+    "If": Refused(
+        "its condition depends on data; export the model with the branch taken, or fix the input that decides it (--fix-input)"
+    ),
     "Loop": _LOOP,
     "Scan": _LOOP,
     "Scatter": _OLD,
