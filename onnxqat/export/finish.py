@@ -65,6 +65,11 @@ def compare(model: ir.Model, feeds: Arrays, expected: Arrays, source: str) -> No
             f"{source}: the exported graph does not run at batch size {batch} ({short_reason(error)}); "
             "take the batch size from the input's shape wherever the code fixes it"
         ) from error
+    if list(found) != list(expected):
+        raise UnsupportedModelError(
+            f"{source}: the exported graph has the outputs {', '.join(found)} where the model gives {', '.join(expected)}; "
+            "give each output a layer of its own"
+        )
     for name, want in expected.items():
         got = found[name]
         if got.shape != want.shape:

@@ -131,7 +131,7 @@ def _from_model(model: keras.Model) -> Source:
             "build it with keras.Model(inputs, outputs), or write it with model.export(folder) and give the folder"
         )
     specs = tuple(tf.TensorSpec(value.shape, value.dtype, name=value.name) for value in model.inputs)
-    names = (model.layers[-1].name,) if isinstance(model, keras.Sequential) else tuple(model.output_names)
+    names = (model.layers[-1].name,) if isinstance(model, keras.Sequential) else _unique(model.output_names)
 
     def call(inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         packed = inputs[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, inputs)
@@ -139,6 +139,18 @@ def _from_model(model: keras.Model) -> Source:
         return dict(zip(names, keras.tree.flatten(results), strict=True))
 
     return _checked(Source(model.name, specs, names, call, frozenset(_layer_names(model))))
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, numbered where one comes again: all outputs of a wrapped model are called as that model is."""
+    found: list[str] = []
+    for name in names:
+        number, free = 0, name
+        while free in found or (number and free in names):
+            number += 1
+            free = f"{name}_{number}"
+        found.append(free)
+    return tuple(found)
 
 
 def _from_saved_model(folder: Path) -> Source:

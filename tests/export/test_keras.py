@@ -295,3 +295,44 @@ def test_missing_tensorflow_names_the_extra():
     code = "import sys; sys.modules['tensorflow'] = None; import onnxqat.export.keras"
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert "is not installed; run `pip install 'onnxqat[keras]'`" in run.stderr
+
+
+def wrapper() -> keras.Model:
+    """A model whose outputs are those of a model inside it, which are all called as that is."""
+    inside = keras.Input((6,))
+    hidden = layers.Dense(5, activation="relu", name="hidden")(inside)
+    inner = keras.Model(inside, [layers.Dense(3, name="z")(hidden), layers.Dense(2, name="a")(hidden)], name="inner")
+    outside = keras.Input((6,), name="x")
+    return keras.Model(outside, inner(layers.Dense(6, name="first")(outside)), name="outer")
+
+
+def wrapper_of_equal_shapes() -> keras.Model:
+    inside = keras.Input((6,))
+    inner = keras.Model(inside, [layers.Dense(3, name="z")(inside), layers.Dense(3, name="a")(inside)], name="inner")
+    outside = keras.Input((6,), name="x")
+    first, second = inner(outside)
+    return keras.Model(outside, [second, first, layers.Dense(3, name="inner_1")(outside)], name="outer")
+
+
+def one_output_twice() -> keras.Model:
+    x = keras.Input((6,), name="x")
+    y = layers.Dense(3, name="z")(x)
+    return keras.Model(x, [y, y], name="twice")
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (wrapper, ["inner", "inner_1"]),
+        (wrapper_of_equal_shapes, ["inner", "inner_2", "inner_1"]),
+        (one_output_twice, ["z", "z_1"]),
+    ],
+)
+def test_every_output_is_written_under_a_name_of_its_own(make, names):
+    model = make()
+    proto = export(model)
+    assert [value.name for value in proto.graph.output] == names
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for want, got in zip(model(x), session.run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
