@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external, files
 from onnxqat.graph.attributes import check_attributes
-from onnxqat.graph.limits import check_depth, check_growth
 from onnxqat.graph.codes import move_floats
+from onnxqat.graph.limits import check_depth, check_growth
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.sparse import dense
 from onnxqat.graph.types import check_ranks
