@@ -187,3 +187,56 @@ def test_network_inside_a_branch_that_data_decides_is_named():
     given = [{"x": batch["x"], "w": batch["x"]} for batch in ROWS]
     with pytest.raises(UnsupportedModelError, match="whose condition is computed from the data"):
         onnxqat.insert(proto, given)
+
+
+STATE = "(float[4,6] s, float[4,6] g) => (float[4,6] u, float[4,6] o) { r = Add(s, g) u = Tanh(r) o = Identity(u) }"
+MOVED = {
+    "a slice": "m = Slice(h, first, third, first)",
+    "one part": "m, rest = Split<axis=0>(h, parts)",
+    "turned twice": "t = Transpose<perm=[1,0,2]>(h) m = Transpose<perm=[1,0,2]>(t)",
+}
+
+
+@pytest.mark.parametrize("movement", MOVED.values(), ids=MOVED)
+def test_scan_over_moved_values_is_left_running(movement):
+    constants = {"first": np.array([0]), "third": np.array([2]), "parts": np.array([2, 1])}
+    proto = model(
+        f"""(float[3,4,8] x) => (float[4,6] z) {{ h = MatMul(x, k) {movement}
+        y, all = Scan<num_scan_inputs=1, body = step {STATE}>(start, m) z = MatMul(y, v) }}""",
+        k=LAYERS_OF_ROWS["k"],
+        v=LAYERS_OF_ROWS["v"],
+        start=np.zeros((4, 6), np.float32),
+        **{name: array for name, array in constants.items() if f", {name}" in movement},
+    )
+    given = [{"x": random(3, 4, 8, seed=seed, scale=1)} for seed in range(3)]
+    check_alike(proto, onnxqat.fold(onnxqat.insert(proto, given)), given[0])
+
+
+LAYERS_OF_ROWS = {"k": random(8, 6), "v": random(6, 6, seed=1), "r": random(6, 6, seed=5)}
+UNROLLED = {
+    "by gathering": "a0 = Gather(h, n0) a1 = Gather(h, n1)",
+    "by slices": "s0 = Slice(h, one0, one1, one0) a0 = Squeeze(s0, one0) s1 = Slice(h, one1, two, one0) a1 = Squeeze(s1, one0)",
+    "by a split": "s0, s1 = Split<axis=0>(h, ones) a0 = Squeeze(s0, one0) a1 = Squeeze(s1, one0)",
+}
+
+
+@pytest.mark.parametrize("steps", UNROLLED.values(), ids=UNROLLED)
+def test_loop_that_was_unrolled_as_advised_trains(steps):
+    constants = {
+        "n0": np.array(0),
+        "n1": np.array(1),
+        "one0": np.array([0]),
+        "one1": np.array([1]),
+        "two": np.array([2]),
+        "ones": np.array([1, 1]),
+    }
+    proto = model(
+        f"""(float[2,4,8] x) => (float[4,6] y) {{ h = MatMul(x, k) {steps} q0 = Tanh(a0) p0 = MatMul(q0, r)
+        t1 = Add(p0, a1) q1 = Tanh(t1) y = MatMul(q1, v) }}""",
+        **LAYERS_OF_ROWS,
+        **{name: array for name, array in constants.items() if f", {name}" in steps},
+    )
+    given = [{"x": random(2, 4, 8, seed=seed, scale=1)} for seed in range(3)]
+    trainer = onnxqat.Trainer(onnxqat.insert(proto, given), loss="distill", optimizer=onnxqat.AdamW(lr=1e-5))
+    trainer.step(given[0])
+    check_alike(proto, onnxqat.fold(trainer.model()), given[0])

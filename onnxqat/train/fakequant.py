@@ -38,7 +38,7 @@ class Variant:
         bounds: lowest and highest code.
         carrier: lowest and highest number of `dtype`; a Clip of the codes follows where the bounds are narrower.
         axis: channel axis of the scale, None for one scale.
-        rank: rank of the data, needed where the axis is not the first.
+        rank: rank of the data, needed where the axis is not the first, and where it is 0.
         rectified: whether a Relu or Clip before the quantizer is part of it.
     """
 
@@ -59,6 +59,7 @@ class Variant:
         """Name of the function, the same for the same variant."""
         low, high = (str(bound).replace("-", "m") for bound in self.bounds)
         axis = "" if self.axis is None else f"_axis{self.axis}of{self.rank or 'any'}"
+        axis = "_scalar" if self.rank == 0 else axis
         return f"{'Rectified' if self.rectified else ''}FakeQuantize_{self.dtype.name.lower()}_{low}_{high}{axis}"
 
 
@@ -97,10 +98,10 @@ def _gradient(variant: Variant, opset: int) -> ir.Function:
     inputs = [dy, x, y, scale]
     if variant.rectified:
         inputs.append(ceiling)
-        dx, total = _in_rows(op, dy, [dy, x, y], lambda *rows: _rectified(op, variant, scale, ceiling, *rows))
+        dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _rectified(op, variant, scale, ceiling, *rows))
         dscale = op.Div(op.ReduceSum(total, keepdims=0), scale)
     elif variant.axis in (None, 0):
-        dx, total = _in_rows(op, dy, [dy, x, y], lambda *rows: _straight_through(op, variant, scale, *rows))
+        dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _straight_through(op, variant, scale, *rows))
         reduced = op.ReduceSum(total, keepdims=0) if variant.axis is None else op.Reshape(total, op.Shape(scale))
         dscale = op.Div(reduced, scale)
     else:
@@ -109,11 +110,11 @@ def _gradient(variant: Variant, opset: int) -> ir.Function:
 
 
 def _in_rows(
-    op: Ops, like: ir.Value, tensors: list[ir.Value], body: Callable[..., tuple[ir.Value, ir.Value]]
+    op: Ops, variant: Variant, tensors: list[ir.Value], body: Callable[..., tuple[ir.Value, ir.Value]]
 ) -> tuple[ir.Value, ir.Value]:
     """Runs `body` on [first dimension, rest]: a view without copy, and no slow loops over trailing dimensions of 1."""
-    dx, total = body(*(op.Flatten(tensor, axis=1) for tensor in tensors))
-    return op.Reshape(dx, op.Shape(like)), total
+    dx, total = body(*(op.Flatten(tensor, axis=0 if variant.rank == 0 else 1) for tensor in tensors))
+    return op.Reshape(dx, op.Shape(tensors[0])), total
 
 
 def _straight_through(

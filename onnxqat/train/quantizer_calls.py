@@ -172,14 +172,15 @@ def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
         tensor = ir.convenience.get_const_tensor(quantizer.zero_point)
         assert tensor is not None
         dtype = tensor.dtype
-    rank = None
+    shape = quantizer.source.shape
+    rank = 0 if shape is not None and shape.rank() == 0 else None
     if quantizer.axis not in (None, 0):
-        if quantizer.source.shape is None:
+        if shape is None:
             raise UnsupportedModelError(
                 f"value {quantizer.source.name!r}: its rank is not known, so its per-channel scale cannot be trained; "
                 "run onnx.shape_inference on the model"
             )
-        rank = quantizer.source.shape.rank()
+        rank = shape.rank()
     bounds = (quantizer.qmin, quantizer.qmax)
     return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified)
 

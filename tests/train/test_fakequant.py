@@ -17,14 +17,14 @@ CARRIERS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 def quantized_graph(shape, dtype, bounds, axis, scale_shape, zero_point, before="", opset=17):
     """y = quantizer(before(x)); loss = Σ y·dy."""
-    dims = ",".join(map(str, shape))
+    dims = f"[{','.join(map(str, shape))}]" if shape else ""
     channels = "" if axis is None else f"[{scale_shape[0]}]"
     along = "" if axis is None else f"<axis={axis}>"
     ones = ",".join("1" * int(np.prod(scale_shape)))
     clip = "c = Clip (q, low, high)" if bounds != CARRIERS[dtype] else "c = Identity (q)"
     model = ir.from_onnx_text(f"""
         <ir_version: 8, opset_import: ["" : {opset}]>
-        g (float[{dims}] x, float[{dims}] dy) => (float loss)
+        g (float{dims} x, float{dims} dy) => (float loss)
         <float{channels} scale = {{{ones}}}, {dtype}{channels} zero_point = {{{ones}}},
          {dtype} low = {{{bounds[0]}}}, {dtype} high = {{{bounds[1]}}}>
         {{
@@ -63,7 +63,7 @@ def data(shape, scale, zero_point, bounds, axis, seed=0):
     x = (codes - zero_point.reshape(to_channels if axis is not None else ())) * scale.reshape(
         to_channels if axis is not None else ()
     )
-    return x.astype(np.float32), random.standard_normal(shape).astype(np.float32)
+    return np.asarray(x, np.float32), np.asarray(random.standard_normal(shape), np.float32)
 
 
 def torch_gradients(x, dy, scale, zero_point, bounds, axis):
@@ -92,6 +92,7 @@ QUANTIZERS = [
 ]
 SCALES = [
     pytest.param((6, 5, 7), None, id="per tensor"),
+    pytest.param((), None, id="of a scalar"),
     pytest.param((6, 5, 1, 1), 0, id="per channel, axis 0"),
     pytest.param((6, 5, 3), 1, id="per channel, axis 1"),
     pytest.param((4, 5), 1, id="per channel, last axis"),
