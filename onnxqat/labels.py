@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
-from onnxqat.graph.ending import ending, is_linear
+from onnxqat.graph.ending import channel_axis, ending, is_linear
 
 Array = NDArray[Any]
 #: Sizes of an output; None where only a batch tells.
@@ -49,6 +49,7 @@ class Decisions:
         samples: the output's axis that counts samples, along which classes do not compete.
         sided: whether labels have said that each element of the output is a decision of its own.
         linear: whether the output comes straight from a linear layer.
+        channels: the axis of that layer's channels, along which answers are compared where no labels tell the class axis.
     """
 
     activation: str | None = None
@@ -57,6 +58,7 @@ class Decisions:
     samples: int | None = 0
     sided: bool = False
     linear: bool = True
+    channels: int | None = None
 
     @classmethod
     def of(cls, output: ir.Value, labelling: Labelling, samples: int | None = 0) -> Decisions:
@@ -77,7 +79,8 @@ class Decisions:
             told = 1 - samples if told is None else told
         known = axis if axis is not None else told
         activation = None if found is None else found.activation.op_type
-        return cls(activation, known, labelling.ignore_label, samples, linear=is_linear(output))
+        said = labelling.ignore_label
+        return cls(activation, known, said, samples, linear=is_linear(output), channels=channel_axis(output))
 
     def numbers(self, label: Array, sizes: Sizes, name: str = "label") -> NDArray[np.int64]:
         """Class numbers in the output's shape without its class axis.
@@ -178,7 +181,7 @@ class Decisions:
         column = output.ndim < 2 or self.axis is None or output.shape[self.axis] == 1
         if self.sided or (self.activation == "Sigmoid" and column):
             return self.chosen(output)
-        axis = self.axis if self.axis is not None or output.ndim != 2 else 1
+        axis = next((a for a in (self.axis, self.channels, 1 if output.ndim == 2 else None) if a is not None), None)
         if axis is None or not -output.ndim <= axis < output.ndim or output.shape[axis] < 2:
             return None
         return np.asarray(output.argmax(axis=axis))
@@ -284,6 +287,8 @@ def _one_hot(label: Array, sizes: Sizes) -> bool:
 
 def _hint(numbers: Array, classes: int) -> str:
     """Advice for labels that count from 1, and for data with a mark for what does not count, outside the classes."""
+    if classes == 2 and np.isin(numbers, (-1, 1)).all():
+        return ": for -1 and 1 give (label + 1) / 2"
     outside = np.unique(numbers[(numbers < 0) | (numbers >= classes)])
     if numbers.min() >= 1 and numbers.max() == classes:
         return ": they seem to count from 1, so subtract 1"

@@ -131,6 +131,17 @@ def test_one_column_is_a_decision_between_two(end, threshold, column):
         assert three_ways(qdq, batch, "bce_with_logits") == pytest.approx((right,) * 3)
 
 
+def test_answers_of_pixels_are_compared_along_the_channels_where_no_labels_tell():
+    body = """(float[N,3,4,4] x) => (float[N,4,4,5] y)
+    { a = Conv(x, c) r = Relu(a) z = Conv(r, e) y = Transpose<perm=[0,2,3,1]>(z) }"""
+    x = random(2, 3, 4, 4, scale=1.0)
+    proto = model(body, c=random(6, 3, 1, 1), e=random(5, 6, 1, 1))
+    qdq, coarse = (onnxqat.insert(proto, [{"x": x}], onnxqat.Config(weight_bits=bits)) for bits in (8, 3))
+    ours, theirs = (outputs(one, {"x": x})[0].argmax(-1) for one in (qdq, coarse))
+    report = onnxqat.verify(qdq, coarse, [{"x": x}])
+    assert report.agreement == pytest.approx((ours == theirs).mean(), abs=2 / 32)
+
+
 def test_one_column_is_no_choice_between_classes():
     body = "(float[N,8] x) => (float[N,1] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, d) }"
     qdq = inserted(body, v=random(6, 1), d=random(1))

@@ -17,7 +17,8 @@ _SELECTING = frozenset({"Gather", "Slice"})
 _SAME = frozenset({"Dropout", "Identity"})
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _AVERAGING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
-_LINEAR = frozenset({"Add", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Sub"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_LINEAR = _LAYERS | {"Add", "Einsum", "Sub"}
 #: Operators whose output is as large as the data says.
 _CHOOSING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -76,6 +77,29 @@ def is_linear(output: ir.Value) -> bool:
             return node.op_type in _LINEAR
         value = node.inputs[0]
     return True
+
+
+def channel_axis(output: ir.Value) -> int | None:
+    """The axis of an output that holds the channels of the layer it comes straight from; None where that cannot be told."""
+    value, movement = output, list[ir.Node]()
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        if node.op_type in REARRANGING:
+            movement.append(node)
+        elif node.op_type in _LAYERS:
+            break
+        elif node.op_type in ("Add", "Resize") or _keeps_values(node):
+            pass
+        else:
+            return None
+        value = node.inputs[0]
+    if node is None or value.shape is None:
+        return None
+    axis: int | None = 1 if node.op_type in ("Conv", "ConvTranspose") else value.shape.rank() - 1
+    for step in reversed(movement):
+        axis = None if axis is None else moved_axis(step, axis)
+        if axis == MERGED:
+            return None
+    return axis
 
 
 def varies_in_size(output: ir.Value, inputs: Sequence[ir.Value]) -> bool:

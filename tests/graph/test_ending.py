@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxqat.graph.ending import ending, is_linear, varies_in_size
+from onnxqat.graph.ending import channel_axis, ending, is_linear, varies_in_size
 from onnxqat.graph.types import infer
 from tests.models import model, random
 
@@ -13,7 +13,7 @@ PLACES |= {"lo": np.float32(0.2), "s": np.float32(0.1), "z": np.uint8(0), "q0": 
 
 
 def output(body):
-    graph = ir.from_proto(model(body, **PLACES, w=random(4, 4)))
+    graph = ir.from_proto(model(body, **PLACES, w=random(4, 4), k=random(4, 4, 1, 1)))
     infer(graph)
     return graph.graph.outputs[0]
 
@@ -56,6 +56,20 @@ def test_what_changes_values_hides_the_activation(end):
 )
 def test_outputs_of_linear_layers_are_logits(end, linear):
     assert is_linear(output(f"(float[N,4] x) => (float[N,4] y) {{ {end} }}")) == linear
+
+
+@pytest.mark.parametrize(
+    ("body", "axis"),
+    [
+        ("(float[N,5,4] x) => (float[N,5,4] y) { y = MatMul(x, w) }", 2),
+        ("(float[N,4,2,3] x) => (float[N,4,2,3] y) { y = Conv(x, k) }", 1),
+        ("(float[N,4,2,3] x) => (float[N,2,3,4] y) { c = Conv(x, k) y = Transpose<perm=[0,2,3,1]>(c) }", 3),
+        ("(float[N,4,2,3] x) => (float[N,4,2,3] y) { c = Conv(x, k) y = Exp(c) }", None),
+    ],
+    ids=["tokens", "pixels", "pixels, channels last", "another function"],
+)
+def test_channels_of_the_last_layer_are_followed_to_the_output(body, axis):
+    assert channel_axis(output(body)) == axis
 
 
 def test_the_size_of_chosen_places_varies():
