@@ -172,8 +172,11 @@ def _read(dequantize: ir.Node) -> Quantizer:
     assert codes is not None
     assert scale is not None
     if constant(scale) is None:
+        computed = scale.producer()
+        dynamic = computed is not None and computed.op_type == "DynamicQuantizeLinear"
+        remedy = "start from the float model" if dynamic else "constant-fold the model first"
         raise UnsupportedModelError(
-            f"DequantizeLinear {dequantize.name!r}: scale {scale.name!r} is computed at run time; constant-fold the model first"
+            f"DequantizeLinear {dequantize.name!r}: scale {scale.name!r} is computed at run time; {remedy}"
         )
     producer = codes.producer()
     clip = producer if producer is not None and producer.op_type == "Clip" else None

@@ -158,10 +158,18 @@ def _term(op: Ops, sites: Sequence[Site], name: str) -> ir.Value:
         fixed = [site for site in floats if site not in varying]
         if not fixed:
             raise InputError(
-                "loss 'distill': the model has no float output of fixed size to compare; choose another loss"
+                f"loss 'distill': the model has no float output of fixed size to compare; {_remedy(sites)}"
             )
         return _sum(op, [_distill(op, site) for site in fixed])
     return _TERMS[name](op, sites[0])
+
+
+def _remedy(sites: Sequence[Site]) -> str:
+    for site in sites:
+        producer = site.output.producer()
+        if producer is not None and producer.op_type == "QuantizeLinear":
+            return f"take QuantizeLinear {producer.name!r} off its end, so that it gives floats"
+    return "choose another loss"
 
 
 def _sum(op: Ops, terms: Sequence[ir.Value]) -> ir.Value:

@@ -20,6 +20,8 @@ def restore_float(model: ir.Model) -> None:
     A weight w = (q - zero point) · scale gets a QuantizeLinear that gives back exactly its codes. An int32 bias becomes
     a plain float one: its scale is the product of two others, and follows them when the model is folded.
     """
+    for given in [q for q in quantizers(model) if q.is_given]:
+        _own_scale(model.graph, given)
     stored = [q for q in quantizers(model) if q.quantize is None and constant(q.source) is not None]
     for quantizer in stored:
         if constant(quantizer.source).dtype == np.int32:  # type: ignore[union-attr]
@@ -28,6 +30,13 @@ def restore_float(model: ir.Model) -> None:
             _restore_weight(model.graph, quantizer)
     if stored:
         log.info("gave %d integer initializers their float form back", len(stored))
+
+
+def _own_scale(graph: ir.Graph, quantizer: Quantizer) -> None:
+    """A copy of the scale for codes that come from outside or from a table: it says what they mean, and is not trained."""
+    if len(quantizer.scale.uses()) > 1:
+        copy = constant_value(graph, f"{quantizer.scale.name}_of_{quantizer.output.name}", quantizer.scales)
+        quantizer.dequantize.replace_input_with(1, copy)
 
 
 def _restore_weight(graph: ir.Graph, quantizer: Quantizer) -> None:

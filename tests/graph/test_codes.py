@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 import onnxqat
+from onnxqat.errors import OnnxqatError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.inspection import quantization_table
@@ -79,6 +80,44 @@ def test_model_of_another_tool_is_read_trained_and_folded(proto, data):
     onnx.checker.check_model(deployed)
     want, got = outputs(proto, data[1])[0], outputs(deployed, data[1])[0]
     assert np.abs(want - got).max() < 0.02 * np.abs(want).max()
+
+
+def test_table_of_codes_is_read_with_its_own_scale():
+    proto = model(
+        """(int64[N,3] x) => (float[N,3,6] y) { c = Gather(table, x) e = DequantizeLinear(c, sw, zw)
+        xc = QuantizeLinear(e, sx, zx) f = DequantizeLinear(xc, sx, zx) w = DequantizeLinear(wq, sw, zw) y = MatMul(f, w) }""",
+        **{**GRID, "sx": np.float32(0.013)},
+        wq=codes(8, 6),
+        table=codes(40, 8),
+    )
+    batch = {"x": np.random.default_rng(0).integers(0, 40, (4, 3))}
+    trainer = onnxqat.Trainer(proto, loss="distill", optimizer=onnxqat.AdamW(lr=1e-6))
+    trainer.step(batch)
+    want, got = outputs(proto, batch)[0], outputs(onnxqat.fold(trainer.model()), batch)[0]
+    assert np.abs(want - got).max() < 0.02 * np.abs(want).max()
+
+
+ENDS = {
+    "codes": (
+        """(float[N,8] x) => (uint8[N,6] y) { xc = QuantizeLinear(x, sx, zx) f = DequantizeLinear(xc, sx, zx)
+        w = DequantizeLinear(wq, sw, zw) g = MatMul(f, w) y = QuantizeLinear(g, sx, zx) }""",
+        "take QuantizeLinear 'y' off its end",
+        ("sx", "zx", "sw", "zw"),
+    ),
+    "scales at run time": (
+        """(float[N,8] x) => (float[N,6] y) { xc, s, z = DynamicQuantizeLinear(x) f = DequantizeLinear(xc, s, z)
+        w = DequantizeLinear(wq, sw, zw) y = MatMul(f, w) }""",
+        "DequantizeLinear 'f': scale 's' is computed at run time; start from the float model",
+        ("sw", "zw"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "message", "names"), ENDS.values(), ids=ENDS)
+def test_what_cannot_be_trained_says_what_to_do(body, message, names):
+    proto = model(body, **{name: GRID[name] for name in names}, wq=codes(8, 6))
+    with pytest.raises(OnnxqatError, match=message):
+        onnxqat.Trainer(proto, loss="distill")
 
 
 def test_movement_between_pairs_stays_on_integers():
