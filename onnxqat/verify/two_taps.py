@@ -6,7 +6,7 @@ A 1 × 1 convolution, or a MatMul, adds up the losses of each output. All number
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from onnxqat.numerics import SIXTEEN_BITS, saturates
 
 Array = NDArray[Any]
 Operand = ir.Value | Array | np.generic | None
+#: Each takes the room of an output channel, several times over.
+PAIRS_AT_ONCE = 512
 #: Attributes that say which inputs meet in an output of a convolution; the others say how large kernel and groups are.
 _PLACING = ("auto_pad", "dilations", "output_padding", "output_shape", "pads", "strides")
 
@@ -54,13 +56,15 @@ class TwoTaps:
         inputs: input channels of the two members, absolute, int64 [P, 2].
         taps: their places in the kernel, int64 [P, 2, rank]; rank 0 for MatMul and Gemm.
         weights: their codes, float32 [P, 2].
-        outputs: the output channel of each pair, int64 [P].
+        outputs: the output channel of each pair, int64 [P], rising.
+        channels: how many output channels there are.
     """
 
     inputs: Array
     taps: Array
     weights: Array
     outputs: Array
+    channels: int
 
 
 def two_taps(layer: PairedLayer, runtime: Runtime) -> TwoTaps:
@@ -71,7 +75,7 @@ def two_taps(layer: PairedLayer, runtime: Runtime) -> TwoTaps:
     found = saturates(weights[..., 0], weights[..., 1], layer.largest)
     at = np.unravel_index(places[found], layer.shape)
     inputs, outputs, taps = _located(layer, at)
-    return TwoTaps(inputs, taps, weights[found].astype(np.float32), outputs[:, 0])
+    return TwoTaps(inputs, taps, weights[found].astype(np.float32), outputs[:, 0], output_channels(layer))
 
 
 def _located(layer: PairedLayer, at: tuple[Array, ...]) -> tuple[Array, Array, Array]:
@@ -98,9 +102,26 @@ def loss(write: Writer, layer: PairedLayer, runtime: Runtime, raw: ir.Value, zer
     """
     if layer.node.op_type == "MatMul" and len(layer.shape) != 2:
         return _loss_of_every_pair(write, raw, layer.weight.codes.astype(np.float32))
-    pairs = two_taps(layer, runtime)
+    parts = [_loss_of_channels(write, layer, pairs, raw, zero) for pairs in _by_channels(two_taps(layer, runtime))]
+    axis = 1 if layer.node.op_type in _SUMS else -1
+    return parts[0] if len(parts) == 1 else write("Concat", *parts, axis=axis)
+
+
+def _by_channels(pairs: TwoTaps) -> Iterator[TwoTaps]:
+    """The pairs of some neighbouring output channels after those of others; outputs are counted from the first of them."""
+    counts = np.bincount(pairs.outputs, minlength=pairs.channels)
+    ends, limit, start, done = np.cumsum(counts), max(PAIRS_AT_ONCE, counts.max()), 0, 0
+    while start < pairs.channels:
+        stop = int(np.searchsorted(ends, done + limit, side="right"))
+        part = slice(done, int(ends[stop - 1]))
+        outputs = pairs.outputs[part] - start
+        yield TwoTaps(pairs.inputs[part], pairs.taps[part], pairs.weights[part], outputs, stop - start)
+        start, done = stop, part.stop
+
+
+def _loss_of_channels(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, zero: int) -> ir.Value:
     lost = _beyond_sixteen_bits(write, _SUMS.get(layer.node.op_type, _products)(write, layer, pairs, raw, zero))
-    scatter = (pairs.outputs == np.arange(output_channels(layer))[:, None]).astype(np.float32)
+    scatter = (pairs.outputs == np.arange(pairs.channels)[:, None]).astype(np.float32)
     if layer.node.op_type not in _SUMS:
         return write("MatMul", lost, np.ascontiguousarray(scatter.T))
     return write("Conv", lost, scatter.reshape(*scatter.shape, *[1] * pairs.taps.shape[2]))

@@ -7,10 +7,13 @@ import pytest
 
 from onnxqat.graph import io
 from onnxqat.graph.pairs import paired_layers
+from onnxqat.verify import two_taps
 from onnxqat.verify.emulated import emulated
 from onnxqat.verify.host import opened
 from onnxqat.verify.other_processor import saturates_here
-from tests.verify.saturating import LAYERS, expected, openvino_pairing
+from tests import stock
+from tests.stock import needs_stock
+from tests.verify.saturating import LAYERS, OPENVINO_LAYERS, expected, openvino_pairing
 
 
 @pytest.fixture(scope="module", params=["1.19.2", "stock"])
@@ -70,6 +73,16 @@ def test_codes_are_those_of_the_rule_for_onnxruntime(default_ort, name):
         assert largest == np.abs(exact - lossy).max()
 
 
+@pytest.mark.parametrize("name", ["2-D", "groups", "gemm", "matmul, float"])
+def test_pairs_of_a_few_channels_at_once_give_the_same_codes(default_ort, name, monkeypatch):
+    layer = LAYERS[name]
+    whole, statistics = emulation(default_ort, layer.model(), layer.inputs(), saturating=True)
+    monkeypatch.setattr(two_taps, "PAIRS_AT_ONCE", 3)
+    parts, same_statistics = emulation(default_ort, layer.model(), layer.inputs(), saturating=True)
+    assert np.array_equal(whole, parts)
+    assert np.array_equal(statistics, same_statistics)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_codes_are_those_of_the_rule_for_openvino(openvino, name):
     layer = LAYERS[name]
@@ -95,8 +108,16 @@ def test_codes_are_those_of_openvinos_kernels_for_either_kind_of_processor(isa, 
         saturating = saturates_here(host)
         assert saturating or isa != "AVX2"
         # several matrices it multiplies in float
-        for layer in (layer for name, layer in LAYERS.items() if name != "matrices"):
+        for layer in (layer for name, layer in (LAYERS | OPENVINO_LAYERS).items() if name != "matrices"):
             host.load("deployed", io.load(layer.model()))
             real = host.run("deployed", layer.inputs())["y"]
             output, _ = emulation(host, layer.model(), layer.inputs(), saturating=saturating)
             assert_same(layer, output, as_codes(layer, real), float_error=1e-6)
+
+
+@needs_stock
+@pytest.mark.parametrize("name", ["2-D", "odd channels, uneven pads", "gemm", "matmul"])
+def test_kernels_that_a_session_option_asks_for_are_exact_on_every_processor(name):
+    layer = LAYERS[name]
+    (output,), _ = stock.run(layer.model(), layer.inputs(), precise=True)
+    assert_same(layer, output, expected(layer, None))
