@@ -170,8 +170,8 @@ class Reach:
     Attributes:
         low: smallest weight, 0 at most, [] or [C].
         high: largest weight, 0 at least, same shape.
-        pair_low: smallest sum of two weights that a kernel adds as a pair, or of one alone, same shape.
-        pair_high: largest such sum, same shape.
+        pair_low: smallest sum of two weights whose products a kernel adds as a pair, 0 at most, same shape.
+        pair_high: largest such sum, 0 at least, same shape.
     """
 
     low: NDArray[np.float64]
@@ -192,10 +192,10 @@ class Reach:
 def pair_safe_scale(reach: Reach, zero_point: Array | int) -> NDArray[np.float64]:
     """Smallest scale at which no pair of 8-bit weights saturates and no code is -128; float64, [] or [C].
 
-    With zero point 0 it is P/127, P the largest |w0| + |w1| of equal signs. The raw codes of a pair add up to
-    rint(w0/s) + rint(w1/s) + 2z. Rounding adds 1 at most, so that they stay within ±128 where (w0 + w1)/s + 2z is within ±127;
-    `saturates` begins at 129, which leaves 1/127 for errors of float32. A single weight is held to w/s + z within ±127,
-    since ARM64's kernels without dot product wrap where two products -128 · -128 meet.
+    With zero point 0 it is P/127, P the largest |w0| + |w1| of equal signs, or |w| of a weight alone. The raw codes of a pair
+    add up to rint(w0/s) + rint(w1/s) + 2z. Rounding adds 1 at most, so they stay within ±128 where (w0 + w1)/s + 2z is
+    within ±127; `saturates` begins at 129, which leaves 1/127 for errors of float32. A single weight is held to w/s + z
+    within ±127: ARM64's kernels without dot product wrap where two products -128 · -128 meet.
 
     Args:
         reach: of the weights.

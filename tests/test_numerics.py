@@ -181,8 +181,8 @@ def reach_of(pairs):
     return nx.Reach(
         low=pairs.min(axis=(1, 2), initial=0),
         high=pairs.max(axis=(1, 2), initial=0),
-        pair_low=np.minimum(sums.min(axis=1), pairs.min(axis=(1, 2), initial=0)),
-        pair_high=np.maximum(sums.max(axis=1), pairs.max(axis=(1, 2), initial=0)),
+        pair_low=sums.min(axis=1, initial=0),
+        pair_high=sums.max(axis=1, initial=0),
     )
 
 

@@ -35,10 +35,6 @@ def fold_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
         stored = _packed(graph, f"{name}_quantized", codes.astype(dtype), 2 if quantizer.bits == 2 else 4)
     else:
         stored = constant_value(graph, f"{name}_quantized", codes.astype(dtype))
-        # absent means 0, of the codes' own type; QGemm is fused only where it is stated (ONNX Runtime 1.32)
-        of_convolutions = all(user.op_type == "Conv" for user in quantizer.output.consumers())
-        if of_convolutions and dtype == np.int8 and not quantizer.zero_points.any():
-            quantizer.dequantize.resize_inputs(2)
     quantizer.dequantize.replace_input_with(0, stored)
 
 

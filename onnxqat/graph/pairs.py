@@ -21,8 +21,10 @@ of two activations. LSTM and GRU have no integer kernel of stored codes in these
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -31,11 +33,16 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
-from onnxqat.numerics import SIXTEEN_BITS, Reach
+from onnxqat.numerics import SIXTEEN_BITS, Reach, pair_safe_scale
 
 Array = NDArray[Any]
 Runtime = Literal["ort", "openvino"]
 Pairing = Literal["taps", "channels", "columns"]
+
+#: Metadata of a model: how `insert` kept its weights from saturating, and the value that training has to keep up.
+OVERFLOW_FIX, PAIRS = "onnxqat.overflow_fix", "pairs"
+#: Weights whose reach is found at a time: their sums then stay in the second-level cache.
+_STRETCH = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +108,7 @@ class PairedLayer:
 
         Where the number of paired elements is even they are views; where it is odd, `fill` is the last one's partner.
         """
-        blocks = self.blocks(array)
-        groups, channels, inputs, taps = blocks.shape
-        if pairing == "columns":
-            blocks = blocks.reshape(groups, channels, *self.shape[2:]).swapaxes(2, 3).reshape(groups, channels, taps, 1)
-        elif pairing == "taps":
-            blocks = blocks.swapaxes(2, 3).reshape(groups, channels, taps * inputs, 1)
-        if blocks.shape[2] % 2:
-            blocks = np.pad(blocks, [(0, 0), (0, 0), (0, 1), (0, 0)], constant_values=fill)
-        return blocks[:, :, 0::2], blocks[:, :, 1::2]
+        return self._members(self.blocks(array), pairing, fill)
 
     def pairs(self, array: Array, pairing: Pairing, fill: int = 0) -> Array:
         """The same as one array [R, P, 2], a row for each of the G · C sums of products, group by group.
@@ -123,14 +122,74 @@ class PairedLayer:
     def reach(self, array: Array) -> Reach:
         """How far the weights reach, over the pairs of all its runtimes, in the shape of the weight's scale."""
         blocks = self.blocks(array)
-        axes = (0, 1, 2, 3) if self.weight.axis is None else (0, 2, 3)
-        low, high = blocks.min(axis=axes, initial=0), blocks.max(axis=axes, initial=0)
-        pair_low, pair_high = low, high
-        for pairing in {pairing for runtime in self.runtimes for pairing in self.pairings(runtime)}:
-            sums = np.add(*self.members(array, pairing))
-            pair_low = np.minimum(pair_low, sums.min(axis=axes, initial=0))
-            pair_high = np.maximum(pair_high, sums.max(axis=axes, initial=0))
+        pairings = sorted({pairing for runtime in self.runtimes for pairing in self.pairings(runtime)})
+        step = max(_STRETCH * blocks.shape[1] // max(blocks.size, 1), 1)
+        parts = [self._reach(blocks[:, at : at + step], pairings) for at in range(0, blocks.shape[1], step)]
+        low, high, pair_low, pair_high = np.concatenate(parts, axis=1)
+        if self.weight.axis is None:
+            return Reach(low.min(), high.max(), pair_low.min(), pair_high.max())
         return Reach(low, high, pair_low, pair_high)
+
+    def _reach(self, blocks: Array, pairings: Sequence[Pairing]) -> Array:
+        """The four numbers of `Reach` for each output channel: [4, C]."""
+        singles = (blocks.min(axis=(0, 2, 3), initial=0), blocks.max(axis=(0, 2, 3), initial=0))
+        sums = [np.add(*self._members(blocks, pairing)) for pairing in pairings]
+        lowest = reduce(np.minimum, (s.min(axis=(0, 2, 3), initial=0) for s in sums))
+        highest = reduce(np.maximum, (s.max(axis=(0, 2, 3), initial=0) for s in sums))
+        return np.stack([*singles, lowest, highest])
+
+    def _members(self, blocks: Array, pairing: Pairing, fill: int = 0) -> tuple[Array, Array]:
+        groups, channels, inputs, taps = blocks.shape
+        if pairing == "columns":
+            blocks = blocks.reshape(groups, channels, *self.shape[2:]).swapaxes(2, 3).reshape(groups, channels, taps, 1)
+        elif pairing == "taps":
+            blocks = blocks.swapaxes(2, 3).reshape(groups, channels, taps * inputs, 1)
+        if blocks.shape[2] % 2:
+            blocks = np.pad(blocks, [(0, 0), (0, 0), (0, 1), (0, 0)], constant_values=fill)
+        return blocks[:, :, 0::2], blocks[:, :, 1::2]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldWeight:
+    """A weight of 8-bit signed codes, with the scale that keeps all kernels that read it exact.
+
+    Attributes:
+        quantizer: of the weight.
+        layers: those of its readers whose kernels add products in pairs; none where all are depthwise, for one.
+    """
+
+    quantizer: Quantizer
+    layers: tuple[PairedLayer, ...]
+
+    def reach(self, array: Array) -> Reach:
+        """How far these weights reach, over the pairs of all readers, in the shape of the scale."""
+        if self.layers:
+            return reduce(Reach.union, (layer.reach(array) for layer in self.layers))
+        axis = self.quantizer.axis
+        others = None if axis is None else tuple(i for i in range(array.ndim) if i != axis)
+        low, high = array.min(axis=others, initial=0), array.max(axis=others, initial=0)
+        return Reach(low, high, np.zeros_like(low), np.zeros_like(high))
+
+    def least_scale(self, array: Array) -> NDArray[np.float32]:
+        """Smallest scale at which no pair of these weights saturates and no code is -128, in the shape of the scale."""
+        return np.asarray(pair_safe_scale(self.reach(array), self.quantizer.zero_points), np.float32)
+
+
+def held_weights(model: ir.Model) -> list[HeldWeight]:
+    """The weights of a Q/DQ model that `insert` promised to keep pair-safe; none where it did not (`Config.overflow_fix`).
+
+    They are all those of 8-bit signed codes: also where no pair can saturate, no code may be -128.
+    """
+    if model.metadata_props.get(OVERFLOW_FIX) != PAIRS:
+        return []
+    readers: dict[ir.Value, list[PairedLayer]] = defaultdict(list)
+    for layer in paired_layers(model):
+        readers[layer.weight.output].append(layer)
+    return [
+        HeldWeight(one, tuple(readers[one.output]))
+        for one in quantizers(model)
+        if one.is_weight and one.quantize is not None and (one.qmin, one.qmax) == (-128, 127)
+    ]
 
 
 def paired_layers(model: ir.Model) -> list[PairedLayer]:

@@ -20,11 +20,13 @@ from onnxqat.data import Batches, Source, Transform
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
 from onnxqat.graph.biases import DEPLOYED_AS, make_room
+from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
 from onnxqat.graph.qdq import Spec, constant
 from onnxqat.graph.without import TARGET
 from onnxqat.insert.calibrate import Observed, Observer, calibrate
 from onnxqat.insert.correct import correct_biases
 from onnxqat.insert.groups import Skip
+from onnxqat.insert.hold import hold_weights
 from onnxqat.insert.inputs import check_inputs
 from onnxqat.insert.losses import warn_of_losses
 from onnxqat.insert.match import find_groups
@@ -89,10 +91,11 @@ def insert(
     )
     original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
     weighted = [group.node for group in groups if group.weight is not None]
-    placements = [_weight_placement(graph, site) for site in weights]
+    placements = [_weight_placement(graph, site, config) for site in weights]
     placements += _activation_placements(graph, activations, observers, table)
     place(graph, placements, table)
     _note(prepared, skips, table, config)
+    hold_weights(prepared)
     make_room(prepared)
     if config.bias_correction:
         correct_biases(original, prepared, weighted, batches, config.bias_correction)
@@ -122,13 +125,15 @@ def _remembering(first: list[Batch]) -> Callable[[Iterable[Batch], str], Iterabl
     return followed
 
 
-def _weight_placement(graph: ir.Graph, site: WeightSite) -> Placement:
+def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Placement:
     array = constant(site.value)
     assert array is not None
     low, high = weight_range(array.astype(np.float32, copy=False), site.spec, site.estimate)
     qmin, qmax = site.spec.bounds
     scale, zero_point = scale_and_zero_point(low, high, qmin, qmax, symmetric=site.spec.symmetric)
-    return Placement(site.value, new_grid(graph, str(site.value.name), site.spec, scale, zero_point), site.users)
+    held = config.overflow_fix == PAIRS and site.spec.bits == 8  # by their scale: no Clip is needed
+    spec = replace(site.spec, narrow=False) if held else site.spec
+    return Placement(site.value, new_grid(graph, str(site.value.name), spec, scale, zero_point), site.users)
 
 
 def _activation_placements(
@@ -164,6 +169,7 @@ def _activation_grid(
 def _note(model: ir.Model, skips: Iterable[Skip], table: Target, config: Config) -> None:
     """Leaves in the model what later stages and readers need: target, stages of training, why nodes stay in float."""
     model.metadata_props[TARGET] = table.name
+    model.metadata_props[OVERFLOW_FIX] = config.overflow_fix
     model.metadata_props[DEPLOYED_AS] = "int32" if table.integer_bias else "float"
     for name in ("activation_start_epoch", "weight_start_epoch"):
         if epoch := getattr(config, name):

@@ -91,7 +91,7 @@ def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> lis
         axes = {group.weight_axis if layers[group].per_channel else None for group in sharing}
         axis = axes.pop() if len(axes) == 1 else None
         bits = min(layer.weight_bits, SAFE_BITS) if safe else layer.weight_bits
-        narrow = target.narrow_weights and layer.symmetric and bits == layer.weight_bits
+        narrow = bits == 8 or (target.narrow_weights and layer.symmetric and bits == layer.weight_bits)
         spec = Spec(bits, symmetric=layer.symmetric, narrow=narrow, axis=axis)
         sites.append(WeightSite(weight, spec, layer.estimate, tuple(group.node for group in sharing)))
     return sites

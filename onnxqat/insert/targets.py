@@ -32,7 +32,8 @@ class Target:
         symmetric_activations: whether activations have a fixed zero point.
         signed_activations: whether symmetric activations with negative values are int8; uint8 with the zero point in the middle
             otherwise.
-        narrow_weights: leave out the lowest weight code.
+        narrow_weights: leave out the lowest code of symmetric weights below 8 bits; at 8 it is always left out, since ARM
+            processors without dot product wrap where two products -128 · -128 meet.
         softmax_product: whether the product of attention probabilities and values may be quantized.
         integer_bias: whether biases are deployed as int32 of scale sx·sw rather than float.
     """

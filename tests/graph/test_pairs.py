@@ -145,13 +145,12 @@ def test_reach_is_that_of_all_pairs_of_both_runtimes(shape, node, axis, attribut
     every = [layer.pairs(weight, pairing).sum(axis=-1) for pairing in pairings]
     sums = np.concatenate(every, axis=1).reshape(-1, shape[axis], sum(e.shape[1] for e in every)).swapaxes(0, 1)
     channels = np.moveaxis(weight, axis, 0).reshape(shape[axis], -1)
-    low = np.minimum(sums.min(axis=(1, 2)), channels.min(axis=1))
-    high = np.maximum(sums.max(axis=(1, 2)), channels.max(axis=1))
+    low, high = sums.min(axis=(1, 2), initial=0), sums.max(axis=(1, 2), initial=0)
     reach = layer.reach(weight)
     assert np.array_equal(reach.pair_low, low if per_channel else low.min())
     assert np.array_equal(reach.pair_high, high if per_channel else high.max())
-    assert np.array_equal(reach.high, channels.max(axis=1) if per_channel else weight.max())
-    assert np.array_equal(reach.low, channels.min(axis=1) if per_channel else weight.min())
+    assert np.array_equal(reach.high, channels.max(axis=1, initial=0) if per_channel else weight.max())
+    assert np.array_equal(reach.low, channels.min(axis=1, initial=0) if per_channel else weight.min())
 
 
 def test_weights_of_unsigned_codes_are_multiplied_exactly():

@@ -90,7 +90,7 @@ def train(qdq: onnx.ModelProto, batches: list[Batch], lr: float, steps: int) -> 
 
 def judged(model: onnx.ModelProto, data: Data) -> float:
     """Score of a model as onnxruntime executes it."""
-    session = Inference(model)
+    session = Inference(model, integer_kernels=True)
 
     def first(batch: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         return next(iter(session(batch).values()))
