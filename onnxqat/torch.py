@@ -71,7 +71,9 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
 
     Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
     bounds that `onnxqat.Trainer` keeps, at least 2**-14 of what it was at first, is put back on the bound, in place, when
-    the module next runs (projected gradient descent). See `groups` for learning rates that suit scales.
+    the module next runs or becomes a model (projected gradient descent). So is one that its 8-bit weights have outgrown, so
+    that no processor saturates (`Config.overflow_fix`); where it is frozen, the weights shrink instead. See `groups` for
+    learning rates that suit scales.
 
     Zero points are buffers, int32, so that whatever carries the parameters from one module to another (`state_dict`,
     DistributedDataParallel) carries them too; the graph computes with what they hold.
@@ -198,8 +200,12 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
             array = parameters[name].detach().cpu().numpy()
             low, high = (bound[part].reshape(array.shape) for bound in (lowest, highest))
             if (array < low).any() or (array > high).any():
-                with torch.no_grad():
-                    parameters[name].copy_(torch.from_numpy(np.asarray(np.clip(array, low, high))))
+                _assign(parameters[name], np.clip(array, low, high))
+        initializers = {self._names[name]: parameter for name, parameter in parameters.items()}
+        arrays = {name: parameter.detach().cpu().numpy() for name, parameter in initializers.items()}
+        frozen = {name for name, parameter in initializers.items() if not parameter.requires_grad}
+        for name, corrected in self._function.safety.corrections(arrays, frozen):
+            _assign(initializers[name], corrected)
 
     def _model(self) -> onnx.ModelProto:
         self._project()
@@ -238,6 +244,11 @@ class _Run(torch.autograd.Function):  # type: ignore[misc]
         results = ctx.halves.backward({name: _value(tensor) for name, tensor in given.items()})
         gradients = [_tensor(results[gradient(name)]) if name in ctx.wrt else None for name in ctx.names]
         return None, None, None, *gradients
+
+
+def _assign(parameter: torch.nn.Parameter, array: Floats) -> None:
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(np.asarray(array)))
 
 
 def _value(tensor: torch.Tensor) -> Value:

@@ -26,6 +26,7 @@ from onnxqat.train.evaluate_gradients import COTANGENT, add_weighted_sum
 from onnxqat.train.gradients.rule import FLOAT_TYPES
 from onnxqat.train.graph import forward_graph, make_inputs, with_values
 from onnxqat.train.losses import LOSS
+from onnxqat.train.pair_safety import PairSafety
 from onnxqat.train.parameters import initial_values
 from onnxqat.train.schedule_memory import ancestors, schedule
 
@@ -59,6 +60,7 @@ class Function:
         fixed: arrays of outputs that are initializers and no parameters.
         zero_points: those of the quantizers, int32, by initializer name.
         folded: names of weights and biases, and other inputs of their nodes, into which a normalization was folded.
+        safety: what keeps its weights from saturating.
     """
 
     def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
@@ -85,6 +87,7 @@ class Function:
         graph.outputs[:] = [value for value in graph.outputs if value.producer() is not None]
         self.computed = tuple(str(value.name) for value in graph.outputs)
         self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
+        self.safety = PairSafety(qdq)
         self._threads = threads
         self._plain: Program | None = None
         self._halves: dict[frozenset[str], Halves] = {}

@@ -23,6 +23,7 @@ from onnxqat.graph.without import without_quantizers
 from onnxqat.labels import Labelling
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.losses import LOSS, AttachedLoss, Loss, attach_loss
+from onnxqat.train.pair_safety import PairSafety
 from onnxqat.train.parameters import Layout, initial_values, lay_out, trainable
 from onnxqat.train.quantizer_calls import call_quantizers
 from onnxqat.train.restore_float import restore_float
@@ -141,11 +142,15 @@ def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
 
 
 def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:
-    """A copy of the Q/DQ model with the parameters of the flat array; trained biases lie on their grid, as in training."""
+    """A copy of the Q/DQ model with the parameters of the flat array; trained biases lie on their grid, as in training.
+
+    Weights that `insert` promised to keep pair-safe are, whatever the array holds.
+    """
     model = qdq.clone()
-    for parameter in layout.parameters:
-        array = parameter.view(flat).copy()
-        model.graph.initializers[parameter.name].const_value = ir.tensor(array, name=parameter.name)
+    arrays = layout.named(flat.copy())
+    PairSafety(qdq).hold(arrays)
+    for name, array in arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     round_biases(model, {parameter.name for parameter in layout.parameters})
     return model
 

@@ -34,6 +34,7 @@ from onnxqat.train.graph import load_qdq, same_graph, training_graph, with_value
 from onnxqat.train.losses import LOSS, Loss
 from onnxqat.train.optimizers import AdamW, Optimizer
 from onnxqat.train.origin import Origin, arguments_of
+from onnxqat.train.pair_safety import PairSafety
 from onnxqat.train.schedules import Constant, Rate, Schedule
 from onnxqat.train.stages import Stages
 from onnxqat.train.state import State
@@ -119,7 +120,11 @@ class Trainer:
         layout = self._graph.layout
         self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
         self.optimizer: Optimizer = optimizer if optimizer is not None else AdamW()
-        self._update = Updater(self.optimizer, layout, self._engine.parameters, self._engine.gradients, threads)
+        self._safety = PairSafety(self._graph.qdq)
+        self._hold()
+        self._update = Updater(
+            self.optimizer, layout, self._engine.parameters, self._engine.gradients, threads, self._hold
+        )
         self._clip_norm, self._accumulate = clip_norm, accumulate
         rate = Schedule(schedule if schedule is not None else Constant())
         accumulated = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
@@ -230,6 +235,7 @@ class Trainer:
 
         Gradients of scales are with respect to the scale as it stands in the model.
         """
+        self._hold()
         loss = self._differentiate(check_batch(batch, self._signature()))
         return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
 
@@ -250,6 +256,7 @@ class Trainer:
             batches: data with labels.
             transform: turns an item of the loader into a batch.
         """
+        self._hold()  # parameters may have been changed from outside
         sums = np.zeros(4)  # of losses and their weights, of hits and decisions
         for index, batch in enumerate(self._batches(batches, transform)):
             if not self._workers.takes(index):
@@ -342,6 +349,10 @@ class Trainer:
         self.resumed_from = Path(facts["path"])
         position = self.schedule.position
         log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
+
+    def _hold(self) -> None:
+        """Makes the weights pair-safe where `insert` promised it."""
+        self._safety.hold(self._graph.layout.named(self._engine.parameters))
 
     def _origin(self) -> Origin:
         """What checkpoints say this run was made from; the same as before unless the optimizer was exchanged."""

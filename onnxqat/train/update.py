@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -33,9 +33,16 @@ class Updater:
     """
 
     def __init__(
-        self, optimizer: Optimizer, layout: Layout, parameters: Floats, gradients: Floats, threads: int = 0
+        self,
+        optimizer: Optimizer,
+        layout: Layout,
+        parameters: Floats,
+        gradients: Floats,
+        threads: int = 0,
+        hold: Callable[[], None] | None = None,
     ) -> None:
-        self._optimizer = optimizer
+        """`hold` puts parameters back into their bounds; it is part of every update."""
+        self._optimizer, self._hold = optimizer, hold
         self.moments = [np.zeros_like(parameters) for _ in range(optimizer.moments)]
         self._stretches: list[tuple[Kind, ort.InferenceSession, ort.IOBinding]] = []
         self._kept: list[object] = []  # bindings keep no references
@@ -64,7 +71,7 @@ class Updater:
                 self._bind(kind, session, vectors, scalars)
 
     def __call__(self, lr: float, step: int, gradient_factor: float) -> None:
-        """One update; `step` is counted from 1. Ctrl-C waits until all stretches are done."""
+        """One update; `step` is counted from 1. Ctrl-C waits until all of it is done."""
         for kind, arrays in self._rates.items():
             rates = self._optimizer.rates(lr, step, decays=kind == "weight")
             for name, number in {**rates, "gradient_factor": gradient_factor}.items():
@@ -72,6 +79,8 @@ class Updater:
         with _uninterrupted():
             for _, session, binding in self._stretches:
                 session.run_with_iobinding(binding)
+            if self._hold is not None:
+                self._hold()
 
     def _bind(
         self, kind: Kind, session: ort.InferenceSession, vectors: dict[str, Floats], scalars: dict[str, ort.OrtValue]
