@@ -72,8 +72,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
     Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
     bounds that `onnxqat.Trainer` keeps, at least 2**-14 of what it was at first, is put back on the bound, in place, when
     the module next runs or becomes a model (projected gradient descent). So is one that its 8-bit weights have outgrown, so
-    that no processor saturates (`Config.overflow_fix`); where it is frozen, the weights shrink instead. See `groups` for
-    learning rates that suit scales.
+    that no processor saturates (`Config.overflow_fix`). See `groups` for learning rates that suit scales.
 
     Zero points are buffers, int32, so that whatever carries the parameters from one module to another (`state_dict`,
     DistributedDataParallel) carries them too; the graph computes with what they hold.
@@ -203,9 +202,8 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
                 _assign(parameters[name], np.clip(array, low, high))
         initializers = {self._names[name]: parameter for name, parameter in parameters.items()}
         arrays = {name: parameter.detach().cpu().numpy() for name, parameter in initializers.items()}
-        frozen = {name for name, parameter in initializers.items() if not parameter.requires_grad}
-        for name, corrected in self._function.safety.corrections(arrays, frozen):
-            _assign(initializers[name], corrected)
+        for name, raised in self._function.safety.outgrown(arrays):
+            _assign(initializers[name], raised)
 
     def _model(self) -> onnx.ModelProto:
         self._project()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 
 from onnxqat.graph import io
@@ -15,8 +14,8 @@ def saturating(proto: onnx.ModelProto) -> dict[str, int]:
     """How many pairs of weight codes can saturate, over the pairings of both runtimes, by the name of each paired layer."""
     return {
         str(layer.node.name): sum(
-            int(saturates(*np.moveaxis(layer.pairs(layer.weight.codes, runtime), -1, 0), layer.largest).sum())
-            for runtime in layer.runtimes
+            int(saturates(*layer.members(layer.weight.codes, pairing), layer.largest).sum())
+            for pairing in {pairing for runtime in layer.runtimes for pairing in layer.pairings(runtime)}
         )
         for layer in paired_layers(io.load(proto))
     }

@@ -144,11 +144,11 @@ def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
 def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:
     """A copy of the Q/DQ model with the parameters of the flat array; trained biases lie on their grid, as in training.
 
-    Weights that `insert` promised to keep pair-safe are, whatever the array holds.
+    Weights that `insert` promised to keep pair-safe are, whatever the array holds, by scales raised where they must be.
     """
     model = qdq.clone()
     arrays = layout.named(flat.copy())
-    PairSafety(qdq).hold(arrays)
+    arrays.update(PairSafety(qdq).outgrown(arrays))
     for name, array in arrays.items():
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     round_biases(model, {parameter.name for parameter in layout.parameters})

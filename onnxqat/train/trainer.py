@@ -68,7 +68,8 @@ class Trainer:
         optimizer: `SGD` or `AdamW`. A quantized model is near its best, so that rates at which networks are trained from scratch
             may ruin it: begin with AdamW at 1e-4 to 3e-4. A loss that rises above where it began is warned of.
         schedule: learning-rate schedule.
-        freeze: names or regular expressions of initializers or nodes that are left as they are.
+        freeze: names or regular expressions of initializers or nodes that are left as they are. A frozen scale that its trained
+            8-bit weights outgrow is raised in the model that is returned (`Config.overflow_fix`).
         teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now.
         clip_norm: largest norm of the gradient; None: no limit.
         accumulate: batches whose gradients are averaged into one optimizer step; in `fit`, those left at the end of an epoch make
