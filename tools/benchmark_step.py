@@ -2,8 +2,9 @@
 
 Both steps are forward, backward and AdamW, by the same engine under the same options, on 8 images of 224 x 224. Times are
 taken in turn in one process, so that what else the machine does hits both, and compared as the median of the ratios; with
-`--cpu` it is the time of one thread on its processor instead, which is steadier on a busy machine. Peak memory is that of a
-process of its own for each.
+`--cpu` it is the time of one thread on its processor instead, which is steadier on a busy machine. Part of the quantized step is
+the hold of weights that keeps processors from saturating (`Config.overflow_fix`); its share, too small for a difference of two
+noisy steps, is timed by itself, in turn with them. Peak memory is that of a process of its own for each.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import onnxqat.graph.io as io
 from onnxqat.config import Config
 from onnxqat.insert import insert
 from onnxqat.train.engine import Engine
-from onnxqat.train.graph import load_qdq, training_graph
+from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph
 from onnxqat.train.optimizers import AdamW
+from onnxqat.train.pair_safety import PairSafety
 from onnxqat.train.update import Updater
 from tools.networks import NETWORKS
 
@@ -46,7 +48,8 @@ def training_step(path: Path, threads: int) -> Step:
     quantized = any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
     graph = training_graph(load_qdq(path) if quantized else io.load(path), "cross_entropy")
     engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads)
-    update = Updater(AdamW(), graph.layout, engine.parameters, engine.gradients)
+    hold = holding(graph, engine.parameters)
+    update = Updater(AdamW(), graph.layout, engine.parameters, engine.gradients, hold=hold)
     data = batch()
 
     def step() -> None:
@@ -56,11 +59,19 @@ def training_step(path: Path, threads: int) -> Step:
     return step
 
 
+def holding(graph: TrainingGraph, parameters: NDArray[np.float32]) -> Step:
+    """What an update does to keep 8-bit weights from saturating."""
+    safety, arrays = PairSafety(graph.qdq), graph.layout.named(parameters)
+    return lambda: safety.hold(arrays)
+
+
 def median_times(
     paths: dict[str, Path], threads: int, repeats: int, clock: Callable[[], float]
 ) -> tuple[dict[str, float], float]:
-    """Milliseconds per step of each, and the median of the ratios of neighbouring steps."""
+    """Milliseconds per step of each, and of the hold alone, and the median of the ratios of neighbouring steps."""
     steps = {name: training_step(path, threads) for name, path in paths.items()}
+    quantized = training_graph(load_qdq(paths["quantized"]), "cross_entropy")
+    steps["hold"] = holding(quantized, quantized.initial)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():
@@ -114,6 +125,7 @@ def main() -> None:
             peaks = {name: peak_memory(path, arguments.threads) for name, path in paths.items()}
         print(
             f"{network}: step {times['quantized']:.0f} ms against {times['float']:.0f} ms float, ratio {ratio:.2f}; "
+            f"of it {times['hold']:.1f} ms, {times['hold'] / times['quantized']:.1%}, to hold weights; "
             f"peak memory {peaks['quantized']:.0f} MB against {peaks['float']:.0f} MB, "
             f"ratio {peaks['quantized'] / peaks['float']:.2f}"
         )
