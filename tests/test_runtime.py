@@ -6,7 +6,7 @@ import pytest
 from onnxqat import runtime
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.runtime import Inference, check_packages
-from tests.models import model, random
+from tests.models import model, outputs, random
 
 MODEL = model("(float[N,3] x) => (float[N,2] y, float[N,2] z) { y = MatMul(x, w) z = Relu(y) }", w=random(3, 2))
 
@@ -49,3 +49,20 @@ def test_both_packages_side_by_side_are_refused_with_the_command_that_repairs_it
 
 def test_one_package_alone_is_fine():
     check_packages()
+
+
+def test_quantized_layers_are_computed_as_in_training_unless_integer_kernels_are_asked_for():
+    """The sum of 4,000 products is exact as an integer, and rounded as a float."""
+    proto = model(
+        """(float[N,4000] x) => (float[N,3] y) { q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+            w = DequantizeLinear(c, t, o) y = MatMul(d, w) }""",
+        s=np.float32(0.013),
+        z=np.uint8(3),
+        c=np.random.default_rng(0).integers(-60, 60, (4000, 3)).astype(np.int8),
+        t=np.float32(0.0017),
+        o=np.int8(0),
+    )
+    batch = {"x": random(8, 4000)}
+    (plain,) = outputs(proto, batch)
+    assert np.array_equal(Inference(proto)(batch)["y"], plain)
+    assert not np.array_equal(Inference(proto, integer_kernels=True)(batch)["y"], plain)
