@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxqat.batch import Signature, check_batch
 from onnxqat.errors import InputError, MissingExtraError
@@ -244,7 +245,7 @@ class _Run(torch.autograd.Function):  # type: ignore[misc]
         return None, None, None, *gradients
 
 
-def _assign(parameter: torch.nn.Parameter, array: Floats) -> None:
+def _assign(parameter: torch.nn.Parameter, array: NDArray[np.float32]) -> None:
     with torch.no_grad():
         parameter.copy_(torch.from_numpy(np.asarray(array)))
 
