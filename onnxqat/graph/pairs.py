@@ -178,7 +178,8 @@ class HeldWeight:
 def held_weights(model: ir.Model) -> list[HeldWeight]:
     """The weights of a Q/DQ model that `insert` promised to keep pair-safe; none where it did not (`Config.overflow_fix`).
 
-    They are all those of 8-bit signed codes: also where no pair can saturate, no code may be -128.
+    They are those of 8-bit signed codes that a kernel adds in pairs, and others whose scale alone keeps a code from being -128; a
+    Clip does that for fitted zero points, which may leave no room for a scale to do it.
     """
     if model.metadata_props.get(OVERFLOW_FIX) != PAIRS:
         return []
@@ -186,9 +187,12 @@ def held_weights(model: ir.Model) -> list[HeldWeight]:
     for layer in paired_layers(model):
         readers[layer.weight.output].append(layer)
     return [
-        HeldWeight(one, tuple(readers[one.output]))
+        HeldWeight(one, tuple(readers.get(one.output, ())))
         for one in quantizers(model)
-        if one.is_weight and one.quantize is not None and (one.qmin, one.qmax) == (-128, 127)
+        if one.is_weight
+        and one.quantize is not None
+        and one.qmax == 127
+        and (one.qmin == -128 or one.output in readers)
     ]
 
 

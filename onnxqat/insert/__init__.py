@@ -131,7 +131,8 @@ def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Plac
     low, high = weight_range(array.astype(np.float32, copy=False), site.spec, site.estimate)
     qmin, qmax = site.spec.bounds
     scale, zero_point = scale_and_zero_point(low, high, qmin, qmax, symmetric=site.spec.symmetric)
-    held = config.overflow_fix == PAIRS and site.spec.bits == 8  # by their scale: no Clip is needed
+    # its scale keeps the lowest code away: no Clip is needed
+    held = config.overflow_fix == PAIRS and site.spec.bits == 8 and site.spec.symmetric
     spec = replace(site.spec, narrow=False) if held else site.spec
     return Placement(site.value, new_grid(graph, str(site.value.name), spec, scale, zero_point), site.users)
 

@@ -138,3 +138,12 @@ def test_lowest_code_is_left_out_where_nothing_holds_the_weights(target):
         lowest_code(deployed(body, weight, target=target, overflow_fix="disable", weight_granularity="per_tensor"))
         == -127
     )
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
+def test_fitted_zero_points_at_an_end_leave_depthwise_weights_a_finite_scale(sign):
+    weight = sign * positive(4, 1, 3, 3)
+    proto = model("(float[N,4,8,8] x) => (float[N,4,6,6] y) { y = Conv<group=4>(x, w) }", w=weight)
+    inserted = insert(proto, batches(proto), Config(weight_symmetric=False))
+    assert np.isfinite(scale_of(inserted)).all()
+    assert lowest_code(fold(inserted)) >= -127
