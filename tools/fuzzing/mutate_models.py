@@ -36,6 +36,8 @@ def mutated(source: Path, target: Path, chance: random.Random) -> str:
     proto = onnx.load(source)
     done = []
     for _ in range(chance.choices([1, 2, 3], [6, 2, 1])[0]):
+        if not proto.graph.node:
+            break
         change = chance.choices(list(_GRAPH), [weight for weight, _ in _GRAPH.values()])[0]
         done.append(f"{change} {_GRAPH[change][1](proto, chance)}")
     if chance.random() < 0.1:
@@ -200,7 +202,7 @@ def _name(proto: onnx.ModelProto, chance: random.Random) -> str:
 
 
 def _interface(proto: onnx.ModelProto, chance: random.Random) -> str:
-    value = chance.choice([*proto.graph.input, *proto.graph.output, *proto.graph.value_info])
+    value = chance.choice([*proto.graph.input, *proto.graph.output, *proto.graph.value_info, onnx.ValueInfoProto()])
     shape = value.type.tensor_type.shape
     how = chance.choice(["type", "size", "rank", "no shape", "sequence"])
     if how == "type":
@@ -218,6 +220,8 @@ def _interface(proto: onnx.ModelProto, chance: random.Random) -> str:
 
 def _header(proto: onnx.ModelProto, chance: random.Random) -> str:
     how = chance.choice(["opset", "opset", "ir", "domain", "no opset", "metadata", "doc"])
+    if not proto.opset_import:
+        proto.opset_import.add().version = 17
     if how == "opset":
         proto.opset_import[0].version = chance.choice([*range(1, 27), 0, -1, 2**40])
         return f"opset {proto.opset_import[0].version}"
