@@ -1,6 +1,6 @@
 """Broken models, configurations, data and checkpoints, tried on the command line: seeded, so that each case can be repeated.
 
-Run: `python tools/fuzz.py --cases 10000 --seed 1 --keep folder`. A case is a copy of a good file with a few mutations, and the
+Run: `python tools/fuzz.py --cases 10000 --seed 1`. A case is a copy of a good file with a few mutations, and the
 commands that read it. It fails if the process dies or hangs, if an error is not one line with exit status 1 or 2, or if what
 was written with exit status 0 does not pass ONNX's checker, does not load in ONNX Runtime or answers with NaN. Cases run in
 child processes, many in each, under a limit of memory and time. `--only N` repeats a case with its messages.
@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from tools.fuzzing.seeds import write_seeds
 
 #: Seconds that a case may take; a busy machine is slow.
 SECONDS = 120.0
+#: Cases of one child.
+SHARE = 100
 #: Bytes of address space of a child: libraries and threads take about one of these gigabytes.
 MEMORY = 8 * 2**30
 
@@ -46,27 +49,24 @@ class Failure:
     why: str
 
 
-def campaign(numbers: list[int], seed: int, keep: Path | None = None) -> list[Failure]:
-    """Runs the cases of these numbers, and returns those that failed."""
-    failures: list[Failure] = []
+def campaign(numbers: list[int], seed: int) -> Iterator[Failure]:
+    """Runs the cases of these numbers, and gives those that fail."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         _in_child(lambda: write_seeds(folder / "seeds"))
         left = list(numbers)
         while left:
-            done, ended = _share(left, seed, folder, failures)
+            failures: list[Failure] = []
+            done, ended = _share(left[:SHARE], seed, folder, failures)
             left = left[done:]
-            if ended is not None and left:
+            if ended is not None:
                 what = case(folder / "seeds", seed, left[0], folder / "work").what
                 failures.append(Failure(left.pop(0), what, ended))
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        (keep / f"failures-{seed}.txt").write_text("".join(f"{f.number}\t{f.what}\t{f.why}\n" for f in failures))
-    return failures
+            yield from failures
 
 
 def _share(numbers: list[int], seed: int, folder: Path, failures: list[Failure]) -> tuple[int, str | None]:
-    """Runs cases in one child until they are done or it ends; how many are done, and how it ended if it did."""
+    """Runs cases in one child until they are done or it ends; how many are done, and how it ended if it did early."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -107,13 +107,13 @@ def _run_all(numbers: list[int], seed: int, folder: Path, writer: int) -> None:
         os._exit(status)
 
 
-def _in_child(work: object) -> None:
+def _in_child(work: Callable[[], None]) -> None:
     """Runs a function in a process of its own: sessions must not be open where children are forked."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            work()  # type: ignore[operator]
+            work()
             status = 0
         finally:
             os._exit(status)
@@ -136,19 +136,20 @@ def main() -> None:
     """Runs a campaign and prints what failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat one case and show its messages")
-    parser.add_argument("--keep", type=Path, help="folder for the list of failures")
     options = parser.parse_args()
     if options.only is not None:
         _repeat(options.seed, options.only)
         return
     begin = time.monotonic()
-    failures = campaign(list(range(options.cases)), options.seed, options.keep)
-    for failure in failures:
-        print(f"{failure.number}: {failure.what}: {failure.why}")
-    print(f"{options.cases} cases, {len(failures)} failed, {time.monotonic() - begin:.0f} s")
-    sys.exit(1 if failures else 0)
+    failed = 0
+    for failure in campaign(list(range(options.first, options.first + options.cases)), options.seed):
+        failed += 1
+        print(f"{failure.number}: {failure.what}: {failure.why}", flush=True)
+    print(f"{options.cases} cases, {failed} failed, {time.monotonic() - begin:.0f} s")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
