@@ -64,7 +64,7 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     bare = external.without_weights(model)
     try:
-        check_valid(bare)
+        check_valid(bare, whole=True)
     except ValueError as error:
         raise UnsupportedModelError(
             f"model: what becomes of it is not valid ONNX ({short_reason(error)}); export the model again"
@@ -76,10 +76,17 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
 def check_answers(model: ir.Model, batch: Mapping[str, NDArray[Any]]) -> None:
     """Refuses a quantized model that answers with NaN, or with infinity where the float model does not.
 
+    Inputs and outputs that say no shape, without which ONNX's checker refuses them, get the number of axes that they have here.
+
     Raises:
         InputError: names the output.
     """
-    broken = _not_finite(Inference(model)(batch))
+    answers = Inference(model)(batch)
+    arrays = {**batch, **answers}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is None and isinstance(arrays.get(str(value.name)), np.ndarray):
+            value.shape = ir.Shape([None] * arrays[str(value.name)].ndim)
+    broken = _not_finite(answers)
     meant = _not_finite(Inference(without_quantizers(model))(batch), nan=False) if broken else {}
     for name, where in broken.items():
         if name not in meant or meant[name].shape != where.shape or (where & ~meant[name]).any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import onnx
+import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError
@@ -16,6 +17,7 @@ from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.qdq import quantizers
+from onnxqat.graph.types import infer
 from onnxqat.runtime import checked
 
 log = logging.getLogger(__name__)
@@ -61,9 +63,16 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     check_finite_weights(folded)
     share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)
+    _state_shapes(folded)
     graph.sort()
     log.info("folded %d weights", len(weights))
     proto = io.to_proto(folded)
     # runtimes infer these again; in a small net they would be a twentieth of the file
     del proto.graph.value_info[:]
     return checked(proto)
+
+
+def _state_shapes(model: ir.Model) -> None:
+    """Infers the shapes of outputs that say none, as ONNX's checker demands."""
+    if any(value.shape is None for value in model.graph.outputs):
+        infer(model)

@@ -114,6 +114,8 @@ def _check_types(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
                 raise _refused(node, name, "is missing")
             continue
         wanted = ir.AttributeType(formal.type.value)  # type: ignore[attr-defined]
+        if isinstance(given.value, bytes):
+            raise _refused(node, name, "is not UTF-8 text")
         if given.is_ref() or given.type != wanted:
             raise _refused(node, name, f"is of type {given.type}, not {wanted}")
 

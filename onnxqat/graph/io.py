@@ -188,6 +188,12 @@ def _check_operators(model: ir.Model) -> None:
         raise UnsupportedModelError(
             f"operators {', '.join(sorted(unknown))} have no ONNX form; replace the layers that make them"
         )
+    version = opset(model)
+    newer = {n.op_type for n in model.graph.all_nodes() if version > 0 and not onnx.defs.has(n.op_type, version)}
+    if newer:
+        raise InputError(
+            f"model: operators {', '.join(sorted(newer))} do not exist in opset {version}; export the model again"
+        )
 
 
 def _check_opset(model: ir.Model, oldest: int) -> None:

@@ -111,7 +111,8 @@ class Quantizer:
     @cached_property
     def scales(self) -> NDArray[np.float32]:
         """The scale as an array, [] or [C]."""
-        return np.asarray(_required(self.scale), np.float32)
+        array = np.asarray(_required(self.scale), np.float32)
+        return array.reshape(()) if self.axis is None and array.size == 1 else array  # one scale may be written as [1]
 
     @cached_property
     def zero_points(self) -> NDArray[np.int32]:

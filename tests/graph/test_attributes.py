@@ -132,3 +132,10 @@ def test_common_attributes_pass(node):
 def test_end_of_a_slice_may_be_the_largest_integer():
     body = "(float[N,3,8,8] x) => (float[N,3,8,4] y) { c = Constant<value_ints=[9223372036854775807]>() y = Slice(x, w, c, v) }"
     io.load(model(body, w=np.array([4]), v=np.array([3])))
+
+
+def test_text_that_is_none_is_refused():
+    proto = network('Conv<auto_pad="VALID">(x, w)', KERNEL)
+    proto.graph.node[0].attribute[0].s = b"\xff"
+    with pytest.raises(InputError, match="Conv 'n': auto_pad is not UTF-8 text"):
+        io.load(proto)

@@ -346,3 +346,10 @@ def test_sparse_initializer_too_large_to_write_out_is_refused():
     proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [2**20, 2**20]))
     with pytest.raises(InputError, match=r"sparse initializer 'w' of shape .* is too large"):
         io.load(proto)
+
+
+def test_operator_of_a_later_opset_is_refused():
+    proto = model("(float[N,8] x) => (float[N,8] y) { y = Relu(x) }")
+    proto.graph.node[0].op_type = "Swish"
+    with pytest.raises(InputError, match="operators Swish do not exist in opset 17"):
+        io.load(proto)
