@@ -169,7 +169,7 @@ DEPLOYED_MODELS = {
     "axis of another size": (quantized(lambda p: weight_axis(p, 0)), "axis 0 of 'w_quantized' size 8"),
     "scale of two axes": (
         quantized(lambda p: set_array(p, "w_scale", np.ones((2, 3), np.float32))),
-        "its scale [2, 3]",
+        "quantize the model again",
     ),
     "zero point of another shape": (
         quantized(lambda p: set_array(p, "w_scale", np.ones(5, np.float32))),

@@ -16,7 +16,7 @@ from onnxqat.fold.weights import check_scale, fold_weight, separate_readers
 from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.finite import check_finite_weights
-from onnxqat.graph.qdq import quantizers
+from onnxqat.graph.qdq import quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.runtime import checked
 
@@ -47,6 +47,7 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     graph = folded.graph
     for quantizer in found:
         check_scale(quantizer)
+    write_scalars(found)
     weights = [q for q in found if q.is_weight and q.quantize is not None]
     if biases_are_integers(folded):
         for bias in integer_biases(folded):

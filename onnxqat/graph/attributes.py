@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
+from onnxqat.graph.finite import LAYERS
 from onnxqat.graph.qdq import constant
 
 _INT32 = 2**31 - 1
@@ -102,7 +103,7 @@ def check_attributes(model: ir.Model) -> None:
         _check_types(node, onnx.defs.get_schema(node.op_type, version))
         for check in (_check_numbers, _check_constants, _check_window, _check_group, _check_hidden_size):
             check(node)
-        for check in (_check_axis, _check_axes, _check_blocks):
+        for check in (_check_axis, _check_axes, _check_blocks, _check_parameters):
             check(node)
 
 
@@ -229,6 +230,16 @@ def _check_blocks(node: ir.Node) -> None:
     columns = shape[-1] if shape is not None and shape.rank() else None
     if counts.min(initial=1) < 1 or block.min(initial=1) < 1 or (isinstance(columns, int) and counts.prod() != columns):
         raise _refused(node, "block_shape", "does not fit the image, strides, dilations and pads")
+
+
+def _check_parameters(node: ir.Node) -> None:
+    """Parameters of a layer have elements, which kernels read unasked."""
+    for value in node.inputs if node.op_type in LAYERS else ():
+        array = constant(value)
+        if value is not None and array is not None and not array.size:
+            raise InputError(
+                f"initializer {value.name!r} of {node.op_type} {node.name!r}: has no elements; export the model again"
+            )
 
 
 def _shape(node: ir.Node, index: int) -> ir.Shape | None:

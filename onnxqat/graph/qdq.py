@@ -151,6 +151,16 @@ def quantizers(model: ir.Model) -> list[Quantizer]:
     return [_read(node) for node in model.graph if node.op_type == "DequantizeLinear"]
 
 
+def write_scalars(found: Iterable[Quantizer]) -> None:
+    """Writes a lone scale and its zero point without axes, as ONNX Runtime's kernels want both where one of them has none."""
+    for quantizer in found:
+        for value in (quantizer.scale, quantizer.zero_point):
+            tensor = None if value is None else value.const_value
+            if value is not None and tensor is not None and quantizer.axis is None and tensor.shape.rank():
+                value.const_value = ir.tensor(tensor.numpy().reshape(()), dtype=tensor.dtype, name=value.name)
+                value.shape = ir.Shape([])
+
+
 def is_quantized(model: ir.Model) -> bool:
     """Whether the model has any QuantizeLinear or DequantizeLinear."""
     return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.all_nodes())
@@ -228,16 +238,22 @@ def _check_shapes(dequantize: ir.Node, scale: ir.Value, zero_point: ir.Value | N
             f"{what}: its zero point has shape {list(points.shape)}, its scale {list(scales.shape)}; quantize the model again"
         )
     in_blocks = "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() > 0
-    if scales.ndim == 0 or scales.size == 1 or source.shape is None or in_blocks:
+    if scales.ndim > 1 and not in_blocks:
+        raise UnsupportedModelError(
+            f"{what}: scale {scale.name!r} has shape {list(scales.shape)}, not one axis at most; quantize the model again"
+        )
+    stored = constant(source)
+    shape = source.shape if stored is None else ir.Shape(stored.shape)  # what a model says of it may be wrong
+    if scales.size == 1 or shape is None or in_blocks:
         return
     axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
-    rank = source.shape.rank()
+    rank = shape.rank()
     if not -rank <= axis < rank:
         raise UnsupportedModelError(
             f"{what}: axis is {axis}, but {source.name!r} has {rank} axes; quantize the model again"
         )
-    size = source.shape[axis]
-    if scales.ndim != 1 or (isinstance(size, int) and size != len(scales)):
+    size = shape[axis]
+    if isinstance(size, int) and size != len(scales):
         raise UnsupportedModelError(
             f"{what}: scale {scale.name!r} has shape {list(scales.shape)}, axis {axis} of {source.name!r} size {size}; "
             "quantize the model again"

@@ -20,6 +20,7 @@ from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.limits import check_folded
+from onnxqat.graph.opsets import lowered
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import constant, is_quantized
 from onnxqat.graph.types import infer
@@ -40,6 +41,7 @@ from onnxqat.insert.tied import share_tables
 
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64
+NEWEST_WITH_KERNELS = 20
 
 
 def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.Model:
@@ -56,6 +58,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
         raise InputError(
             "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"
         )
+    loaded = _with_kernels(loaded)
     check_finite_weights(loaded)
     passes.RemoveInitializersFromInputsPass()(loaded)
     name_nodes(loaded.graph)
@@ -89,6 +92,21 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     infer(loaded)
     name_nodes(loaded.graph)
     return loaded
+
+
+def _with_kernels(model: ir.Model) -> ir.Model:
+    """The model in the newest opset for which ONNX Runtime 1.19 has all integer kernels, where its operators are the same there.
+
+    It fuses MatMul of opset 21 and then has no kernel for what it made of it.
+    """
+    if io.opset(model) <= NEWEST_WITH_KERNELS or any(
+        n.op_type == "GroupNormalization" for n in model.graph.all_nodes()
+    ):
+        return model  # whose scale has another shape in opset 21
+    try:
+        return lowered(model, NEWEST_WITH_KERNELS)
+    except InputError:
+        return model
 
 
 def _is_small_fill(node: ir.Node) -> bool | None:

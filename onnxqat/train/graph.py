@@ -17,7 +17,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
-from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers
+from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
 from onnxqat.labels import Labelling
@@ -70,6 +70,7 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
     for quantizer in quantizers(qdq):
         _check_scale(quantizer)
     check_finite_weights(qdq)
+    write_scalars(quantizers(qdq))
     restore_float(qdq)
     return qdq
 

@@ -311,3 +311,32 @@ def test_equal_zero_points_are_one_initializer():
     values = [array(folded, name) for name in points]
     assert len({(v.dtype, int(v)) for v in values}) == len(points)
     assert len(points) < sum(n.op_type == "QuantizeLinear" for n in folded.graph.node)
+
+
+@pytest.mark.parametrize("opset", [13, 20, 21])
+def test_quantized_matmul_loads_in_the_runtime_from_any_opset(opset):
+    proto = model(
+        "(float[N,4,8] x) => (float[N,4,4] y) { q = MatMul(x, w) y = MatMul(q, q2) }",
+        opset=opset,
+        w=random(8, 6),
+        q2=random(6, 4),
+    )
+    deployed = fold(inserted(proto))
+    assert float_kernels(deployed) == set()
+    (batch,) = batches(proto, 1)
+    assert np.isfinite(outputs(deployed, batch, plain=False)[0]).all()
+
+
+def test_lone_scale_may_be_written_with_an_axis():
+    """ONNX Runtime fuses an Add only where scale and zero point are both scalars."""
+    proto = model(
+        "(float[N,4] x) => (float[N,4] y) { a = MatMul(x, w) b = MatMul(a, v) y = Add(a, b) }",
+        w=random(4, 4),
+        v=random(4, 4),
+    )
+    quantized = inserted(proto)
+    before = outputs(fold(quantized), batches(proto, 1)[0], plain=False)
+    for tensor in quantized.graph.initializer:
+        if tensor.name in ("a_scale", "b_scale"):
+            tensor.dims.append(1)
+    np.testing.assert_array_equal(outputs(fold(quantized), batches(proto, 1)[0], plain=False), before)

@@ -139,3 +139,9 @@ def test_text_that_is_none_is_refused():
     proto.graph.node[0].attribute[0].s = b"\xff"
     with pytest.raises(InputError, match="Conv 'n': auto_pad is not UTF-8 text"):
         io.load(proto)
+
+
+def test_parameters_without_elements_are_refused():
+    proto = model("(float[N,8] x) => (float[N,8] y) { y = LayerNormalization(x, w, b) }", w=random(8), b=random(0))
+    with pytest.raises(InputError, match="initializer 'b' of LayerNormalization '': has no elements"):
+        io.load(proto)

@@ -67,9 +67,11 @@ def _wrong_output(case: Case, status: int) -> str | None:
         return "a failed command wrote a file"
     try:
         onnx.checker.check_model(onnx.load(case.output))
-        answers = _answers(case.output, case.data)
-    except ort.capi.onnxruntime_pybind11_state.InvalidArgument:
-        return None  # inputs that a mutation has declared otherwise: the good data is not of their shape
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        session = ort.InferenceSession(str(case.output), options, providers=["CPUExecutionProvider"])
+        # what is wrong with the answers of a quantized model may have been so before, and fold runs nothing
+        answers = [] if case.what.startswith(("qdq", "int8")) else _answers(session, case.data)
     except Exception as error:
         return f"invalid output: {' '.join(str(error).split())[:300]}"
     if any(np.isnan(array).any() for array in answers if array.dtype.kind == "f"):
@@ -77,13 +79,10 @@ def _wrong_output(case: Case, status: int) -> str | None:
     return None
 
 
-def _answers(model: Path, data: Path) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+def _answers(session: ort.InferenceSession, data: Path) -> list[np.ndarray]:
     with np.load(data) as arrays:
         feeds = {value.name: arrays[value.name] for value in session.get_inputs() if value.name in arrays}
     if len(feeds) < len(session.get_inputs()):
-        return []
+        return []  # of an input that a mutation has renamed
     outputs = session.run(None, feeds)
     return [array for array in outputs if isinstance(array, np.ndarray)]
