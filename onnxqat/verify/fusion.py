@@ -63,6 +63,7 @@ class Kernel:
         kind: "integer": reads integer activations; "weight-only": float activations, integer weights; "float"; "absorbed":
             merged into a neighbour, or folded away.
         reason: why it is not an integer kernel, or is one against the model; "" where it is rightly, or is absorbed.
+        purpose: why `insert` left it in float; "" where it did not.
     """
 
     node: str
@@ -70,11 +71,17 @@ class Kernel:
     kernel: str
     kind: Kind
     reason: str
+    purpose: str = ""
 
     @property
     def is_weighted(self) -> bool:
         """Whether it is one of the layers that hold a model's weights."""
         return self.op_type in WEIGHTED
+
+
+def purpose(node: ir.Node) -> str:
+    """Why `insert` left the node in float; "" where it did not."""
+    return str(node.metadata_props.get("onnxqat.float", ""))
 
 
 def marked(model: ir.Model) -> ir.Model:

@@ -37,7 +37,7 @@ def report(deployed: ir.Model, layers: list[dict[str, str]]) -> list[Kernel]:
             alone = holder is node
             reason = openvino_blockers(node, quantized, precision) if alone else fusion.together_with(holder)
         name = "" if layer is None else f"{layer['layerType']} {layer['runtimePrecision']}"
-        kernels.append(Kernel(str(node.name), node.op_type, name, kind, reason))
+        kernels.append(Kernel(str(node.name), node.op_type, name, kind, reason, fusion.purpose(node)))
     return kernels
 
 

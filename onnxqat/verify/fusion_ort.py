@@ -53,7 +53,8 @@ def report(deployed: ir.Model, path: str) -> list[Kernel]:
             reason = ort_blockers(node, quantized) if holder is node else fusion.together_with(holder)
         elif kind == "integer":
             reason = fusion.quantized_by_runtime(node, "ONNX Runtime")
-        kernels[number] = Kernel(str(node.name), node.op_type, _kernel_name(kernel), kind, reason)
+        names = str(node.name), node.op_type, _kernel_name(kernel)
+        kernels[number] = Kernel(*names, kind, reason, fusion.purpose(node))
     return list(kernels.values())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -142,7 +142,8 @@ class Report:
             *self._where(),
             _kernel_table(self.kernels),
             *_reasons("quantized against the model", self.against_the_model),
-            *_reasons("float", self.not_integer),
+            *_on_purpose(k for k in self.kernels if k.purpose and k.kind != "integer"),
+            *_reasons("float", (k for k in self.not_integer if not k.purpose)),
         )
 
     def _figures(self) -> Table:
@@ -233,6 +234,13 @@ def _kernel_table(kernels: Iterable[Kernel]) -> Table:
     for (op_type, name, kind), count in sorted(counts.items()):
         table.add_row(op_type, name, kind, str(count))
     return table
+
+
+def _on_purpose(kernels: Iterable[Kernel]) -> list[Text]:
+    """One line for all nodes that `insert` left in float."""
+    counts = Counter((kernel.op_type, kernel.purpose) for kernel in kernels)
+    parts = [f"{count} {op_type} ({purpose})" for (op_type, purpose), count in counts.items()]
+    return [Text(f"float on purpose: {'; '.join(parts)}")] if parts else []
 
 
 def _reasons(what: str, kernels: Iterable[Kernel]) -> list[Text]:

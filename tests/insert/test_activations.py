@@ -1,9 +1,13 @@
 """HardSigmoid and HardSwish that exporters write as arithmetic, and what they leave to run in float."""
 
+from io import StringIO
+
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
+from onnxqat import verify
 from onnxqat.fold import fold
 from onnxqat.graph import io
 from onnxqat.insert import insert
@@ -167,3 +171,17 @@ def test_fewer_pairs_are_left_than_by_onnxruntimes_own_tool(tmp_path):
     pairs = ("QuantizeLinear", "DequantizeLinear")
     assert sum(ours[kind] for kind in pairs) < sum(theirs[kind] for kind in pairs)
     assert ours["QLinearMul"] == 2
+
+
+def test_verify_says_in_one_line_what_stays_in_float_on_purpose():
+    proto = mobile()
+    data = batches(proto)
+    quantized = insert(proto, data)
+    report = verify(quantized, fold(quantized), data)
+    written = StringIO()
+    Console(width=500, file=written).print(report)
+    (line,) = [line for line in written.getvalue().splitlines() if line.startswith("float")]
+    assert line.strip() == (
+        "float on purpose: 4 HardSwish (ort-cpu has no integer kernel for HardSwish); "
+        "2 HardSigmoid (ort-cpu has no integer kernel for HardSigmoid); 1 Add (its output 'y' is read in float only)"
+    )
