@@ -7,7 +7,6 @@ with one column, or behind Sigmoid, each element is a decision between 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph.ending import channel_axis, ending, is_linear
+from onnxqat.label_advice import Sizes, equal, hint, misfit, not_numbers, shown
 
 Array = NDArray[Any]
-#: Sizes of an output; None where only a batch tells.
-Sizes = Sequence[int | None]
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,12 @@ class Decisions:
             InputError: they are no class numbers, do not fit the shape, or are not among the classes.
         """
         if label.dtype == bool or not np.issubdtype(label.dtype, np.integer):
-            raise InputError(f"label {name!r}: {_not_numbers(label, sizes)}")
+            raise InputError(f"label {name!r}: {not_numbers(label, sizes)}")
         self.axis = self._axis(label, sizes, name)
         expected = [*sizes[: self.axis], *sizes[self.axis + 1 :]]
         found = _reshaped(label, expected)
         if found is None:
-            raise InputError(f"label {name!r}: {_misfit(label, sizes, expected)}")
+            raise InputError(f"label {name!r}: {misfit(label, sizes, expected)}")
         self._check_range(found, sizes[self.axis], name)
         return np.ascontiguousarray(found, np.int64)
 
@@ -146,7 +144,7 @@ class Decisions:
         if numbers.size and (numbers.min() < 0 or numbers.max() > 1):
             raise InputError(
                 f"label {name!r}: runs from {numbers.min():g} to {numbers.max():g}; each output is a decision between 0 "
-                f"and 1, so labels must be too{_hint(numbers, 2)}"
+                f"and 1, so labels must be too{hint(numbers, 2)}"
             )
         return found
 
@@ -188,20 +186,18 @@ class Decisions:
 
     def _axis(self, label: Array, sizes: Sizes, name: str) -> int:
         if len(sizes) < 2:
-            raise InputError(
-                f"output: has shape {_shown(sizes)}, no class scores [N, C]; choose another metric or loss"
-            )
+            raise InputError(f"output: has shape {shown(sizes)}, no class scores [N, C]; choose another metric or loss")
         if self.axis is not None:
             return self.axis % len(sizes)
         fitting = [axis for axis in range(len(sizes)) if axis != self.samples and _fits(label, sizes, axis)]
         if len(fitting) > 1:
             raise InputError(
-                f"label {name!r}: of shape {list(label.shape)} fits an output of shape {_shown(sizes)} with classes along "
+                f"label {name!r}: of shape {list(label.shape)} fits an output of shape {shown(sizes)} with classes along "
                 f"axis {' or '.join(map(str, fitting))}; say which by class_axis (--class-axis)"
             )
         if not fitting:
             expected = [*sizes[:1], *sizes[2:]]
-            raise InputError(f"label {name!r}: {_misfit(label, sizes, expected)}")
+            raise InputError(f"label {name!r}: {misfit(label, sizes, expected)}")
         return fitting[0]
 
     def _check_range(self, numbers: Array, classes: int | None, name: str) -> None:
@@ -217,7 +213,7 @@ class Decisions:
         if low < 0 or high >= classes:
             raise InputError(
                 f"label {name!r}: holds {low} to {high}, the model has {classes} classes, 0 to {classes - 1}; "
-                f"check the labels{_hint(numbers, classes)}"
+                f"check the labels{hint(numbers, classes)}"
             )
 
 
@@ -230,7 +226,7 @@ def aligned(label: Array, sizes: Sizes, name: str = "label") -> Array:
     found = _reshaped(label, sizes)
     if found is None:
         raise InputError(
-            f"label {name!r}: has shape {list(label.shape)}, the output {_shown(sizes)}; they must be equal; reshape it"
+            f"label {name!r}: has shape {list(label.shape)}, the output {shown(sizes)}; they must be equal; reshape it"
         )
     return found
 
@@ -250,52 +246,9 @@ def _fits(label: Array, sizes: Sizes, axis: int) -> bool:
 
 def _reshaped(label: Array, sizes: Sizes) -> Array | None:
     """The labels in these sizes, if they differ in axes of one element alone."""
-    if label.ndim == len(sizes) and _equal(label.shape, sizes):
+    if label.ndim == len(sizes) and equal(label.shape, sizes):
         return label
-    if not label.ndim or not _equal([d for d in label.shape if d != 1], [d for d in sizes if d != 1]):
+    if not label.ndim or not equal([d for d in label.shape if d != 1], [d for d in sizes if d != 1]):
         return None
     places = iter(d for d in label.shape if d != 1)
     return label.reshape([1 if d == 1 else next(places) for d in sizes])
-
-
-def _equal(shape: Sequence[int], sizes: Sizes) -> bool:
-    return len(shape) == len(sizes) and all(s in (None, d) for d, s in zip(shape, sizes, strict=True))
-
-
-def _not_numbers(label: Array, sizes: Sizes) -> str:
-    if _one_hot(label, sizes):
-        return f"is one-hot (shape {list(label.shape)}), class numbers are needed; give label.argmax of its class axis"
-    found = f"has type {label.dtype} and shape {list(label.shape)}, class numbers are needed"
-    whole = label.dtype.kind in "fb" and bool(np.isfinite(label).all()) and bool((label == np.rint(label)).all())
-    if whole:
-        return f"{found}; it holds whole numbers, so cast it: label.astype('int64')"
-    return f"{found}; cast it to int64, or choose another loss or metric"
-
-
-def _misfit(label: Array, sizes: Sizes, expected: Sizes) -> str:
-    if _one_hot(label, sizes):
-        return (
-            f"is one-hot (shape {list(label.shape)}), class numbers are needed; give label.argmax of its class axis, "
-            "or, where several classes are true at once, use the loss bce_with_logits and the metric binary_accuracy"
-        )
-    return f"has shape {list(label.shape)}; class numbers of shape {_shown(expected)} are needed; reshape it"
-
-
-def _one_hot(label: Array, sizes: Sizes) -> bool:
-    return _equal(label.shape, sizes) and label.ndim > 1 and bool(np.isin(label, (0, 1)).all())
-
-
-def _hint(numbers: Array, classes: int) -> str:
-    """Advice for labels that count from 1, and for data with a mark for what does not count, outside the classes."""
-    if classes == 2 and np.isin(numbers, (-1, 1)).all():
-        return ": for -1 and 1 give (label + 1) / 2"
-    outside = np.unique(numbers[(numbers < 0) | (numbers >= classes)])
-    if numbers.min() >= 1 and numbers.max() == classes:
-        return ": they seem to count from 1, so subtract 1"
-    if outside.size != 1:
-        return ""
-    return f", or leave out those of {int(outside[0])} by ignore_label={int(outside[0])} (--ignore-label)"
-
-
-def _shown(sizes: Sizes) -> str:
-    return "[" + ", ".join("any" if size is None else str(size) for size in sizes) + "]"
