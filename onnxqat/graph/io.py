@@ -163,6 +163,7 @@ def _inline(model: ir.Model) -> None:
             f"model: its local functions cannot be inlined ({_reason(error)}); export the model without them"
         ) from error
     model.functions.clear()
+    passes.RemoveUnusedOpsetsPass()(model)
 
 
 def _reason(error: BaseException) -> str:
