@@ -13,7 +13,7 @@ import onnx
 from onnxqat import data as datasets
 from onnxqat.distributed import rank
 from onnxqat.errors import InputError
-from onnxqat.graph import io
+from onnxqat.graph import files, io
 from onnxqat.train import checkpoint_files
 from onnxqat.train.callbacks import Callback
 from onnxqat.train.trainer import Trainer
@@ -98,6 +98,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     try:
         io.save(model, path)
     except InputError as error:
+        if files.is_stream(path):
+            raise
         elsewhere = Path(tempfile.mkdtemp(prefix="onnxqat-")) / "rescued.onnx"
         io.save(model, elsewhere)
         raise InputError(f"{error}; the model is in {elsewhere} instead") from error

@@ -157,9 +157,9 @@ class Engine:
         """Forward only; returns the named outputs (the loss is one of them)."""
         if self._evaluation is None:
             assert self._evaluation_model is not None
-            self._evaluation = Session(self._evaluation_model, self._threads)
-            self._evaluation.bind(self.layout.named(self.parameters))
-            self._evaluation_model = None
+            session = Session(self._evaluation_model, self._threads)
+            session.bind(self.layout.named(self.parameters))
+            self._evaluation, self._evaluation_model = session, None  # Ctrl-C before this leaves nothing half made
         self._evaluation.bind(batch)
         return self._evaluation.run(fetch)
 
