@@ -310,6 +310,15 @@ def test_zero_points_that_no_code_has_are_refused(zero_point, module):
         module(X)
 
 
+def test_zero_points_that_are_constants_of_nodes_are_buffers_too(qdq, module):
+    written = type(qdq)()
+    written.CopyFrom(qdq)
+    (stored,) = [i for i in written.graph.initializer if i.name == "x_zero_point"]
+    written.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["x_zero_point"], value=stored))
+    written.graph.initializer.remove(stored)
+    assert torch.equal(as_module(written).x_zero_point, module.x_zero_point)
+
+
 class Network(torch.nn.Module):
     """With BatchNormalization, which `insert` folds into the convolution."""
 

@@ -48,7 +48,7 @@ class Function:
     """Outputs of a Q/DQ model at given inputs and parameters, and gradients by any of them; holds no arrays itself.
 
     Args:
-        qdq: a model that `load_qdq` returned.
+        qdq: a model that `load_qdq` returned; it is kept, its constants as initializers.
         threads: threads inside an operator; 0: one for each core.
 
     Attributes:
@@ -64,6 +64,7 @@ class Function:
     """
 
     def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
+        passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(qdq)
         self._qdq = qdq
         self._forward, self.layout = forward_graph(qdq)
         self.initial = initial_values(self._forward.graph, self.layout)
