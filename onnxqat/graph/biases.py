@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -65,21 +66,21 @@ class Bias:
         with np.errstate(over="ignore"):
             return np.asarray(self.data.scales.reshape(()) * self.weight.scales, np.float32)
 
-    @property
+    @cached_property
     def room(self) -> float:
         """How large its codes may be, so that they and the products fit into int32 together."""
         return max(ROOM - PRODUCT * _products(self.layer, self.weight), LEAST_ROOM)
 
-    @property
-    def smallest_weight_scale(self) -> NDArray[np.float32]:
-        """The scale of the weight that gives its codes this room and its grid a normal number; of that scale's shape."""
-        needed = np.maximum(np.abs(self.array.astype(np.float64)) / self.room, np.finfo(np.float32).tiny)
-        if self.weight.scales.ndim == 0:
+    def smallest_weight_scale(self, array: NDArray[np.float32], data_scale: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scale of the weight that gives a bias such codes, and its grid a normal number; of that scale's shape."""
+        needed = np.maximum(np.abs(array) * np.float32(1 / self.room), np.finfo(np.float32).tiny)
+        shape = self.weight.scales.shape
+        if not shape:
             needed = needed.max(initial=0)
-        else:
-            rows = np.broadcast_to(needed, np.broadcast_shapes(needed.shape, self.weight.scales.shape))
-            needed = rows.reshape(-1, self.weight.scales.size).max(axis=0)
-        return np.asarray(needed / self.data.scales.reshape(()), np.float32)
+        elif needed.shape != shape:
+            rows = np.broadcast_to(needed, np.broadcast_shapes(needed.shape, shape))
+            needed = rows.reshape(-1, *shape).max(axis=0)
+        return np.asarray(needed / data_scale.reshape(()), np.float32)
 
     @property
     def codes(self) -> NDArray[np.float64]:
@@ -112,7 +113,7 @@ def make_room(model: ir.Model) -> None:
     raised = []
     for bias in integer_biases(model):
         scale = bias.weight.scale
-        held, smallest = np.asarray(constant(scale)), bias.smallest_weight_scale
+        held, smallest = np.asarray(constant(scale)), bias.smallest_weight_scale(bias.array, bias.data.scales)
         if (held < smallest).any():
             scale.const_value = ir.tensor(np.maximum(held, smallest), name=scale.name)
             raised.append(str(bias.layer.name))

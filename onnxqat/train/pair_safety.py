@@ -1,4 +1,8 @@
-"""Keeps 8-bit weights pair-safe while they are trained: no processor may saturate on what ships (see `graph.pairs`)."""
+"""Keeps the scales of weights large enough while they are trained.
+
+8-bit weights stay pair-safe, so that no processor saturates on what ships (see `graph.pairs`), and biases keep fitting into int32
+(see `graph.biases`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.biases import Bias, integer_biases
 from onnxqat.graph.pairs import HeldWeight, held_weights
 from onnxqat.graph.qdq import constant
 
@@ -15,10 +20,10 @@ Floats = NDArray[np.float32]
 
 
 class PairSafety:
-    """Scales that a model's weights have outgrown; none where `insert` did not promise to hold them."""
+    """Scales that a model's weights have outgrown, where `insert` promised to hold them, or its biases."""
 
     def __init__(self, qdq: ir.Model) -> None:
-        self._held = held_weights(qdq)
+        self._held, self._biases = held_weights(qdq), integer_biases(qdq)
         self._fixed: dict[str, Floats] = {}  # smallest scales of weights that are not trained
 
     def outgrown(self, arrays: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
@@ -31,6 +36,8 @@ class PairSafety:
             scales = arrays.get(scale, held.quantizer.scales)
             if not (least <= scales).all():
                 yield scale, np.fmax(scales, least)  # weights that are no numbers are for others to refuse
+        for bias in self._biases:
+            yield from _outgrown_by_bias(bias, arrays)
 
     def hold(self, arrays: Mapping[str, Floats]) -> None:
         """Raises the trained scales in place."""
@@ -43,3 +50,13 @@ class PairSafety:
         if name not in self._fixed:
             self._fixed[name] = held.least_scale(constant(held.quantizer.source))  # type: ignore[arg-type]
         return self._fixed[name]
+
+
+def _outgrown_by_bias(bias: Bias, arrays: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
+    """As `PairSafety.outgrown`: the bound follows the bias and the scale of the data."""
+    value, data, scale = str(bias.value.name), str(bias.data.scale.name), str(bias.weight.scale.name)
+    if value in arrays or data in arrays or scale in arrays:
+        least = bias.smallest_weight_scale(arrays.get(value, bias.array), arrays.get(data, bias.data.scales))
+        scales = arrays.get(scale, bias.weight.scales)
+        if not (least <= scales).all():
+            yield scale, np.fmax(scales, least)

@@ -96,7 +96,7 @@ SETTINGS = {
 @stock.needs_stock
 @pytest.mark.parametrize("precise", [False, True], ids=["default", "precise"])
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("kind", ["Conv", "Gemm", "MatMul"])
 def test_partly_quantized_models_load_and_give_the_trained_answers(kind, setting, precise):
     if kind == "Conv":
         proto = image(

@@ -11,6 +11,9 @@ from onnxqat.fold import fold
 from onnxqat.graph import io
 from onnxqat.graph.biases import integer_biases
 from onnxqat.insert import insert
+from onnxqat.torch import as_module, to_model
+from onnxqat.train.optimizers import SGD
+from onnxqat.train.trainer import Trainer
 from tests.models import array, batches, model, outputs, random
 
 CONV = "(float[N,3,6,6] x) => (float[N,4,6,6] y) { y = Conv<pads=[1,1,1,1]>(x, w, b) }"
@@ -56,3 +59,32 @@ def test_scale_of_a_weight_is_left_as_it_is_where_the_bias_fits():
     without = model(GEMM.replace(", b)", ")"), w=random(8, 4))
     inserted, expected = (array(insert(proto, batches(proto)), "w_scale") for proto in (proto, without))
     np.testing.assert_array_equal(inserted, expected)
+
+
+@pytest.mark.parametrize("text", SHAPES, ids=["Conv", "Gemm", "MatMul"])
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("freeze", [[], ["w_scale"]], ids=["all", "scale frozen"])
+def test_training_raises_the_scale_of_a_weight_that_its_bias_outgrows(text, granularity, freeze):
+    proto = model(text, w=random(*SHAPES[text]) * np.float32(1e-6), b=random(4, seed=1))
+    data = batches(proto)
+    labelled = [{**batch, "label": 50 * outputs(proto, batch)[0]} for batch in data]
+    qdq = insert(proto, data, Config(weight_granularity=granularity))
+    trainer = Trainer(qdq, "mse", SGD(lr=0.5), freeze=freeze)
+    for _ in range(8):
+        for batch in labelled:
+            trainer.step(batch)
+    trained = trainer.model()
+    assert np.abs(array(trained, "b")).max() > 4 * np.abs(array(qdq, "b")).max()
+    (bias,) = integer_biases(io.load(trained))
+    assert np.abs(bias.codes).max() < 2**30.1
+    (expected,), (found,) = outputs(trained, data[0]), outputs(fold(trained), data[0])
+    assert decibels(expected, found) > 40
+
+
+def test_module_raises_the_scale_of_a_weight_that_its_bias_outgrows():
+    torch = pytest.importorskip("torch")
+    proto = model(GEMM, w=random(8, 4) * np.float32(1e-6), b=random(4, seed=1))
+    module = as_module(insert(proto, batches(proto)))
+    with torch.no_grad():
+        dict(module.named_parameters())["b"].mul_(100)
+    fold(to_model(module))
