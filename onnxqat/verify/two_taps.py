@@ -164,18 +164,21 @@ def _loss_of_every_pair(write: Writer, raw: ir.Value, codes: Array) -> ir.Value:
 def _convolved(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, zero: int) -> ir.Value:
     """Sums of pairs in a convolution; what pads the data is the code of 0, so it is subtracted and added back as a bias."""
     shifted = write("Sub", raw, np.float32(zero))
-    gathered = write("Gather", shifted, pairs.inputs.reshape(-1), axis=1)
-    bias = zero * pairs.weights.sum(axis=1)
-    return write("Conv", gathered, _kernels(layer, pairs), bias, group=len(bias), **placing(layer.node))
+    members = [
+        write("Conv", data, kernels, zero * weights, group=len(weights), **placing(layer.node))
+        for data, kernels, weights in _members(write, layer, pairs, shifted)
+    ]
+    return write("Add", *members)
 
 
 def _transposed(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, zero: int) -> ir.Value:
     """Sums of pairs in a transposed convolution: one tap gives each output at most one of them; none where it has no input."""
     del zero
-    gathered = write("Gather", raw, pairs.inputs.reshape(-1), axis=1)
-    kernels = _kernels(layer, pairs)
-    kernels = kernels.reshape(-1, 1, *kernels.shape[2:])
-    return write("ConvTranspose", gathered, kernels, group=len(pairs.outputs), **placing(layer.node))
+    members = [
+        write("ConvTranspose", data, kernels, group=len(weights), **placing(layer.node))
+        for data, kernels, weights in _members(write, layer, pairs, raw)
+    ]
+    return write("Add", *members)
 
 
 def _products(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, zero: int) -> ir.Value:
@@ -187,12 +190,15 @@ def _products(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, 
     return write("Add", *members)
 
 
-def _kernels(layer: PairedLayer, pairs: TwoTaps) -> Array:
-    """One kernel [2, …] per pair, 0 but for its two taps."""
-    kernels = np.zeros((*pairs.weights.shape, *layer.shape[2:]), np.float32)
-    row, side = np.indices(pairs.weights.shape)
-    kernels[(row, side, *np.moveaxis(pairs.taps, -1, 0))] = pairs.weights
-    return kernels
+def _members(
+    write: Writer, layer: PairedLayer, pairs: TwoTaps, data: ir.Value
+) -> Iterator[tuple[ir.Value, Array, Array]]:
+    """For first and second members of pairs: their input channels, one kernel each, 0 but for its tap, and their weights."""
+    for side in (0, 1):
+        weights = pairs.weights[:, side]
+        kernels = np.zeros((len(weights), 1, *layer.shape[2:]), np.float32)
+        kernels[(np.arange(len(weights)), 0, *pairs.taps[:, side].T)] = weights
+        yield write("Gather", data, pairs.inputs[:, side], axis=1), kernels, weights
 
 
 def placing(node: ir.Node) -> dict[str, Any]:
