@@ -125,7 +125,7 @@ class Feeds:
         """What is wrong where a label is a class that the model rules out, so that the loss is infinite; else None."""
         if self.loss.judged != "classes":
             return None
-        decisions, labels = self.loss.decisions, feeds["label"]
+        decisions, labels = self.loss.decisions, feeds[f"{LABEL}label"]
         axis, counted = decisions.class_axis(output), decisions.counted(labels)
         places = np.expand_dims(np.where(counted, labels, 0), axis)
         scores = np.take_along_axis(output, places, axis).squeeze(axis)
@@ -164,7 +164,7 @@ class Feeds:
         assert sizes is not None
         numbers = decisions.numbers(array, sizes, name)
         if not self._looked and decisions.activation is None:
-            self._check_logits(self._output(inputs))
+            self._check_logits(self._first_output(inputs))
         self._looked = True
         return numbers
 
@@ -175,7 +175,7 @@ class Feeds:
             return aligned(array, sizes, name)
         found = self.loss.decisions.sides(array, sizes, name)
         if not (self._looked or self.loss.decisions.activation or self.loss.decisions.linear):
-            self.loss.decisions.check_logits(self._output(inputs))
+            self.loss.decisions.check_logits(self._first_output(inputs))
         self._looked = True
         return found
 
@@ -185,6 +185,11 @@ class Feeds:
             return self.sizes
         count = self.base.samples.rows(inputs, list(self.base.inputs))
         return (*self.sizes[: self.rows], count, *self.sizes[self.rows + 1 :])
+
+    def _first_output(self, inputs: Batch) -> NDArray[Any]:
+        """The output of the first batch, by a session that holds the model's weights no longer than that."""
+        name = self.graph.outputs[0]
+        return Inference(self.graph.qdq, [name])(inputs)[name]
 
     def _output(self, inputs: Batch) -> NDArray[Any]:
         return self._inference(inputs)[self.graph.outputs[0]]

@@ -11,7 +11,7 @@ from onnxqat.labels import Labelling
 from onnxqat.train import ortgrad
 from onnxqat.train.differentiate import differentiate
 from onnxqat.train.logits import CLASS_AXIS
-from onnxqat.train.losses import LOSS, attach_loss
+from onnxqat.train.losses import LABEL, LOSS, TEACHER, attach_loss
 from tests.models import model, random
 
 F = torch.nn.functional
@@ -33,7 +33,8 @@ def loss_and_gradient(proto, loss, feeds, **said):
     infer(graph)
     attach_loss(graph, loss, Labelling(**said))
     graph.graph.outputs[:] = [next(o for n in graph.graph for o in n.outputs if o.name == LOSS)]
-    results = ortgrad.run(ir.to_proto(differentiate(graph, LOSS, ["w"])), {"w": np.ones(1, np.float32), **feeds})
+    named = {{"label": f"{LABEL}label", "teacher_y": f"{TEACHER}y"}.get(name, name): a for name, a in feeds.items()}
+    results = ortgrad.run(ir.to_proto(differentiate(graph, LOSS, ["w"])), {"w": np.ones(1, np.float32), **named})
     return results[LOSS], results["w_grad"]
 
 
