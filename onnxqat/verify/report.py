@@ -124,7 +124,8 @@ class Report:
             plain["steps"] = output.steps
         found["size"]["ratio"] = self.size.ratio
         found["verdict"] = self.verdict and self.verdict.to_dict()
-        found["saturation"].update(pairs=self.saturation.pairs, can_saturate=self.saturation.can_saturate)
+        whole = {name: getattr(self.saturation, name) for name in ("proof", "pairs", "can_saturate")}
+        found = {"saturation": {**whole, **found.pop("saturation")}, **found}
         for key, weighted in (("weighted_nodes", True), ("nodes", False)):
             integer, total = self.integer_count(weighted=weighted)
             found[key] = {"integer": integer, "total": total}

@@ -45,7 +45,10 @@ def test_proof_comes_first_where_no_pair_can_saturate(runtime):
     proof = "x86 without VNNI: 0 of 288 pairs of weights, in 1 layer, can saturate, so it computes the same integers."
     assert text_of(report).startswith(proof)
     assert "Remedy" not in text_of(report)
-    found = json.loads(report.to_json())["saturation"]
+    written = json.loads(report.to_json())
+    assert next(iter(written)) == "saturation"
+    found = written["saturation"]
+    assert found["proof"] == proof
     assert (found["pairs"], found["can_saturate"], found["other"]) == (288, 0, None)
 
 
