@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import OnnxqatError
 from onnxqat.train.engine import Engine, Floats
 from onnxqat.train.locate import Place, first_not_finite
+from onnxqat.train.losses import LABEL
 
 #: Operators that are not defined everywhere, or whose slope has no bound.
 _EDGES = frozenset({"Acos", "Acosh", "Asin", "Atanh", "Div", "Log", "Mod", "Pow", "Reciprocal", "ReduceLogSum", "Sqrt"})
@@ -51,7 +52,7 @@ def _remedy(place: Place | None, feeds: Mapping[str, NDArray[Any]], *, begun: bo
         )
     for name, array in feeds.items():
         if array.dtype.kind == "f" and np.abs(array).max(initial=0) > _LARGE:
-            return f"{name!r} holds numbers beyond {_LARGE:g}: check data and labels"
+            return f"{name.removeprefix(LABEL)!r} holds numbers beyond {_LARGE:g}: check data and labels"
     if begun:
         return "lower the learning rate, clip gradients, or check data and labels"
     return "no step has changed the model yet: check its weights, data and labels"
