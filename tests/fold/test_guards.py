@@ -111,4 +111,7 @@ def test_partly_quantized_models_load_and_give_the_trained_answers(kind, setting
     quantized = insert(proto, data, SETTINGS[setting])
     (found,), _ = stock.run(fold(quantized), batch, precise=precise)
     (expected,) = outputs(quantized, batch)
-    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    # a code may fall on the other side of a tie
+    apart = np.abs(found - expected) / np.abs(expected).max()
+    assert apart.max() < 0.05
+    assert (apart > 0.002).mean() < 0.05
