@@ -311,5 +311,5 @@ def test_weights_inside_control_flow_that_data_steers_are_refused():
         w=M["w"],
         b=M["b"],
     )
-    with pytest.raises(UnsupportedModelError, match="has no weights to quantize"):
+    with pytest.raises(UnsupportedModelError, match="its layers are inside If 'If', which input 'yes' decides; fix it"):
         insert(proto, data(proto))
