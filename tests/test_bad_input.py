@@ -167,7 +167,7 @@ def test_old_opset_that_cannot_be_converted_is_refused_with_the_operator(desk):
         f"(float[N,8] x, string n) => (float[N,8] y) {{ a = MatMul(x, w) y = {scan} }}", opset=8, w=random(8, 8)
     )
     line = refused(desk, desk.insert(desk.model(proto)))
-    assert "opset 8 cannot be converted to 17 (the converter does not know Scan of opset 8)" in line
+    assert "opset 8 cannot be converted to 17: Scan 'y' runs over batches" in line
 
 
 @pytest.mark.parametrize("command", ["insert", "train"])
