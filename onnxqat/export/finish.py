@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import files, io
 from onnxqat.graph.identities import eliminate_identities
-from onnxqat.runtime import Inference, short_reason
+from onnxqat.runtime import Inference, checked, short_reason
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -96,7 +96,7 @@ def finish(
     """Compares the model with the framework (`run`) on each of `feeds`, then saves it to `path` if that is given."""
     for inputs in feeds:
         compare(model, inputs, run(inputs), source)
-    proto = io.to_proto(model)
+    proto = checked(io.to_proto(model))
     if path is not None:
         io.save(proto, path)
     return proto

@@ -68,7 +68,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     infer(loaded)
     float16_to_float32(loaded)
     # Exporters transpose and cast weights at run time; whatever their size, they are constants.
-    optimizer.fold_constants(loaded, input_size_limit=2**31, output_size_limit=2**31, should_fold=_is_small_fill)
+    _fold_constants(loaded)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     eliminate_identities(loaded)
     loaded = loaded.clone()  # what is inside branches that were folded away would still count as a reader
@@ -107,6 +107,16 @@ def _with_kernels(model: ir.Model) -> ir.Model:
         return lowered(model, NEWEST_WITH_KERNELS)
     except InputError:
         return model
+
+
+def _fold_constants(model: ir.Model) -> None:
+    try:
+        optimizer.fold_constants(model, input_size_limit=2**31, output_size_limit=2**31, should_fold=_is_small_fill)
+    except RuntimeError as error:  # of a node that is broken
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"model: its constants cannot be computed ({error}: {reason[0][:200]}); export it again"
+        ) from error
 
 
 def _is_small_fill(node: ir.Node) -> bool | None:
