@@ -208,6 +208,28 @@ def test_ctrl_c_at_any_moment_leaves_whole_steps_that_go_on_to_the_same_end(monk
     assert interrupted > 1
 
 
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(raising, monkeypatch):
+    qdq = insert(FLOAT, [ROWS])
+    batches = [{"x": ROWS[n : n + 8], "label": np.arange(n, n + 8) % 5} for n in range(0, 64, 8)]
+    alone, stopped = Trainer(qdq, threads=1), Trainer(qdq, threads=1)
+    alone.fit(batches, epochs=1)
+    update, calls = stopped._update, []
+
+    def interrupted(*arguments: object) -> None:
+        update(*arguments)
+        calls.append(arguments)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(stopped, "_update", interrupted)
+    with pytest.raises(Interrupted):
+        stopped.fit(batches, epochs=1)
+    assert (stopped.schedule.position.step, stopped.state.batch) == (3, 3)
+    stopped.fit(batches, epochs=1)
+    assert len(calls) == 8
+    assert stopped.model() == alone.model()
+
+
 @contextmanager
 def alarm():
     """Makes Ctrl-C of the timer's signal."""
