@@ -94,7 +94,7 @@ def test_run_writes_the_deployed_model_and_a_summary(call, data, tmp_path):
 def test_run_calibrates_on_a_thousand_samples_of_the_training_data(data, monkeypatch):
     seen = []
 
-    def stop(model, calibration, config, distributed):
+    def stop(model, calibration, config, **_):
         seen.append(config.activation_range.samples)
         raise InterruptedError
 

@@ -121,15 +121,18 @@ class Feeds:
             else np.zeros(0, bool)
         )
 
-    def masked_label(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> str | None:
-        """What is wrong where a label is a class that the model rules out, so that the loss is infinite; else None."""
+    def masked_label(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]], *, begun: bool) -> str | None:
+        """What is wrong where a label is a class that the model rules out, so that the loss is infinite; else None.
+
+        A probability of 0 says so only before training has `begun`: a model that diverges gives such too.
+        """
         if self.loss.judged != "classes":
             return None
         decisions, labels = self.loss.decisions, feeds[f"{LABEL}label"]
         axis, counted = decisions.class_axis(output), decisions.counted(labels)
         places = np.expand_dims(np.where(counted, labels, 0), axis)
         scores = np.take_along_axis(output, places, axis).squeeze(axis)
-        ruled_out = counted & (np.isneginf(scores) | ((decisions.activation == "Softmax") & (scores == 0)))
+        ruled_out = counted & (np.isneginf(scores) | (not begun and decisions.activation == "Softmax") & (scores == 0))
         if not ruled_out.any():
             return None
         return (

@@ -415,7 +415,7 @@ class Trainer:
     def _why_not_finite(self, batch: Batch) -> str:
         feeds = self._feeds(batch)
         (output,) = self._engine.evaluate(feeds, self._graph.outputs[:1])
-        masked = self._feeds.masked_label(output, feeds)
+        masked = self._feeds.masked_label(output, feeds, begun=self.has_begun)
         return masked or not_finite(self._engine, self._graph.qdq, feeds, begun=self.has_begun)
 
     def _step(self, batch: Batch) -> float:
