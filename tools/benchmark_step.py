@@ -26,6 +26,7 @@ import onnxqat.graph.io as io
 from onnxqat.config import Config
 from onnxqat.insert import insert
 from onnxqat.train.engine import Engine
+from onnxqat.train.feeds import feeds_for
 from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph
 from onnxqat.train.optimizers import AdamW
 from onnxqat.train.pair_safety import PairSafety
@@ -50,7 +51,7 @@ def training_step(path: Path, threads: int) -> Step:
     engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads)
     hold = holding(graph, engine.parameters)
     update = Updater(AdamW(), graph.layout, engine.parameters, engine.gradients, hold=hold)
-    data = batch()
+    data = feeds_for(graph, None)(batch())
 
     def step() -> None:
         engine.step(data)

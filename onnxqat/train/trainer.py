@@ -122,7 +122,6 @@ class Trainer:
         self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
         self.optimizer: Optimizer = optimizer if optimizer is not None else AdamW()
         self._safety = PairSafety(self._graph.qdq)
-        self._hold()
         self._update = Updater(
             self.optimizer, layout, self._engine.parameters, self._engine.gradients, threads, self._hold
         )
@@ -130,6 +129,7 @@ class Trainer:
         rate = Schedule(schedule if schedule is not None else Constant())
         accumulated = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
         self.state = State(self._engine.parameters, self._update.moments, rate, seed, accumulated)
+        self._hold()
         #: The checkpoint that this trainer goes on from.
         self.resumed_from: Path | None = None
         self._last: Batch | None = None
@@ -352,7 +352,7 @@ class Trainer:
         log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
 
     def _hold(self) -> None:
-        """Makes the weights pair-safe where `insert` promised it."""
+        """Makes the weights pair-safe where `insert` promised it, also while they are not quantized: what ships is."""
         self._safety.hold(self._graph.layout.named(self._engine.parameters))
 
     def _origin(self) -> Origin:

@@ -54,7 +54,7 @@ def test_loss_and_gradients_before_the_start_are_those_without_the_quantizers(st
 
 
 def test_scales_stand_still_until_their_epoch_and_weights_do_not():
-    qdq = staged(activations=2, weights=1)
+    qdq = staged(activations=2, weights=1, overflow_fix="disable")
     trainer = Trainer(qdq, optimizer=AdamW(lr=1e-3))
     before, seen = qdq, []
     for _ in range(3):
@@ -84,7 +84,7 @@ class Stages(Callback):
 
 
 def test_fit_switches_at_the_epochs_and_judges_the_quantized_model():
-    qdq = staged(activations=1, weights=2, weight_bits=4)
+    qdq = staged(activations=1, weights=2, weight_bits=4, overflow_fix="disable")
     noted = Stages(qdq)
     trainer = Trainer(qdq, optimizer=AdamW(lr=1e-3))
     trainer.fit(BATCHES, epochs=3, validation=BATCHES, callbacks=[noted])
