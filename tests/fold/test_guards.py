@@ -48,8 +48,9 @@ def test_layer_left_in_float_stays_float_and_gives_the_trained_answers(name, pre
     found, executed = stock.run(deployed, batch, precise=precise)
     for answer, expected in zip(found, outputs(quantized, batch), strict=True):
         apart = np.abs(answer - expected) / np.abs(expected).max()
-        assert apart.max() < 0.02
-        assert (apart > 0.002).mean() < 0.05
+        # a code may fall on the other side of a tie
+        assert apart.max() < 0.05
+        assert apart.mean() < 0.003
     for counted in (executed, kernels(deployed)):
         assert sum(counted[kernel] for kernel in FLOAT_KERNELS) == 1
 
@@ -114,4 +115,4 @@ def test_partly_quantized_models_load_and_give_the_trained_answers(kind, setting
     # a code may fall on the other side of a tie
     apart = np.abs(found - expected) / np.abs(expected).max()
     assert apart.max() < 0.05
-    assert (apart > 0.002).mean() < 0.05
+    assert apart.mean() < 0.003
