@@ -51,7 +51,17 @@ DATA_HELP = (
     "An .npz file with arrays named as the model's inputs (and label), a folder of them, or package.module:function."
 )
 Data = Annotated[str, typer.Option(help=DATA_HELP, show_default=False)]
-OptionalData = Annotated[str | None, typer.Option(help=DATA_HELP, show_default=False)]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(help="What ranges come from. [default: the first 1,024 samples of --data]", show_default=False),
+]
+ValidationData = Annotated[
+    str | None, typer.Option(help="What each epoch is judged on; the best one is kept.", show_default=False)
+]
+TestData = Annotated[
+    str | None,
+    typer.Option(help="What the report is made on. [default: --validation, or else --data]", show_default=False),
+]
 Runtime = Annotated[
     Literal["ort", "openvino"] | None,
     typer.Option(help="Runtime that executes the models. [default: the target's]", show_default=False),
@@ -197,7 +207,7 @@ def train(
     model: Model,
     data: Data,
     output: Output,
-    validation: OptionalData = None,
+    validation: ValidationData = None,
     loss: Losses = ["cross_entropy"],  # noqa: B006  (typer copies it)
     epochs: Epochs = 3,
     lr: Rate = 1e-4,
@@ -301,9 +311,9 @@ def run(
     model: Model,
     data: Data,
     output: Output,
-    calibration: OptionalData = None,
-    validation: OptionalData = None,
-    test: OptionalData = None,
+    calibration: CalibrationData = None,
+    validation: ValidationData = None,
+    test: TestData = None,
     config: ConfigFile = None,
     target: Target = None,
     weight_bits: WeightBits = None,
