@@ -53,18 +53,18 @@ DATA_HELP = (
 Data = Annotated[str, typer.Option(help=DATA_HELP, show_default=False)]
 CalibrationData = Annotated[
     str | None,
-    typer.Option(help="What ranges come from. [default: the first 1,024 samples of --data]", show_default=False),
+    typer.Option(help="What ranges come from. (default: the first 1,024 samples of --data)", show_default=False),
 ]
 ValidationData = Annotated[
     str | None, typer.Option(help="What each epoch is judged on; the best one is kept.", show_default=False)
 ]
 TestData = Annotated[
     str | None,
-    typer.Option(help="What the report is made on. [default: --validation, or else --data]", show_default=False),
+    typer.Option(help="What the report is made on. (default: --validation, or else --data)", show_default=False),
 ]
 Runtime = Annotated[
     Literal["ort", "openvino"] | None,
-    typer.Option(help="Runtime that executes the models. [default: the target's]", show_default=False),
+    typer.Option(help="Runtime that executes the models. (default: the target's)", show_default=False),
 ]
 MaxDrop = Annotated[
     float | None,
@@ -81,7 +81,7 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="JSON file of onnxqat.Config, or one of NNCF.", show_default=False)
 ]
 Target = Annotated[
-    TargetName | None, typer.Option(help="Runtime to place quantizers for. [default: ort-cpu]", show_default=False)
+    TargetName | None, typer.Option(help="Runtime to place quantizers for. (default: ort-cpu)", show_default=False)
 ]
 FixInput = Annotated[
     list[str] | None,
@@ -89,9 +89,9 @@ FixInput = Annotated[
         "--fix-input", metavar="NAME=VALUE", help="Make an input a constant; a number, true, false or a JSON list."
     ),
 ]
-WeightBits = Annotated[int | None, typer.Option(help="Width of weights, 2 to 8. [default: 8]", show_default=False)]
+WeightBits = Annotated[int | None, typer.Option(help="Width of weights, 2 to 8. (default: 8)", show_default=False)]
 ActivationBits = Annotated[
-    int | None, typer.Option(help="Width of what weighted layers read, 2 to 8. [default: 8]", show_default=False)
+    int | None, typer.Option(help="Width of what weighted layers read, 2 to 8. (default: 8)", show_default=False)
 ]
 Losses = Annotated[list[str], typer.Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")]
 Epochs = Annotated[int, typer.Option(help="Passes over the data.")]
@@ -325,7 +325,7 @@ def run(
     batch_size: BatchSize = 64,
     seed: Seed = 0,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, binary_accuracy, top5, mse or psnr. [default: that of the loss]")
+        str | None, typer.Option(help="accuracy, binary_accuracy, top5, mse or psnr. (default: that of the loss)")
     ] = None,
     class_axis: ClassAxis = None,
     ignore_label: IgnoreLabel = None,
