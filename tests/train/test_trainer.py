@@ -13,6 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from models import fashion_mnist
 from onnxqat.config import Config
 from onnxqat.errors import InputError, TrainingError, UnsupportedModelError
+from onnxqat.fold import fold
 from onnxqat.insert import insert
 from onnxqat.train.callbacks import Callback, EarlyStopping, JsonLines
 from onnxqat.train.optimizers import SGD, AdamW
@@ -314,6 +315,15 @@ def test_distilling_brings_the_quantized_model_closer_to_the_float_model(loss):
     before = trainer.evaluate(batches())["loss"]
     trainer.fit(batches(), epochs=5)
     assert trainer.evaluate(batches())["loss"] < before
+
+
+def test_a_teacher_whose_weights_are_rounded_is_warned_of(qdq, caplog):
+    Trainer(qdq, loss="distill")
+    assert "give the float model as teacher" not in caplog.text
+    Trainer(fold(qdq), loss="distill", teacher=model(BODY, **WEIGHTS))
+    assert "give the float model as teacher" not in caplog.text
+    Trainer(fold(qdq), loss="distill")
+    assert "give the float model as teacher" in caplog.text
 
 
 def test_the_default_teacher_is_the_model_without_quantizers(qdq):
