@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -53,10 +54,10 @@ def _in_json(values: Any, chance: random.Random) -> str:
             del values[key]
         elif how == "add" and isinstance(values, dict):
             values[chance.choice(["self", "cls", "", "model_config", "__init__", "x" * 1000, "[/red]"])] = (
-                chance.choice(VALUES)
+                copy.deepcopy(chance.choice(VALUES))
             )
         else:
-            values[key] = chance.choice(VALUES)
+            values[key] = copy.deepcopy(chance.choice(VALUES))
         return f"{key!r} {how}"
 
 
