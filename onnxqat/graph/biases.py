@@ -8,6 +8,7 @@ Where weights or inputs are tiny beside the bias its codes would leave int32, so
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -119,6 +120,15 @@ def make_room(model: ir.Model) -> None:
             raised.append(str(bias.layer.name))
     if raised:
         log.info("raised the scales of weights, so that biases fit into int32: %s", ", ".join(raised))
+
+
+def round_biases(model: ir.Model, chosen: Callable[[Bias], bool]) -> None:
+    """Moves chosen biases to their grid, in place; one that others read too, or that diverged, stays as it is."""
+    for bias in integer_biases(model):
+        shared = len(bias.value.uses()) > 1 or bias.value.is_graph_output()
+        rounded = bias.codes * bias.step
+        if chosen(bias) and not shared and (np.abs(rounded) <= np.finfo(np.float32).max).all():
+            bias.value.const_value = ir.tensor(rounded.astype(np.float32), name=bias.value.name)
 
 
 def _products(layer: ir.Node, weight: Quantizer) -> int:

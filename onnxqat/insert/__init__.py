@@ -19,7 +19,7 @@ from onnxqat.config import Config
 from onnxqat.data import Batches, Source, Transform
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
-from onnxqat.graph.biases import DEPLOYED_AS, make_room
+from onnxqat.graph.biases import DEPLOYED_AS, Bias, make_room, round_biases
 from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
 from onnxqat.graph.qdq import Spec, constant
 from onnxqat.graph.without import TARGET
@@ -63,8 +63,8 @@ def insert(
             and all return the same model.
 
     Returns:
-        The Q/DQ model: weights and biases as they were (BatchNormalization folded), and a QuantizeLinear/DequantizeLinear
-        pair at each site. Nodes that stay in float say why in their metadata (`onnxqat.float`).
+        The Q/DQ model: weights as they were (BatchNormalization folded), 8-bit layers' biases on their int32 grid, and a
+        QuantizeLinear/DequantizeLinear pair at each site. Nodes that stay in float say why in their metadata (`onnxqat.float`).
 
     Raises:
         InputError: model, data or configuration is wrong; the message says which and what to do.
@@ -100,6 +100,7 @@ def insert(
     if config.bias_correction:
         correct_biases(original, prepared, weighted, batches, config.bias_correction)
         make_room(prepared)
+    round_biases(prepared, _is_fine)
     log.info(
         "inserted %d weight and %d activation quantizers; %d nodes stay in float",
         len(weights),
@@ -123,6 +124,11 @@ def _remembering(first: list[Batch]) -> Callable[[Iterable[Batch], str], Iterabl
             yield batch
 
     return followed
+
+
+def _is_fine(bias: Bias) -> bool:
+    """Whether nothing is lost to training by rounding a bias as deployment will; few bits make a coarse grid."""
+    return min(bias.data.bits, bias.weight.bits) >= 8
 
 
 def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Placement:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.biases import round_biases
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers, write_scalars
@@ -27,7 +28,6 @@ from onnxqat.train.pair_safety import PairSafety
 from onnxqat.train.parameters import Layout, initial_values, lay_out, trainable
 from onnxqat.train.quantizer_calls import call_quantizers
 from onnxqat.train.restore_float import restore_float
-from onnxqat.train.round_bias import round_biases
 from onnxqat.train.schedule_memory import schedule
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,8 @@ def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.
     arrays.update(PairSafety(qdq).outgrown(arrays))
     for name, array in arrays.items():
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    round_biases(model, {parameter.name for parameter in layout.parameters})
+    trained = {parameter.name for parameter in layout.parameters}
+    round_biases(model, lambda bias: bias.value.name in trained)
     return model
 
 

@@ -6,19 +6,15 @@ scales get none from here: the grid is not theirs to choose.
 
 from __future__ import annotations
 
-from collections.abc import Container
-
-import numpy as np
 import onnx_ir as ir
 
-from onnxqat.graph.biases import Bias, integer_biases
+from onnxqat.graph.biases import Bias
 from onnxqat.graph.edit import fresh_name, fresh_value_name
 from onnxqat.graph.io import opset
 from onnxqat.train.gradients.rule import Ops
 from onnxqat.train.gradients.table import register
 
 DOMAIN, NAME = "onnxqat.bias", "RoundBias"
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_call(node: ir.Node) -> bool:
@@ -42,15 +38,6 @@ def call_rounding(model: ir.Model, biases: list[Bias]) -> None:
         output.name, output.type, output.shape = name, bias.value.type, bias.value.shape
         graph.insert_before(bias.adder, call)
         bias.adder.replace_input_with(bias.index, output)
-
-
-def round_biases(model: ir.Model, names: Container[str | None]) -> None:
-    """Moves the biases of these names to their grid, in place; one that others read too, or that diverged, stays as it is."""
-    for bias in integer_biases(model):
-        shared = len(bias.value.uses()) > 1 or bias.value.is_graph_output()
-        rounded = bias.codes * bias.step
-        if bias.value.name in names and not shared and (np.abs(rounded) <= LARGEST).all():
-            bias.value.const_value = ir.tensor(rounded.astype(np.float32), name=bias.value.name)
 
 
 def _function(version: int) -> ir.Function:
