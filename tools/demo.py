@@ -3,7 +3,7 @@
     python -m tools.demo [--readme]
 
 Training reads 9,000 images, the best epoch is chosen on 1,000 others, and the table shows the 10,000 test images. Latency is
-that of a batch of 64 in the environment's ONNX Runtime, the float model and the deployed one in turn.
+that of a batch of 64 in the environment's ONNX Runtime, the float model and the deployed one in turn; the processor is named.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tools.processor import processor
 from tools.readme import replace_section
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for model in LAYOUTS:
             lines += rows(model, *(run(model, bits, Path(folder)) for bits in OPTIONS))
-    table = "\n".join(lines)
+    table = "\n".join([*lines, "", f"Measured on {processor()}."])
     print(f"\n{table}\n\n{time.monotonic() - start:.0f} s")
     if arguments.readme:
         replace_section("demo", table)
