@@ -41,6 +41,8 @@ class Inference:
     ) -> None:
         options = ort.SessionOptions()
         options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
+        if not integer_kernels and _reads_quantized_outputs(model):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._session = _loaded(model, options)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
@@ -52,6 +54,18 @@ class Inference:
         except Exception as error:
             raise InputError(f"model: ONNX Runtime cannot run it on this batch: {short_reason(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def _reads_quantized_outputs(model: ir.Model | onnx.ModelProto) -> bool:
+    """Whether nodes read outputs of a quantized model, which ONNX Runtime 1.19 may then fuse away and answer with nothing."""
+    if isinstance(model, ir.Model):
+        outputs: set[ir.Value | str] = set(model.graph.outputs)
+        nodes = [(node.op_type, node.inputs) for node in model.graph]
+    else:
+        outputs = {value.name for value in model.graph.output}
+        nodes = [(node.op_type, node.input) for node in model.graph.node]
+    quantized = any(op_type == "DequantizeLinear" for op_type, _ in nodes)
+    return quantized and any(not outputs.isdisjoint(inputs) for _, inputs in nodes)
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:

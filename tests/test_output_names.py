@@ -60,6 +60,15 @@ def test_outputs_that_are_one_value_stay_apart(results, end, quantize_outputs):
             assert np.abs(want.astype(float) - got).max() < 0.05 * np.abs(want.astype(float)).max()
 
 
+def test_outputs_that_are_one_quantized_value_are_all_verified():
+    results, end = SAME["identity"]
+    proto = model(f"(float[N,8] x) => ({results}) {{ h = Gemm(x, w, b) r = Relu(h) {end} }}", **LAYERS)
+    data = batches(proto, 2, rows=16)
+    qdq = onnxqat.insert(proto, data, onnxqat.Config(quantize_outputs=True))
+    report = onnxqat.verify(qdq, onnxqat.fold(qdq), data)
+    assert {output.output: output.steps <= 1 for output in report.outputs} == {"y": True, "y2": True}
+
+
 def test_a_dropout_that_is_told_to_train_stays():
     proto = model(
         "(float[N,8] x) => (float[N,6] y) { h = MatMul(x, w) on = Constant<value=bool {1}>() r = Constant<value=float {0.5}>() "
