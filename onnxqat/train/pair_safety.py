@@ -18,6 +18,9 @@ from onnxqat.graph.qdq import constant
 
 Floats = NDArray[np.float32]
 
+#: Codes times scale, as stored weights come back, may lie a rounding error beyond what the scale reaches.
+LEEWAY = np.float32(1 + 2.0**-20)
+
 
 class PairSafety:
     """Scales that a model's weights have outgrown, where `insert` promised to hold them, or its biases."""
@@ -34,8 +37,9 @@ class PairSafety:
                 continue
             least = held.least_scale(arrays[weight]) if weight in arrays else self._least(held)
             scales = arrays.get(scale, held.quantizer.scales)
-            if not (least <= scales).all():
-                yield scale, np.fmax(scales, least)  # weights that are no numbers are for others to refuse
+            kept = least <= scales * LEEWAY
+            if not kept.all():  # weights that are no numbers are for others to refuse
+                yield scale, np.where(kept, scales, np.fmax(scales, least))
         for bias in self._biases:
             yield from _outgrown_by_bias(bias, arrays)
 
