@@ -36,17 +36,24 @@ def folder(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def started(command: list[object], folder: Path):
-    """A process that handles signals, even where those who started the tests ignore them; it is gone at the end."""
+def handled():
+    """Signals are handled as Python does by itself, whatever those who started the tests, or other tests, have set."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in interruption.SIGNALS}
     try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: a library's own
+
+
+@contextmanager
+def started(command: list[object], folder: Path):
+    """A process that handles signals; it is gone at the end."""
+    with handled():
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             list(map(str, command)), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
         )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     try:
         yield process
     finally:
@@ -126,7 +133,7 @@ def test_a_signal_before_anything_is_trained_ends_with_its_status_and_writes_not
 
 @pytest.fixture
 def raising():
-    with interruption.raising():
+    with handled(), interruption.raising():
         yield
 
 
@@ -191,7 +198,7 @@ def test_ctrl_c_at_any_moment_leaves_whole_steps_that_go_on_to_the_same_end(monk
     alone, often = Trainer(qdq, threads=1), Trainer(qdq, threads=1)
     alone.fit(batches, epochs=4, validation=batches[:2])
     interrupted = 0
-    with interruption.raising(), alarm():
+    with handled(), interruption.raising(), alarm():
         for moment in np.random.default_rng(0).uniform(0.0005, 0.02, 500):
             signal.setitimer(signal.ITIMER_REAL, moment)
             try:
