@@ -18,6 +18,8 @@ from onnxqat.graph import external, files, io
 from onnxqat.graph.validity import check_valid
 from onnxqat.graph.without import without_quantizers
 
+#: Bytes of weights up to which a model that a stage hands on is loaded as it is: beyond, large weights are left out.
+LOADED_WHOLE = 2**28
 TRAINING_PACKAGES = ("onnxruntime-training-cpu", "onnxruntime-training")
 TRAINING_VERSION = "1.19.2"
 
@@ -71,7 +73,8 @@ def _reads_quantized_outputs(model: ir.Model | onnx.ModelProto) -> bool:
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model as it is, if it passes ONNX's checker and ONNX Runtime loads it: what every stage asks before it hands one on.
 
-    Large weights are left out of both, so that this takes milliseconds at any size.
+    It is loaded as users load it: optimized, which some models do not survive. ONNX's checker sees no large weights, nor does
+    the runtime where they are more than `LOADED_WHOLE` bytes, so that this takes a few tenths of a second at any size.
 
     Raises:
         UnsupportedModelError: it does not.
@@ -83,7 +86,7 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         raise UnsupportedModelError(
             f"model: what becomes of it is not valid ONNX ({short_reason(error)}); export the model again"
         ) from error
-    check_loads(bare)
+    check_loads(model if external.weight_bytes(model) <= LOADED_WHOLE else bare)
     return model
 
 
@@ -119,10 +122,8 @@ def _not_finite(outputs: Mapping[str, NDArray[Any]], *, nan: bool = True) -> dic
 
 
 def check_loads(model: ir.Model | onnx.ModelProto) -> None:
-    """Raises UnsupportedModelError with ONNX Runtime's own reason if it cannot load the model."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # what it takes its time for
-    _loaded(model, options)
+    """Raises UnsupportedModelError with ONNX Runtime's own reason if it cannot load the model with all of its optimizations."""
+    _loaded(model, ort.SessionOptions())
 
 
 def _loaded(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
