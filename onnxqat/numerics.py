@@ -13,6 +13,7 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"), e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +188,12 @@ class Reach:
             np.minimum(self.pair_low, other.pair_low),
             np.maximum(self.pair_high, other.pair_high),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Reach]) -> Reach:
+        """The reaches of several weights, one after another: of shape [ΣC]."""
+        fields = ([part.low, part.high, part.pair_low, part.pair_high] for part in parts)
+        return cls(*(np.concatenate([np.ravel(array) for array in arrays]) for arrays in zip(*fields, strict=True)))
 
 
 def pair_safe_scale(reach: Reach, zero_point: Array | int) -> NDArray[np.float64]:

@@ -22,9 +22,9 @@ of two activations. LSTM and GRU have no integer kernel of stored codes in these
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
-from onnxqat.numerics import SIXTEEN_BITS, Reach, pair_safe_scale
+from onnxqat.numerics import SIXTEEN_BITS, Reach
 
 Array = NDArray[Any]
 Runtime = Literal["ort", "openvino"]
@@ -122,18 +122,21 @@ class PairedLayer:
     def reach(self, array: Array) -> Reach:
         """How far the weights reach, over the pairs of all its runtimes, in the shape of the weight's scale."""
         blocks = self.blocks(array)
-        pairings = sorted({pairing for runtime in self.runtimes for pairing in self.pairings(runtime)})
         step = max(_STRETCH * blocks.shape[1] // max(blocks.size, 1), 1)
-        parts = [self._reach(blocks[:, at : at + step], pairings) for at in range(0, blocks.shape[1], step)]
+        parts = [self._reach(blocks[:, at : at + step]) for at in range(0, blocks.shape[1], step)]
         low, high, pair_low, pair_high = np.concatenate(parts, axis=1)
         if self.weight.axis is None:
             return Reach(low.min(), high.max(), pair_low.min(), pair_high.max())
         return Reach(low, high, pair_low, pair_high)
 
-    def _reach(self, blocks: Array, pairings: Sequence[Pairing]) -> Array:
+    @cached_property
+    def _all_pairings(self) -> list[Pairing]:
+        return sorted({pairing for runtime in self.runtimes for pairing in self.pairings(runtime)})
+
+    def _reach(self, blocks: Array) -> Array:
         """The four numbers of `Reach` for each output channel: [4, C]."""
         singles = (blocks.min(axis=(0, 2, 3), initial=0), blocks.max(axis=(0, 2, 3), initial=0))
-        sums = [np.add(*self._members(blocks, pairing)) for pairing in pairings]
+        sums = [np.add(*self._members(blocks, pairing)) for pairing in self._all_pairings]
         lowest = reduce(np.minimum, (s.min(axis=(0, 2, 3), initial=0) for s in sums))
         highest = reduce(np.maximum, (s.max(axis=(0, 2, 3), initial=0) for s in sums))
         return np.stack([*singles, lowest, highest])
@@ -169,10 +172,6 @@ class HeldWeight:
         others = None if axis is None else tuple(i for i in range(array.ndim) if i != axis)
         low, high = array.min(axis=others, initial=0), array.max(axis=others, initial=0)
         return Reach(low, high, np.zeros_like(low), np.zeros_like(high))
-
-    def least_scale(self, array: Array) -> NDArray[np.float32]:
-        """Smallest scale at which no pair of these weights saturates and no code is -128, in the shape of the scale."""
-        return np.asarray(pair_safe_scale(self.reach(array), self.quantizer.zero_points), np.float32)
 
 
 def held_weights(model: ir.Model) -> list[HeldWeight]:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.biases import Bias, integer_biases
 from onnxqat.graph.pairs import HeldWeight, held_weights
-from onnxqat.graph.qdq import constant
+from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.numerics import Reach, pair_safe_scale
 
 Floats = NDArray[np.float32]
 
@@ -27,19 +28,19 @@ class PairSafety:
 
     def __init__(self, qdq: ir.Model) -> None:
         self._held, self._biases = held_weights(qdq), integer_biases(qdq)
-        self._fixed: dict[str, Floats] = {}  # smallest scales of weights that are not trained
+        self._fixed: dict[HeldWeight, Reach] = {}  # of weights that are not trained
 
     def outgrown(self, arrays: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
-        """Names of scales and the values to raise them to, given the values of what is trained; frozen scales too."""
-        for held in self._held:
-            weight, scale = str(held.quantizer.source.name), str(held.quantizer.scale.name)
-            if weight not in arrays and scale not in arrays:
-                continue
-            least = held.least_scale(arrays[weight]) if weight in arrays else self._least(held)
-            scales = arrays.get(scale, held.quantizer.scales)
-            kept = least <= scales * LEEWAY
-            if not kept.all():  # weights that are no numbers are for others to refuse
-                yield scale, np.where(kept, scales, np.fmax(scales, least))
+        """Names of scales and the values to raise them to, given the values of what is trained; frozen scales too.
+
+        All weights are judged at once: for small layers what NumPy adds to every call would take longer than the numbers.
+        """
+        held = [one for one in self._held if _has(arrays, one.quantizer.source) or _has(arrays, one.quantizer.scale)]
+        if held:
+            reach = Reach.joined([self._reach(one, arrays) for one in held])
+            zero_points = np.concatenate([one.quantizer.zero_points.reshape(-1) for one in held])
+            least = pair_safe_scale(reach, zero_points).astype(np.float32)
+            yield from _outgrown([one.quantizer for one in held], least, arrays)
         for bias in self._biases:
             yield from _outgrown_by_bias(bias, arrays)
 
@@ -49,18 +50,44 @@ class PairSafety:
             if name in arrays:
                 arrays[name][...] = raised
 
-    def _least(self, held: HeldWeight) -> Floats:
-        name = str(held.quantizer.source.name)
-        if name not in self._fixed:
-            self._fixed[name] = held.least_scale(constant(held.quantizer.source))  # type: ignore[arg-type]
-        return self._fixed[name]
+    def _reach(self, held: HeldWeight, arrays: Mapping[str, Floats]) -> Reach:
+        source = held.quantizer.source
+        if _has(arrays, source):
+            return held.reach(arrays[str(source.name)])
+        if held not in self._fixed:
+            self._fixed[held] = held.reach(constant(source))  # type: ignore[arg-type]
+        return self._fixed[held]
+
+
+def _outgrown(
+    quantizers: Sequence[Quantizer], least: Floats, arrays: Mapping[str, Floats]
+) -> Iterator[tuple[str, Floats]]:
+    """As `PairSafety.outgrown`, given the smallest scales of all these quantizers, one after another."""
+    scales = [_scale(one, arrays).reshape(-1) for one in quantizers]
+    kept = least <= np.concatenate(scales) * LEEWAY
+    if kept.all():
+        return
+    ends = np.cumsum([scale.size for scale in scales])[:-1]
+    for one, smallest, fits in zip(quantizers, np.split(least, ends), np.split(kept, ends), strict=True):
+        if not fits.all():  # weights that are no numbers are for others to refuse
+            scale = _scale(one, arrays)
+            shape = scale.shape
+            yield str(one.scale.name), np.where(fits.reshape(shape), scale, np.fmax(scale, smallest.reshape(shape)))
 
 
 def _outgrown_by_bias(bias: Bias, arrays: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
     """As `PairSafety.outgrown`: the bound follows the bias and the scale of the data."""
-    value, data, scale = str(bias.value.name), str(bias.data.scale.name), str(bias.weight.scale.name)
-    if value in arrays or data in arrays or scale in arrays:
-        least = bias.smallest_weight_scale(arrays.get(value, bias.array), arrays.get(data, bias.data.scales))
-        scales = arrays.get(scale, bias.weight.scales)
+    if any(_has(arrays, value) for value in (bias.value, bias.data.scale, bias.weight.scale)):
+        array = arrays[str(bias.value.name)] if _has(arrays, bias.value) else bias.array
+        least, scales = bias.smallest_weight_scale(array, _scale(bias.data, arrays)), _scale(bias.weight, arrays)
         if not (least <= scales).all():
-            yield scale, np.fmax(scales, least)
+            yield str(bias.weight.scale.name), np.fmax(scales, least)
+
+
+def _has(arrays: Mapping[str, Floats], value: ir.Value) -> bool:
+    return value.name in arrays
+
+
+def _scale(quantizer: Quantizer, arrays: Mapping[str, Floats]) -> Floats:
+    """The scale as trained, or as the model has it."""
+    return arrays.get(str(quantizer.scale.name), quantizer.scales)
