@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxqat.batch import Batch, Signature
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.naming import label
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.runtime import Inference
 
@@ -100,7 +101,7 @@ def _first_that_differs(old: ir.Model, new: ir.Model, batch: Batch) -> str:
     for node in old.graph:
         names = [str(value.name) for value in node.outputs if value.name and value.name in kept]
         if names and not _same(_values(old, names, batch), _values(new, names, batch)):
-            return f"{node.op_type} {node.name or names[0]!r}"
+            return label(node)
     return "an operator"
 
 

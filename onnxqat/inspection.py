@@ -6,6 +6,7 @@ import onnx_ir as ir
 from rich.console import Group
 from rich.table import Table
 
+from onnxqat.graph.naming import name_of
 from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.terminal import cells
 from onnxqat.train.differentiate import blocked_text
@@ -25,11 +26,11 @@ def quantization_table(model: ir.Model) -> Group:
             node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Constant")
             and "onnxqat.float" in node.metadata_props
         ):
-            others.add_row(*cells(node.name, node.op_type, node.metadata_props["onnxqat.float"]))
+            others.add_row(*cells(name_of(node), node.op_type, node.metadata_props["onnxqat.float"]))
     operators = Table("node", "operator", title="nodes", title_justify="left")
     if not table.row_count:
         for node in model.graph:
-            operators.add_row(*cells(node.name, node.op_type))
+            operators.add_row(*cells(name_of(node), node.op_type))
     return Group(*(t for t in (table, others, operators) if t.row_count))
 
 

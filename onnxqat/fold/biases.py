@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph.biases import Bias
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name
+from onnxqat.graph.naming import label
 
 LARGEST = 2**31 - 1
 
@@ -33,7 +34,7 @@ def _check_fits(bias: Bias, codes: NDArray[np.float64]) -> None:
     worst = tuple(int(i) for i in np.argwhere(~fits)[0])
     value, step = (float(np.broadcast_to(a, codes.shape)[worst]) for a in (bias.array, bias.step))
     raise InputError(
-        f"{bias.layer.op_type} {bias.layer.name!r}: bias {value:.3g} of channel {worst[-1] if worst else 0} does not fit "
+        f"{label(bias.layer)}: bias {value:.3g} of channel {worst[-1] if worst else 0} does not fit "
         f"int32 at scale {step:.3g}; train again, or give this node wider ranges"
     )
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph.finite import LAYERS
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import constant
 
 _INT32 = 2**31 - 1
@@ -237,9 +238,7 @@ def _check_parameters(node: ir.Node) -> None:
     for value in node.inputs if node.op_type in LAYERS else ():
         array = constant(value)
         if value is not None and array is not None and not array.size:
-            raise InputError(
-                f"initializer {value.name!r} of {node.op_type} {node.name!r}: has no elements; export the model again"
-            )
+            raise InputError(f"initializer {value.name!r} of {label(node)}: has no elements; export the model again")
 
 
 def _shape(node: ir.Node, index: int) -> ir.Shape | None:
@@ -252,4 +251,4 @@ def _shown(values: Sequence[int]) -> str:
 
 
 def _refused(node: ir.Node, name: str, fact: str) -> InputError:
-    return InputError(f"model: {node.op_type} {node.name!r}: {name} {fact}; export the model again")
+    return InputError(f"model: {label(node)}: {name} {fact}; export the model again")

@@ -12,6 +12,7 @@ from onnxscript import optimizer
 
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
 from onnxqat.graph.movement import MOVEMENT
+from onnxqat.graph.naming import name_of
 from onnxqat.graph.qdq import constant
 
 #: Where scale and zero point stand among the inputs of QuantizeLinear and DequantizeLinear.
@@ -30,7 +31,7 @@ def move_floats(model: ir.Model) -> None:
         return
     for node in graph:
         if not node.name:
-            node.name = fresh_name(graph, next((str(value.name) for value in node.outputs if value.name), node.op_type))
+            node.name = fresh_name(graph, name_of(node))
     _move_stored(model)
     grids: dict[ir.Value, ir.Node] = {}
     for node in list(graph):

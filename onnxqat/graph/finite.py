@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph.movement import MOVEMENT
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import constant
 
 #: Operators all of whose constant inputs are parameters of a layer. Elsewhere infinity may be meant: it masks and fills.
@@ -40,8 +41,7 @@ def check_finite_weights(model: ir.Model) -> None:
             numbers = np.isfinite(array) if node.op_type in LAYERS else ~np.isnan(array)
             if not numbers.all():
                 raise InputError(
-                    f"initializer {source.name!r} of {node.op_type} {node.name!r}: holds NaN or infinity; "
-                    "repair the float model"
+                    f"initializer {source.name!r} of {label(node)}: holds NaN or infinity; repair the float model"
                 )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 
 from onnxqat.errors import InputError
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import constant
 
 #: Most elements of a value whose size constants decide: a mask of 8,192 positions squared.
@@ -37,7 +38,7 @@ def check_depth(model: ir.Model) -> None:
         node, depth = nodes.pop()
         if depth > DEEPEST:
             raise InputError(
-                f"model: {node.op_type} {node.name!r} is within {depth} graphs, the limit here is {DEEPEST}; "
+                f"model: {label(node)} is within {depth} graphs, the limit here is {DEEPEST}; "
                 "export the model again, with fewer branches in branches"
             )
         inner = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH and not a.is_ref()]
@@ -109,7 +110,7 @@ def check_sizes(graph: ir.Graph) -> None:
 
 def _too_large(node: ir.Node, made: float, limit: float) -> InputError:
     return InputError(
-        f"model: {node.op_type} {node.name!r} makes a value of {made:.3g} elements, the limit here is {limit:.3g}; "
+        f"model: {label(node)} makes a value of {made:.3g} elements, the limit here is {limit:.3g}; "
         "export the model again, with smaller sizes"
     )
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import UnsupportedModelError
+from onnxqat.graph.naming import label
 from onnxqat.numerics import integer_range, quantize
 
 #: Key of the metadata of a node whose weight and bias `insert` has changed: a normalization behind it was folded into them.
@@ -186,9 +187,7 @@ def _read(dequantize: ir.Node) -> Quantizer:
         computed = scale.producer()
         dynamic = computed is not None and computed.op_type == "DynamicQuantizeLinear"
         remedy = "start from the float model" if dynamic else "constant-fold the model first"
-        raise UnsupportedModelError(
-            f"DequantizeLinear {dequantize.name!r}: scale {scale.name!r} is computed at run time; {remedy}"
-        )
+        raise UnsupportedModelError(f"{label(dequantize)}: scale {scale.name!r} is computed at run time; {remedy}")
     producer = codes.producer()
     clip = producer if producer is not None and producer.op_type == "Clip" else None
     above = clip.inputs[0] if clip is not None else codes
@@ -232,7 +231,7 @@ def _axis(dequantize: ir.Node, scale: ir.Value, source: ir.Value) -> int | None:
 def _check_shapes(dequantize: ir.Node, scale: ir.Value, zero_point: ir.Value | None, source: ir.Value) -> None:
     """Refuses a scale, a zero point or an axis that does not fit what is quantized."""
     scales, points = _required(scale), None if zero_point is None else _required(zero_point)
-    what = f"{dequantize.op_type} {dequantize.name!r}"
+    what = label(dequantize)
     if points is not None and points.shape != scales.shape and points.size * scales.size != 1:
         raise UnsupportedModelError(
             f"{what}: its zero point has shape {list(points.shape)}, its scale {list(scales.shape)}; quantize the model again"
@@ -293,8 +292,7 @@ def _check_agree(quantize: ir.Node, dequantize: ir.Node) -> None:
         left, right = (np.asarray(0) if value is None else value for value in pair)
         if left.shape != right.shape or not np.array_equal(left, right):
             raise UnsupportedModelError(
-                f"QuantizeLinear {quantize.name!r} and DequantizeLinear {dequantize.name!r} have different {what}s; "
-                "a quantizer must use one"
+                f"{label(quantize)} and {label(dequantize)} have different {what}s; a quantizer must use one"
             )
 
 

@@ -11,6 +11,7 @@ import onnx_ir.passes.common as passes
 from onnxqat.errors import InputError
 from onnxqat.graph.attributes import check_attributes
 from onnxqat.graph.limits import check_sizes
+from onnxqat.graph.naming import label
 
 _NOT_TENSORS = frozenset(
     {
@@ -63,7 +64,7 @@ def check_ranks(model: ir.Model) -> None:
         ranks = [value.shape.rank() for value in pair if value is not None and value.shape is not None]
         if len(ranks) == 2 and (ranks[0] != ranks[1] or ranks[0] < 3):
             raise InputError(
-                f"model: {node.op_type} {node.name!r} reads data of {ranks[0]} axes with a weight of {ranks[1]}; "
+                f"model: {label(node)} reads data of {ranks[0]} axes with a weight of {ranks[1]}; "
                 "export the model again"
             )
 

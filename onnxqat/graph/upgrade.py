@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name
+from onnxqat.graph.naming import label, name_of
 from onnxqat.graph.qdq import constant
 
 #: What writes a node anew, in place; it may raise UnsupportedModelError with the reason why it cannot.
@@ -33,7 +34,7 @@ def upgrade_nodes(model: ir.Model, found: int) -> None:
 
 
 def _refuse(node: ir.Node, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{node.op_type} {node.name or node.outputs[0].name!r} {reason}")
+    return UnsupportedModelError(f"{label(node)} {reason}")
 
 
 def _set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
@@ -124,7 +125,7 @@ def _over_all_axes_behind(graph: ir.Graph, node: ir.Node) -> None:
     restored.name, result.name = result.name, fresh_value_name(graph, f"{result.name}_matrix")
     result.shape = None
     for new in (shape, matrix, back):
-        new.name = fresh_name(graph, f"{node.name or restored.name}_{new.op_type}")
+        new.name = fresh_name(graph, f"{name_of(node)}_{new.op_type}")
         new.outputs[0].name = new.outputs[0].name or fresh_value_name(graph, f"{new.name}_output")
     owner.insert_before(node, [shape, matrix])
     owner.insert_after(node, back)

@@ -36,11 +36,6 @@ class Skip:
     reason: str
 
 
-def label(node: ir.Node) -> str:
-    """How messages name a node: `Conv 'stem'`."""
-    return f"{node.op_type} {node.name!r}"
-
-
 def is_float(value: ir.Value | None) -> bool:
     """Whether the value is known to be float32."""
     return value is not None and value.dtype == ir.DataType.FLOAT

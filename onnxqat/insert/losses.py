@@ -10,10 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import quantizers
 from onnxqat.insert.calibrate import with_outputs
 from onnxqat.insert.fills import without_fills
-from onnxqat.insert.groups import inputs, label
+from onnxqat.insert.groups import inputs
 from onnxqat.runtime import Inference
 
 log = logging.getLogger(__name__)

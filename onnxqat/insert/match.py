@@ -11,9 +11,10 @@ from onnxqat.config import Config, Select
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph.edit import sole_user
 from onnxqat.graph.movement import moved
+from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import inner_nodes
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import Group, Skip, inputs, is_float, label
+from onnxqat.insert.groups import Group, Skip, inputs, is_float
 from onnxqat.insert.origins import origins
 from onnxqat.insert.patterns import MATCHERS
 from onnxqat.insert.patterns.decomposed import Whole, find_wholes

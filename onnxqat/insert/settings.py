@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxqat.config import Config, Range, RangeEstimator
 from onnxqat.errors import InputError
+from onnxqat.graph.naming import name_of
 from onnxqat.insert.groups import Group, inputs
 from onnxqat.insert.targets import Target
 
@@ -99,7 +100,7 @@ def activation(nodes: Collection[ir.Node], config: Config, target: Target) -> Ac
     symmetric = settings["activation_symmetric"]
     symmetric = target.symmetric_activations if symmetric is None else symmetric
     if settings["activation_signed"] and not symmetric:
-        shown = ", ".join(repr(node.name) for node in nodes)
+        shown = ", ".join(repr(name_of(node)) for node in nodes)
         raise InputError(
             f"configuration: activation_signed is set for {shown}, whose zero point is fitted to the values; "
             "set activation_symmetric too, or neither"

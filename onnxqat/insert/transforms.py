@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from onnxqat.config import Config
 from onnxqat.graph.movement import MOVEMENT
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import constant
-from onnxqat.insert.groups import Group, Skip, inputs, label
+from onnxqat.insert.groups import Group, Skip, inputs
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 _MAGNITUDES = frozenset({"Abs", "Log", "Pow", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", "Sqrt"})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.naming import name_of
 from onnxqat.graph.nesting import captured_values
 from onnxqat.graph.types import infer
 from onnxqat.train.flow import Step, control_flow_uses, may_be_float, trace
@@ -39,7 +40,7 @@ def blocked_text(blocked: Sequence[Blocked]) -> str:
     """Names all nodes, those of one operator and reason together, and says what to do."""
     groups: dict[tuple[str, str], list[str]] = {}
     for each in blocked:
-        groups.setdefault((_qualified(each.node), each.reason), []).append(f"'{each.node.name}'")
+        groups.setdefault((_qualified(each.node), each.reason), []).append(f"{name_of(each.node)!r}")
     named = "; ".join(f"{operator} {', '.join(names)}: {reason}" for (operator, reason), names in groups.items())
     before = sorted(frozenset().union(*(each.before for each in blocked)))
     parameters = ", ".join(before[:_SHOWN]) + (f" and {len(before) - _SHOWN} more" if len(before) > _SHOWN else "")

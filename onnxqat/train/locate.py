@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.naming import label
 from onnxqat.train.engine import Program, as_value
 from onnxqat.train.gradients.rule import FLOAT_TYPES
 from onnxqat.train.losses import LOSS
@@ -41,7 +42,7 @@ class Place:
         if self.node.op_type == "QuantizeLinear":
             return f"the {'gradient of the ' if self.backward else ''}quantizer of {self.value!r}"
         through = f"the gradient of {self.value!r} through" if self.backward else f"{self.value!r}, the result of"
-        return f"{through} {self.node.op_type} {self.node.name!r},"
+        return f"{through} {label(self.node)},"
 
 
 def first_not_finite(training: ir.Model, qdq: ir.Model, arrays: Mapping[str, NDArray[Any]]) -> Place | None:

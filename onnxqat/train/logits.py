@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph.ending import ending
+from onnxqat.graph.naming import label
 from onnxqat.train.gradients.rule import Ops
 
 log = logging.getLogger(__name__)
@@ -34,10 +35,10 @@ def logits_of(op: Ops, output: ir.Value, loss: str, activations: tuple[str, ...]
             "parts of it are left out or put together behind it" if found.merged else f"{loss} takes no {node.op_type}"
         )
         raise InputError(
-            f"loss {loss!r}: output {output.name!r} comes from {node.op_type} {node.name!r}, and {why}; use "
+            f"loss {loss!r}: output {output.name!r} comes from {label(node)}, and {why}; use "
             f"{_FITTING[node.op_type]!r}, make the logits the first output, or give a function of your own"
         )
-    log.info("the loss takes the input of %s %r as logits", node.op_type, node.name)
+    log.info("the loss takes the input of %s as logits", label(node))
     return moved(op, found.movement, found.logits)
 
 

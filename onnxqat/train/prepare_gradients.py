@@ -8,6 +8,7 @@ import onnx_ir.passes.common as passes
 from onnxqat.conversion import converted
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.io import OLDEST_OPSET, opset
+from onnxqat.graph.naming import name_of
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.types import infer
 from onnxqat.train.gradients.table import is_registered
@@ -44,5 +45,4 @@ def supported(model: ir.Model) -> ir.Model:
 def _name_nodes(graph: ir.Graph) -> None:
     """Names each nameless node after its first output, so that a message can point to it."""
     for node in graph:
-        if not node.name:
-            node.name = next((output.name for output in node.outputs if output.name), node.op_type)
+        node.name = name_of(node)

@@ -12,6 +12,7 @@ from onnxqat.graph.biases import integer_biases
 from onnxqat.graph.edit import constant_value, replace_value
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import moved
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, constant, quantizers
 from onnxqat.train import fakequant
 from onnxqat.train.round_bias import call_rounding
@@ -165,7 +166,7 @@ def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
     node = quantizer.dequantize
     if "block_size" in node.attributes and node.attributes["block_size"].as_int():
         raise UnsupportedModelError(
-            f"DequantizeLinear {node.name!r}: block-wise scales cannot be trained; quantize per tensor or per channel"
+            f"{label(node)}: block-wise scales cannot be trained; quantize per tensor or per channel"
         )
     dtype = ir.DataType.UINT8
     if quantizer.zero_point is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import optimizer
 
+from onnxqat.graph.naming import name_of
+
 
 def resolve_branches(model: ir.Model) -> None:
     """Replaces, in place, every `If` of the main graph whose condition follows from constants and static shapes.
@@ -37,7 +39,7 @@ def _inline(graph: ir.Graph, node: ir.Node, attribute: str) -> None:
     branch = node.attributes[attribute].as_graph()
     for name, value in list(branch.initializers.items()):
         del branch.initializers[name]
-        value.name = f"{node.name or node.outputs[0].name}/{name}"
+        value.name = f"{name_of(node)}/{name}"
         graph.register_initializer(value)
     results = list(branch.outputs)
     branch.outputs.clear()

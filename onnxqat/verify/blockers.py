@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Quantizer, constant
 
 Quantizers = dict[ir.Value, Quantizer]
@@ -93,10 +94,10 @@ def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
         return f"input {value.name!r} is a float input of the graph without a quantizer"
     if producer.op_type in _MOVES - _ORT_CARRIES and any(v in quantized for v in producer.inputs if v is not None):
         return (
-            f"input {value.name!r} has no DequantizeLinear: the quantizer stands before {_named(producer)}, which ONNX Runtime "
+            f"input {value.name!r} has no DequantizeLinear: the quantizer stands before {label(producer)}, which ONNX Runtime "
             "does not carry it across; place one behind it too"
         )
-    return f"input {value.name!r} comes from {_named(producer)} without a DequantizeLinear"
+    return f"input {value.name!r} comes from {label(producer)} without a DequantizeLinear"
 
 
 def _output_facts(node: ir.Node) -> Iterator[str]:
@@ -107,9 +108,9 @@ def _output_facts(node: ir.Node) -> Iterator[str]:
     if value.is_graph_output():
         yield f"its output {value.name!r} is a graph output, not quantized"
     elif len(users) != 1:
-        yield f"its output {value.name!r} is read by {', '.join(map(_named, users))}: only one QuantizeLinear may read it"
+        yield f"its output {value.name!r} is read by {', '.join(map(label, users))}: only one QuantizeLinear may read it"
     elif users[0].op_type != "QuantizeLinear":
-        yield f"its output goes into {_named(users[0])} without a QuantizeLinear"
+        yield f"its output goes into {label(users[0])} without a QuantizeLinear"
     else:
         dtype = type_written(users[0])
         if dtype not in _EIGHT_BITS:
@@ -149,7 +150,7 @@ def _kept_activation_facts(activation: ir.Node, quantize: ir.Node) -> Iterator[s
     bottom, top = ((bound - float(np.asarray(zero_point).item())) * float(scale.item()) for bound in BOUNDS[dtype])
     if bottom < low or top > high:
         yield (
-            f"{_named(activation)} to [{low:g}, {high:g}] cannot be absorbed by {_named(quantize)}, "
+            f"{label(activation)} to [{low:g}, {high:g}] cannot be absorbed by {label(quantize)}, "
             f"whose {_type_name(dtype)} codes reach from {bottom:.9g} to {top:.9g} "
             f"(scale {float(scale.item()):.9g}, zero point {int(np.asarray(zero_point).item())})"
         )
@@ -182,7 +183,7 @@ def _float_bias_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
     if constant(bias) is not None:
         yield f"bias {bias.name!r} is float; store it as int32 of scale input scale × weight scale"
     elif bias in quantized and len(bias.uses()) > 1:
-        yield f"bias {bias.name!r} is shared by {', '.join(_named(user) for user, _ in bias.uses())}; give each its own"
+        yield f"bias {bias.name!r} is shared by {', '.join(label(user) for user, _ in bias.uses())}; give each its own"
 
 
 def _signed_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
@@ -210,7 +211,7 @@ def _openvino_input_facts(value: ir.Value, quantized: Quantizers) -> Iterator[st
         elif producer is None:
             yield f"input {source.name!r} is a float input of the graph without a quantizer"
         else:
-            yield f"input {source.name!r} comes from {_named(producer)} without a quantizer"
+            yield f"input {source.name!r} comes from {label(producer)} without a quantizer"
         return
     quantizer = quantized[source]
     if quantizer.is_weight and _stored(quantizer) != ir.DataType.INT8:
@@ -233,7 +234,3 @@ def _bound(clip: ir.Node, index: int, default: float) -> float:
 
 def _type_name(dtype: ir.DataType | None) -> str:
     return "untyped" if dtype is None else dtype.name.lower()
-
-
-def _named(node: ir.Node) -> str:
-    return f"{node.op_type} {node.name!r}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph import qdq
+from onnxqat.graph.naming import name_of
 from onnxqat.labels import Decisions
 from onnxqat.samples import Samples
 from onnxqat.verify import models
@@ -231,7 +232,7 @@ def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[A
         steps = float(np.abs(expected[name] - actual[name]).max(initial=0)) / float(quantizer.scales.max())
         if steps > MORE_THAN_ONE_STEP:
             node = quantizer.source.producer()
-            origin = (None, None) if node is None else (node.name, node.op_type)
+            origin = (None, None) if node is None else (name_of(node), node.op_type)
             return Divergence(name, origin[0], origin[1], steps, len(common), undisturbed)
     return Divergence(None, None, None, 0.0, len(common), undisturbed)
 

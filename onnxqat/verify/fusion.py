@@ -14,6 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxqat.graph import io, qdq
+from onnxqat.graph.naming import label
 from onnxqat.graph.types import infer
 
 Kind = Literal["integer", "weight-only", "float", "absorbed"]
@@ -132,7 +133,7 @@ def quantized_by_runtime(node: ir.Node, runtime: str) -> str:
 
 def together_with(holder: ir.Node) -> str:
     """Why a node runs in float that shares a kernel with one reported before."""
-    return f"computed in one kernel with {holder.op_type} {holder.name!r}"
+    return f"computed in one kernel with {label(holder)}"
 
 
 def _with_types(model: ir.Model) -> ir.Model:

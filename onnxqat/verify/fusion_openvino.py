@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxqat.graph.naming import name_of
 from onnxqat.verify import fusion
 from onnxqat.verify.blockers import openvino_blockers
 from onnxqat.verify.fusion import Kernel, Kind
@@ -37,7 +38,7 @@ def report(deployed: ir.Model, layers: list[dict[str, str]]) -> list[Kernel]:
             alone = holder is node
             reason = openvino_blockers(node, quantized, precision) if alone else fusion.together_with(holder)
         name = "" if layer is None else f"{layer['layerType']} {layer['runtimePrecision']}"
-        kernels.append(Kernel(str(node.name), node.op_type, name, kind, reason, fusion.purpose(node)))
+        kernels.append(Kernel(name_of(node), node.op_type, name, kind, reason, fusion.purpose(node)))
     return kernels
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
+from onnxqat.graph.naming import name_of
 from onnxqat.verify import fusion
 from onnxqat.verify.blockers import ort_blockers
 from onnxqat.verify.fusion import Kernel, Kind
@@ -53,7 +54,7 @@ def report(deployed: ir.Model, path: str) -> list[Kernel]:
             reason = ort_blockers(node, quantized) if holder is node else fusion.together_with(holder)
         elif kind == "integer":
             reason = fusion.quantized_by_runtime(node, "ONNX Runtime")
-        names = str(node.name), node.op_type, _kernel_name(kernel)
+        names = name_of(node), node.op_type, _kernel_name(kernel)
         kernels[number] = Kernel(*names, kind, reason, fusion.purpose(node))
     return list(kernels.values())
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxqat.graph import qdq
+from onnxqat.graph.naming import name_of
 from onnxqat.graph.pairs import PairedLayer, Runtime, paired_layers
 from onnxqat.numerics import saturates
 from onnxqat.verify.fusion import Kernel, reported
@@ -148,7 +149,7 @@ def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runt
         return ()
     weights = {quantizer.output for quantizer in qdq.quantizers(deployed) if quantizer.is_weight}
     found = (node for node in _integer_nodes(deployed, kernels).values() if node.op_type in ("MatMul", "Gemm"))
-    return tuple(str(node.name) for node in found if not weights.intersection(node.inputs[:2]))
+    return tuple(name_of(node) for node in found if not weights.intersection(node.inputs[:2]))
 
 
 def _integer_nodes(deployed: ir.Model, kernels: Sequence[Kernel]) -> dict[int, ir.Node]:
@@ -166,7 +167,7 @@ def counted(layer: PairedLayer, runtime: Runtime) -> LayerSaturation:
         alone = layer.pairs(np.zeros(layer.shape, bool), pairing, fill=True)[..., 1]
         pairs += int(np.count_nonzero(~alone))
         found.append(int(np.count_nonzero(saturates(members[..., 0], members[..., 1], layer.largest))))
-    return LayerSaturation(str(layer.node.name), layer.node.op_type, pairs, sum(found), found[0])
+    return LayerSaturation(name_of(layer.node), layer.node.op_type, pairs, sum(found), found[0])
 
 
 def _layers(count: int) -> str:

@@ -143,5 +143,5 @@ def test_text_that_is_none_is_refused():
 
 def test_parameters_without_elements_are_refused():
     proto = model("(float[N,8] x) => (float[N,8] y) { y = LayerNormalization(x, w, b) }", w=random(8), b=random(0))
-    with pytest.raises(InputError, match="initializer 'b' of LayerNormalization '': has no elements"):
+    with pytest.raises(InputError, match="initializer 'b' of LayerNormalization 'y': has no elements"):
         io.load(proto)

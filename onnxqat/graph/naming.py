@@ -1,0 +1,15 @@
+"""How messages name a node: by its name, or, where it has none, by what it computes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def name_of(node: ir.Node) -> str:
+    """The node's name; without one, that of its first output that has a name, or else its operator."""
+    return node.name or next((value.name for value in node.outputs if value.name), node.op_type)
+
+
+def label(node: ir.Node) -> str:
+    """Operator and name: `Conv 'stem'`."""
+    return f"{node.op_type} {name_of(node)!r}"
