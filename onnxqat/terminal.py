@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from onnxqat.errors import OnnxqatError
+from onnxqat.graph.files import Nowhere
 
 
 class Terminal(Console):
@@ -59,7 +60,7 @@ def open_streams() -> None:
     os.close(descriptor)
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+            setattr(sys, name, Nowhere(os.fdopen(number, "rb" if number == 0 else "wb", closefd=False)))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -122,9 +122,9 @@ FLOAT_MODELS = {
         changed(lambda p: p.graph.node[0].attribute.append(helper.make_attribute("transB", 0.5))),
         "transB",
     ),
-    "NaN in a weight": (changed(spoiled("w", np.nan)), "initializer 'w' of Gemm"),
-    "infinity in a weight": (changed(spoiled("v", np.inf)), "initializer 'v' of Gemm"),
-    "NaN in a bias": (changed(spoiled("b", np.nan)), "initializer 'b' of Gemm"),
+    "NaN in a weight": (changed(spoiled("w", np.nan)), "initializer 'w' of Gemm 'a'"),
+    "infinity in a weight": (changed(spoiled("v", np.inf)), "initializer 'v' of Gemm 'y'"),
+    "NaN in a bias": (changed(spoiled("b", np.nan)), "initializer 'b' of Gemm 'a'"),
     "weight that makes NaN": (
         changed(
             lambda p: None,
@@ -149,7 +149,7 @@ FLOAT_MODELS = {
             s=np.array([10**8, 8]),
             w=random(8, 8),
         ),
-        "Expand '' makes a value of 8e+08 elements",
+        "Expand 'e' makes a value of 8e+08 elements",
     ),
 }
 
@@ -469,6 +469,13 @@ def test_closed_streams_end_no_work(good, tmp_path, shell):
     )
     assert result.returncode == 0
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_a_closed_standard_output_takes_no_model(good, tmp_path, name):
+    result = process(tmp_path, "fold", good / "qdq.onnx", "-o", name, shell=">&-")
+    assert result.returncode == 2
+    assert result.stderr == f"error: {name}: standard output is closed; open it, or name a file\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -33,6 +33,11 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     return (tensor for tensor in all_tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
+def locations(proto: onnx.ModelProto) -> set[str]:
+    """Names of the files with the model's external data, as the model says them."""
+    return {entry.value for tensor in tensors(proto) for entry in tensor.external_data if entry.key == "location"}
+
+
 def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Tensors of a model: initializers, and constants of nodes, in subgraphs and functions too."""
     nodes = [node for function in proto.functions for node in function.node]

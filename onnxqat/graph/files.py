@@ -1,7 +1,7 @@
 """The one door to what users name as outputs: files, links, devices, pipes, and "-" for standard output.
 
 A regular file appears whole or not at all: it is made in a folder beside it, forced to the disk and renamed. Links are followed;
-devices and pipes are written to. A file of another kind is not overwritten, nor is an input.
+devices and pipes are written to. A file of another kind is not overwritten, nor is an input, nor a file that holds a part of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -23,6 +24,13 @@ from onnxqat.errors import InputError
 from onnxqat.graph.temporary import beside
 
 PathLike = str | os.PathLike[str]
+
+#: Behind the name of a file: the file beside it that holds what is too large for it.
+DATA = ".data"
+
+
+def _alone(_: Path) -> list[Path]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,17 @@ class Kind:
         name: as messages call it, with its article.
         recognizes: whether a file that is not empty is of this kind.
         text: whether it may be shown on a terminal.
+        parts: the other files that hold parts of a file, if that one is there and of this kind.
     """
 
     name: str
     recognizes: Callable[[Path], bool]
     text: bool = True
+    parts: Callable[[Path], Iterable[Path]] = _alone
+
+
+class Nowhere(TextIOWrapper):
+    """Stands for a standard stream that the process was started without: prints get lost in it, results must not."""
 
 
 def is_standard_output(path: PathLike) -> bool:
@@ -76,12 +90,17 @@ def check_all(outputs: Iterable[tuple[PathLike | None, Kind]], inputs: Iterable[
             raise InputError(f"{path}: is an input of this call; choose another path for what is written")
         if any(_is_same(path, other) for other in seen):
             raise InputError(f"{path}: is named for two outputs; choose another path for one of them")
+        data = _data(path)
+        if any(_is_same(data, part) for other in given if data.exists() for part in kind.parts(Path(other))):
+            raise InputError(f"{path}: {data.name} beside it is data of an input of this call; choose another path")
         seen.append(path)
 
 
 def check(path: PathLike, kind: Kind) -> None:
     """Raises InputError if nothing of this kind can be written to `path`."""
     if is_standard_output(path):
+        if isinstance(sys.stdout, Nowhere) and os.fspath(path) != os.devnull:
+            raise InputError(f"{path}: standard output is closed; open it, or name a file")
         if not kind.text and sys.stdout is not None and sys.stdout.isatty():
             raise InputError(
                 f"{path}: {kind.name} is not text for a terminal; redirect standard output, or name a file"
@@ -113,7 +132,7 @@ def write(path: PathLike, kind: Kind, make: Callable[[Path], object]) -> None:
         if is_stream(path):
             _pour(path, make)
         else:
-            _replace(_target(path), make)
+            _replace(_target(path), kind, make)
 
 
 def write_text(text: str, path: PathLike, kind: Kind) -> None:
@@ -177,15 +196,30 @@ def _target(path: PathLike) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _replace(target: Path, make: Callable[[Path], object]) -> None:
+def _data(path: PathLike) -> Path:
+    return Path(f"{_target(path)}{DATA}")
+
+
+def _replace(target: Path, kind: Kind, make: Callable[[Path], object]) -> None:
     with beside(target) as made:
         rights = (target if target.exists() else made).stat().st_mode & 0o666
         make(made / target.name)
-        for file in sorted(made.iterdir(), key=lambda file: file.name == target.name):
+        places = {file: target if file.name == target.name else _beside(target, kind, file) for file in made.iterdir()}
+        for file, place in sorted(places.items(), key=lambda pair: pair[1] == target):
             file.chmod(rights)
             _to_disk(file)
-            file.replace(target.parent / file.name)
+            file.replace(place)
     _to_disk(target.parent)
+
+
+def _beside(target: Path, kind: Kind, file: Path) -> Path:
+    """Where a file goes that was made beside the target, by the same rules; it only replaces a part of what was there before."""
+    place = target.with_name(file.name)
+    before = list(kind.parts(target))
+    check(place, Kind(f"data of {target.name}", lambda found: any(_is_same(found, part) for part in before)))
+    if is_stream(place):
+        raise InputError(f"{place}: is no file, so that it cannot hold data of {target.name}; choose another path")
+    return _target(place)
 
 
 def _pour(path: PathLike, make: Callable[[Path], object]) -> None:

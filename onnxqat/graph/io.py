@@ -111,7 +111,7 @@ def write(model: onnx.ModelProto | ir.Model, file: Path) -> None:
         file.write_bytes(proto.SerializeToString())
         return
     large = model if isinstance(model, ir.Model) else ir.from_proto(model)
-    ir.save(large, file, format="protobuf", external_data=f"{file.name}.data")
+    ir.save(large, file, format="protobuf", external_data=f"{file.name}{files.DATA}")
 
 
 def _is_model(path: Path) -> bool:
@@ -122,7 +122,16 @@ def _is_model(path: Path) -> bool:
     return bool(proto.ir_version) and proto.HasField("graph")
 
 
-MODEL = files.Kind("an ONNX model", _is_model, text=False)
+def _data_files(path: Path) -> list[Path]:
+    """The files of a model's external data."""
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except Exception:  # as above
+        return []
+    return list({path.parent / location for location in external.locations(proto)})
+
+
+MODEL = files.Kind("an ONNX model", _is_model, text=False, parts=_data_files)
 
 
 def opset(model: ir.Model) -> int:

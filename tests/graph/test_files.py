@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from onnxqat.errors import InputError
-from onnxqat.graph import files, io
+from onnxqat.graph import external, files, io
 from tests.models import model, random
 
-MODEL = model("(float[N,3] x) => (float[N,2] y) { y = MatMul(x, w) }", w=random(3, 2))
+W = random(32, 3)
+MODEL = model("(float[N,32] x) => (float[N,3] y) { y = MatMul(x, w) }", w=W)
 WHOLE = MODEL.SerializeToString()
 
 
@@ -126,6 +127,60 @@ def test_an_input_is_not_overwritten_whatever_it_is_called(tmp_path, name):
     (tmp_path / "hard").hardlink_to(source)
     with pytest.raises(InputError, match="is an input of this call"):
         files.check_all([(tmp_path / name, io.MODEL)], [None, "package.module:function", source])
+
+
+@pytest.fixture
+def large(monkeypatch) -> None:
+    """Models whose weights go into a file beside them."""
+    monkeypatch.setattr(external, "TOO_LARGE", 10)
+
+
+@pytest.mark.usefixtures("large")
+def test_data_of_a_large_model_replaces_that_of_the_model_before_it_and_nothing_else(tmp_path):
+    path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    io.save(MODEL, path)
+    io.save(MODEL, path)
+    assert sorted(tmp_path.iterdir()) == [path, data]
+    path.unlink()
+    before = data.read_bytes()
+    with pytest.raises(InputError, match=r"m.onnx.data: exists and is not data of m.onnx; remove it"):
+        io.save(MODEL, path)
+    assert data.read_bytes() == before
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda data: data.mkdir(), "is a folder"),
+        (os.mkfifo, "is no file, so that it cannot hold data of m.onnx"),
+        (lambda data: data.symlink_to("/dev/null"), "is no file"),
+        (lambda data: data.symlink_to(Path(__file__)), "exists and is not data of m.onnx"),
+    ],
+    ids=["folder", "pipe", "device", "link to another file"],
+)
+def test_what_is_no_data_of_the_model_is_not_replaced_by_its_data(tmp_path, make, message):
+    make(tmp_path / "m.onnx.data")
+    with pytest.raises(InputError, match=message):
+        io.save(MODEL, tmp_path / "m.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx.data"]
+
+
+@pytest.mark.usefixtures("large")
+def test_data_of_a_large_model_goes_where_a_link_in_its_place_leads(tmp_path):
+    (tmp_path / "m.onnx.data").symlink_to("elsewhere")
+    io.save(MODEL, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx.data").is_symlink()
+    assert (tmp_path / "elsewhere").read_bytes() == W.tobytes()
+
+
+@pytest.mark.usefixtures("large")
+def test_data_of_an_input_is_not_overwritten_by_data_of_an_output(tmp_path):
+    io.save(MODEL, tmp_path / "a.onnx")
+    (tmp_path / "a.onnx").rename(tmp_path / "b.onnx")
+    with pytest.raises(InputError, match=r"a.onnx: a.onnx.data beside it is data of an input of this call"):
+        files.check_all([(tmp_path / "a.onnx", io.MODEL)], [tmp_path / "b.onnx"])
 
 
 def test_two_outputs_are_not_one_file(tmp_path):
