@@ -94,6 +94,12 @@ ActivationBits = Annotated[
     int | None, typer.Option(help="Width of what weighted layers read, 2 to 8. (default: 8)", show_default=False)
 ]
 Losses = Annotated[list[str], typer.Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")]
+Teacher = Annotated[
+    Path | None,
+    typer.Option(
+        help="Model that the loss distill learns from. (default: the model without its quantizers)", show_default=False
+    ),
+]
 Epochs = Annotated[int, typer.Option(help="Passes over the data.")]
 Rate = Annotated[float, typer.Option(help="Largest learning rate of AdamW; warm-up, then a cosine to 0.")]
 BatchSize = Annotated[
@@ -217,7 +223,7 @@ def train(
     class_axis: ClassAxis = None,
     ignore_label: IgnoreLabel = None,
     sample_axis: SampleAxis = None,
-    teacher: Annotated[Path | None, typer.Option(help="Float model for the loss distill.")] = None,
+    teacher: Teacher = None,
     log_file: Annotated[Path | None, typer.Option(help="Append a JSON line per step and epoch to this file.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write event files for TensorBoard to this folder.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without improvement.")] = None,
@@ -330,6 +336,7 @@ def run(
     class_axis: ClassAxis = None,
     ignore_label: IgnoreLabel = None,
     sample_axis: SampleAxis = None,
+    teacher: Teacher = None,
     max_drop: MaxDrop = None,
     runtime: Runtime = None,
     interpreter: Interpreter = None,
@@ -348,9 +355,12 @@ def run(
     from onnxqat.callbacks import from_options
 
     _check_resume(checkpoint, resume=resume)
-    _check([output], json=json, inputs=[model, data, calibration, validation, test, config])
+    _check([output], json=json, inputs=[model, data, calibration, validation, test, config, teacher])
     labelling = Labelling(class_axis, ignore_label, sample_axis)
-    training = pipeline.Training(tuple(loss), epochs, lr, seed, distributed=launched(), labelling=labelling)
+    taught = None if teacher is None else str(teacher)
+    training = pipeline.Training(
+        tuple(loss), epochs, lr, seed, teacher=taught, distributed=launched(), labelling=labelling
+    )
     outcome = pipeline.run(
         model,
         pipeline.Data(data, calibration, validation, test, batch_size),

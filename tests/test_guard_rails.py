@@ -120,7 +120,7 @@ def test_with_fewer_bits_the_default_warns_and_a_bound_of_ones_own_fails(run, op
 
 
 def test_without_labels_other_answers_are_judged(run):
-    options = ["--loss", "distill"]
+    options = ["--loss", "distill", "--teacher", "float.onnx"]
     assert run(*options, data="unlabelled.npz")[0] == 0
     status, _, err = run(*options, "--lr", 100, data="unlabelled.npz")
     assert status == 1
@@ -147,6 +147,9 @@ REFUSED = {
     "labels": (["--data", "shifted.npz"], "the model has 5 classes, 0 to 4"),
     "labels of validation": (["--validation", "shifted.npz"], "the model has 5 classes, 0 to 4"),
     "no labels": (["--data", "unlabelled.npz"], "--loss distill"),
+    "teacher without pupils": (["--teacher", "float.onnx"], "teacher: given, but the loss does not distill"),
+    "teacher of something else": (["--loss", "distill", "--teacher", "values/float.onnx"], "teacher"),
+    "output over the teacher": (["--teacher", "qdq.onnx", "-o", "qdq.onnx"], "is an input of this call"),
     "labels of test": (["--test", "shifted.npz"], "check the labels"),
     "bound": (["--max-drop", -1], "max drop is -1.0; it must be 0 or more"),
     "interpreter": (["--interpreter", "absent/python"], "cannot be started"),
