@@ -16,6 +16,7 @@ from onnxqat.distributed import Workers
 from onnxqat.torch import as_module, to_model
 from onnxqat.train.trainer import Trainer
 from tests.models import model as text_model
+from tests.test_distributed import accumulating, sequences
 from tests.train.test_trainer import BODY, WEIGHTS, batches
 
 FOLDER = Path(sys.argv[1])
@@ -52,6 +53,13 @@ def model_of_data_parallel(rank: int) -> int:
     return zlib.crc32(to_model(wrapped).SerializeToString(deterministic=True))
 
 
+def train_sequences(rank: int) -> None:
+    trainer = accumulating(FOLDER / "sequences.onnx", distributed=True)
+    for batch in sequences():
+        trainer.step(batch)
+    onnxqat.save(trainer.model(), FOLDER / f"sequences-{rank}.onnx")
+
+
 def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=20))
     rank = dist.get_rank()
@@ -76,6 +84,7 @@ def main() -> None:
     )
     found["other model"] = message(Trainer, model(0), freeze=["b1"] if rank else [], distributed=True)
     found["data parallel"] = model_of_data_parallel(rank)
+    train_sequences(rank)
     found["no checkpoint"] = message(trainer.resume, FOLDER / "nowhere")
     found["gathered"] = [part["a"].tolist() for part in Workers.join().gather({"a": np.arange(rank + 1)})]
 

@@ -19,7 +19,7 @@ from onnxqat.batch import Signature
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.train.trainer import Trainer
-from tests.models import model
+from tests.models import model, random
 from tests.processes import started
 from tests.train.test_trainer import BODY, WEIGHTS, batches
 
@@ -65,12 +65,39 @@ def test_a_process_started_alone_is_told_how_to_start(monkeypatch):
         Workers.join()
 
 
+SEQUENCES = """(float[T,N,8] x) => (float[T,N,4] y)
+{
+    a = MatMul (x, w) c = Add (a, b) r = Relu (c)
+    y = MatMul (r, v)
+}"""
+
+
+def sequences():
+    """Time-first batches of which some labels do not count; in one, none of the second process does."""
+    generator = np.random.default_rng(0)
+    found = []
+    for rows, ignored in ((6, slice(3, 6)), (4, slice(0, 1)), (6, slice(0, 0)), (2, slice(0, 1))):
+        label = generator.integers(0, 4, (5, rows))
+        label[:, ignored] = -100
+        found.append({"x": generator.standard_normal((5, rows, 8), dtype=np.float32), "label": label})
+    return found
+
+
+def accumulating(qdq, **settings):
+    """A trainer whose rate is so high that weights outgrow their scales."""
+    said = {"accumulate": 2, "class_axis": 2, "sample_axis": 1, "ignore_label": -100, "threads": 1}
+    return Trainer(qdq, optimizer=onnxqat.SGD(lr=1.0), **said, **settings)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What two processes of distributed_script.py found."""
     folder = tmp_path_factory.mktemp("script")
     images = [{"x": b["x"]} for b in batches(2)]
     onnxqat.save(onnxqat.insert(model(BODY, **WEIGHTS), images), folder / "qdq.onnx")
+    weights = {"w": random(8, 6), "b": random(6), "v": random(6, 4)}
+    calibration = [{"x": batch["x"]} for batch in sequences()]
+    onnxqat.save(onnxqat.insert(model(SEQUENCES, **weights), calibration), folder / "sequences.onnx")
     run = subprocess.run(
         [*TORCHRUN, "-m", "tests.distributed_script", folder], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
@@ -88,6 +115,26 @@ def test_gradients_are_those_of_one_process_and_the_same_everywhere(found):
     for name, gradient in expected.items():
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
+
+
+@pytest.mark.slow
+def test_accumulated_time_first_batches_train_and_hold_weights_as_one_process_does(found):
+    folder, _ = found
+    first, second = ((folder / f"sequences-{rank}.onnx").read_bytes() for rank in range(2))
+    assert first == second
+    trainer = accumulating(folder / "sequences.onnx")
+    for one in sequences():
+        trainer.step(one)
+    onnxqat.save(trainer.model(), folder / "alone.onnx")
+    start, alone, together = (parameters(folder / f"{name}.onnx") for name in ("sequences", "alone", "sequences-0"))
+    for name, array in alone.items():
+        assert np.linalg.norm(together[name] - array) <= 1e-5 * np.linalg.norm(array), name
+    for weight in "wv":
+        w, scale = together[weight], together[f"{weight}_scale"]
+        least = np.maximum(np.abs(w[0::2] + w[1::2]).max(axis=0), np.abs(w).max(axis=0)) / 127
+        assert (scale >= least * (1 - 1e-6)).all()
+        raised = np.isclose(scale, least, rtol=1e-6) & (scale > start[f"{weight}_scale"])
+        assert raised.any()
 
 
 @pytest.mark.slow

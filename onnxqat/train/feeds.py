@@ -103,17 +103,17 @@ class Feeds:
         taught = self.teacher(inputs) if self.teacher is not None else {}
         return {**inputs, **named, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
 
-    def counted(self, feeds: Mapping[str, NDArray[Any]], inputs: Batch) -> int:
+    def counted(self, batch: Batch) -> int:
         """How much a batch weighs in a mean: its labels that count, of classes or sides; else its samples."""
         if self.loss.judged in ("classes", "sides"):
-            return int(self.loss.decisions.counted(feeds[f"{LABEL}label"]).sum())
-        return self.base.samples.rows(inputs, list(self.base.inputs))
+            return int(self.loss.decisions.counted(batch["label"]).sum())
+        return self.base.samples.rows(batch, list(self.base.inputs))
 
     def share(self, part: Batch, batch: Batch, of_rows: float) -> float:
         """What the mean over a part weighs in that over the batch: its share of rows, or of the labels that count."""
         if self.loss.decisions.ignored is None or self.loss.judged not in ("classes", "sides"):
             return of_rows
-        ours, all_of_them = (int(self.loss.decisions.counted(b["label"]).sum()) for b in (part, batch))
+        ours, all_of_them = self.counted(part), self.counted(batch)
         return ours / all_of_them if all_of_them else of_rows
 
     def hits(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:

@@ -27,7 +27,7 @@ from onnxqat.train.graph import TrainingGraph
 log = logging.getLogger(__name__)
 
 #: Changes when an older version of this package could no longer read what is written.
-FORMAT = 1
+FORMAT = 2
 
 _LOSS = "loss_function"
 _MISSING = object()

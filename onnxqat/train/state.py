@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onnxqat.train.engine import Floats
 from onnxqat.train.schedules import Schedule
 
@@ -21,8 +23,10 @@ class State:
         moments: the optimizer's flat arrays.
         schedule: the learning-rate schedule and the position in it: optimizer steps and epochs done.
         seed: what the order of the data is drawn from.
-        accumulated: sum of the gradients of batches that no optimizer step has used yet; None where each batch is a step.
+        accumulated: sum of the gradients of batches that no optimizer step has used yet, each times its weight; None where each
+            batch is a step.
         summed: how many batches that sum holds.
+        weight: sum of their weights.
         batch: batches of the running epoch that are done.
         loss_sum: sum of their losses.
         batches: batches of a whole epoch of the running `fit`; None where the data does not tell.
@@ -39,6 +43,7 @@ class State:
     seed: int
     accumulated: Floats | None = None
     summed: int = 0
+    weight: int = 0
     batch: int = 0
     loss_sum: float = 0.0
     batches: int | None = None
@@ -47,6 +52,21 @@ class State:
     stop: bool = False
     best: tuple[Floats, float] | None = None
     random: dict[str, Any] | None = None
+
+    def add(self, gradients: Floats, weight: int) -> None:
+        """Adds a batch's gradients, which are means over so many labels or samples; multiplies them in place."""
+        assert self.accumulated is not None
+        gradients *= np.float32(weight)
+        self.accumulated += gradients
+        self.summed, self.weight = self.summed + 1, self.weight + weight
+
+    def take_mean(self, gradients: Floats) -> bool:
+        """Writes the mean of the gradients added so far into an array, and begins anew; whether there are any."""
+        if self.accumulated is None or not self.summed:
+            return False
+        np.multiply(self.accumulated, np.float32(1 / self.weight), out=gradients)
+        self.accumulated[:], self.summed, self.weight = 0, 0, 0
+        return True
 
     def begin(self, epochs: int, batches: int | None, accumulate: int) -> None:
         """A `fit` of so many epochs of so many batches begins, or goes on where an earlier one broke off.

@@ -72,8 +72,8 @@ class Trainer:
             8-bit weights outgrow is raised in the model that is returned (`Config.overflow_fix`).
         teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now.
         clip_norm: largest norm of the gradient; None: no limit.
-        accumulate: batches whose gradients are averaged into one optimizer step; in `fit`, those left at the end of an epoch make
-            a step of their own.
+        accumulate: batches whose gradients make one optimizer step, as one large batch would: each weighs as many labels as count
+            in it, or else samples; in `fit`, those left at the end of an epoch make a step of their own.
         class_axis: axis of the first output along which classes compete; None: told by the model's Softmax and the labels' shape.
         ignore_label: label that does not count, -100 or 255 say; None: all count.
         sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
@@ -264,7 +264,7 @@ class Trainer:
                 continue
             feeds = self._feeds(batch)
             first, *_, loss = self._engine.evaluate(feeds, [*self._graph.outputs, LOSS])
-            weight, hits = self._feeds.counted(feeds, batch), self._feeds.hits(first, feeds)
+            weight, hits = self._feeds.counted(batch), self._feeds.hits(first, feeds)
             sums += float(loss) * weight, weight, hits.sum(), hits.size
         self._workers.sum(sums)
         metrics = {"loss": float(sums[0] / sums[1])}
@@ -428,20 +428,15 @@ class Trainer:
         if self.state.accumulated is None:
             self._apply(norm)
         else:
-            self.state.accumulated += self._engine.gradients
-            self.state.summed += 1
+            self.state.add(self._engine.gradients, self._feeds.counted(batch))
             if self.state.summed == self._accumulate:
                 self._apply_accumulated()
         return loss
 
     def _apply_accumulated(self) -> None:
         """One optimizer step on the mean of the gradients that no step has used yet, if there are any."""
-        running, gradients = self.state.accumulated, self._engine.gradients
-        if running is None or not self.state.summed:
-            return
-        np.multiply(running, np.float32(1 / self.state.summed), out=gradients)
-        running[:], self.state.summed = 0, 0
-        self._apply(norm_of(gradients))
+        if self.state.take_mean(self._engine.gradients):
+            self._apply(norm_of(self._engine.gradients))
 
     def _apply(self, norm: float) -> None:
         """One optimizer step on the gradients in the engine, whose norm is given."""

@@ -10,6 +10,7 @@ from onnxqat.fold import fold
 from onnxqat.graph.pairs import OVERFLOW_FIX
 from onnxqat.insert import insert
 from onnxqat.torch import as_module, to_model
+from onnxqat.train.callbacks import Callback
 from onnxqat.train.optimizers import AdamW
 from onnxqat.train.trainer import Trainer
 from tests.models import model, random
@@ -60,9 +61,11 @@ def initializers(proto):
 )
 def test_every_step_leaves_a_model_on_which_no_processor_saturates(settings):
     trainer = hot(inserted(**settings))
-    for batch in DATA:
+    for number, batch in enumerate(DATA):
         trainer.step(batch)
         assert is_safe(trainer.model())
+        if number % 2:
+            trainer.schedule.epoch_step()  # the next stage
 
 
 def test_weights_that_nobody_holds_saturate_after_the_same_steps():
@@ -130,6 +133,25 @@ def test_best_epoch_that_is_restored_is_safe():
     trainer = hot(inserted())
     trainer.fit(DATA, epochs=2, validation=DATA)
     assert is_safe(trainer.model())
+
+
+@pytest.mark.parametrize(
+    ("settings", "accumulate"), [({}, 2), ({"weight_start_epoch": 1}, 1)], ids=["within a step", "before a stage"]
+)
+def test_run_that_goes_on_from_a_checkpoint_holds_as_if_it_had_never_stopped(settings, accumulate, tmp_path):
+    class SaveAndStop(Callback):
+        def on_step_end(self, trainer, loss):
+            trainer.save(tmp_path / "checkpoint")
+            trainer.stop = True
+
+    whole, stopped = (hot(inserted(**settings), accumulate=accumulate) for _ in range(2))
+    whole.fit(DATA[:3], epochs=2)
+    stopped.fit(DATA[:3], epochs=2, callbacks=[SaveAndStop()])
+    resumed = Trainer.restore(tmp_path / "checkpoint")
+    resumed.fit(DATA[:3], epochs=2)
+    assert resumed.model().SerializeToString() == whole.model().SerializeToString()
+    assert (resumed.parameters["v_scale"] > stopped.parameters["v_scale"]).any()
+    assert is_safe(resumed.model())
 
 
 def stepped(module, **settings):

@@ -242,13 +242,32 @@ def test_gradients_update_nothing(qdq):
     np.testing.assert_array_equal(trainer.state.parameters, before)
 
 
-def test_accumulated_batches_are_one_step_on_all_of_them(qdq):
-    whole = {name: np.concatenate([b[name] for b in batches(4)]) for name in ("x", "label")}
-    together = Trainer(qdq, optimizer=SGD(lr=0.01))
+EVEN, UNEVEN, NONE = (16, 16, 16, 16), (24, 8, 1, 31), (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "ignored"),
+    [
+        ("cross_entropy", EVEN, NONE),
+        ("cross_entropy", UNEVEN, NONE),
+        ("distill", UNEVEN, NONE),
+        ("cross_entropy", EVEN, (15, 0, 7, 1)),
+        ("bce_with_logits", UNEVEN, (15, 0, 0, 7)),
+    ],
+    ids=["even", "uneven", "uneven, distilling", "ignored labels", "uneven, ignored sides"],
+)
+def test_accumulated_batches_are_one_step_on_all_of_them(qdq, loss, rows, ignored):
+    said = {"loss": loss, "optimizer": SGD(lr=0.01), "ignore_label": 255 if any(ignored) else None}
+    whole = batches(1, rows=sum(rows))[0]
+    starts = np.cumsum((0, *rows[:-1]))
+    for start, count in zip(starts, ignored, strict=True):
+        whole["label"][start : start + count] = 255
+    if loss == "bce_with_logits":
+        whole["label"] = np.where(whole["label"][:, None] == 255, 255, whole["label"][:, None] == np.arange(5))
+    together, apart = Trainer(qdq, **said), Trainer(qdq, **said, accumulate=4)
     together.step(whole)
-    apart = Trainer(qdq, optimizer=SGD(lr=0.01), accumulate=4)
-    for batch in batches(4):
-        apart.step(batch)
+    for start, count in zip(starts, rows, strict=True):
+        apart.step({name: array[start : start + count] for name, array in whole.items()})
     assert apart.schedule.position.step == 1
     np.testing.assert_allclose(apart.state.parameters, together.state.parameters, rtol=1e-4, atol=1e-6)
 
