@@ -32,6 +32,7 @@ class Inference:
         outputs: names of the graph outputs to compute; all if None.
         integer_kernels: whether quantized layers run on integers, as deployed, which some processors round in their own way;
             in float otherwise, as training computes them.
+        called: what messages call it.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Inference:
         outputs: Sequence[str] | None = None,
         *,
         integer_kernels: bool = False,
+        called: str = "model",
     ) -> None:
+        self._called = called
         options = ort.SessionOptions()
         options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         if not integer_kernels and _reads_quantized_outputs(model):
@@ -54,7 +57,9 @@ class Inference:
         try:
             values = self._session.run(self.outputs, {name: batch[name] for name in self.inputs})
         except Exception as error:
-            raise InputError(f"model: ONNX Runtime cannot run it on this batch: {short_reason(error)}") from error
+            raise InputError(
+                f"{self._called}: ONNX Runtime cannot run it on this batch: {short_reason(error)}"
+            ) from error
         return dict(zip(self.outputs, values, strict=True))
 
 

@@ -63,6 +63,16 @@ class Samples:
         """Samples of a batch: the length of the sample axis of the first input that has one."""
         return next((array.shape[axis] for array, axis in self._known(batch, names)), 1)
 
+    def first(self, batch: Arrays, names: Sequence[str], rows: int) -> dict[str, NDArray[Any]]:
+        """The inputs of the first so many samples of a batch."""
+        axes = {name: self.inputs.get(name, 0) for name in names if name in batch}
+        return {
+            name: batch[name]
+            if axis is None or axis >= batch[name].ndim
+            else batch[name][(slice(None),) * axis + (slice(rows),)]
+            for name, axis in axes.items()
+        }
+
     def without(self, batch: Arrays, names: Sequence[str]) -> bool:
         """Whether a batch holds no sample: all its inputs are empty, or the first that is made of samples is along that axis."""
         known = list(self._known(batch, names))

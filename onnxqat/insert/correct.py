@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.batch import Batch
+from onnxqat.errors import InputError
 from onnxqat.graph.edit import constant_value, sole_user
 from onnxqat.graph.qdq import constant
 from onnxqat.insert.calibrate import with_outputs
@@ -40,7 +41,7 @@ def correct_biases(
         quantized: the Q/DQ model.
         weighted: its nodes with weights.
         batches: can be read many times.
-        samples: how many samples to read each time, in whole batches.
+        samples: how many samples to read each time.
     """
     chosen = {str(node.name) for node in weighted}
     before = {str(node.name): node for node in original.graph if node.name in chosen}
@@ -63,8 +64,12 @@ def _means(model: ir.Model, nodes: Sequence[ir.Node], batches: Iterable[Batch], 
     run = Inference(with_outputs(model, values), [str(value.name) for value in values])
     sums: dict[str, Floats] = {}
     counts: dict[str, int] = {}
-    for batch in _first(batches, samples, Samples.of(model), run.inputs):
-        for node, array in zip(nodes, run(batch).values(), strict=True):
+    for batch, part in _first(batches, samples, Samples.of(model), run.inputs):
+        try:
+            arrays = run(part)
+        except InputError:  # a batch of fixed size, or samples that depend on each other
+            arrays = run(batch)
+        for node, array in zip(nodes, arrays.values(), strict=True):
             rows = _by_channel(node, array)
             name = str(node.name)
             sums[name] = sums.get(name, np.zeros(rows.shape[1])) + rows.sum(axis=0, dtype=np.float64)
@@ -72,12 +77,16 @@ def _means(model: ir.Model, nodes: Sequence[ir.Node], batches: Iterable[Batch], 
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _first(batches: Iterable[Batch], samples: int, axes: Samples, names: Sequence[str]) -> Iterator[Batch]:
-    seen = 0
+def _first(
+    batches: Iterable[Batch], samples: int, axes: Samples, names: Sequence[str]
+) -> Iterator[tuple[Batch, Batch]]:
+    """The batches with the first so many samples, each with the part of it that counts: of the last one, what is left."""
+    left = samples
     for batch in batches:
-        yield batch
-        seen += axes.rows(batch, names)
-        if seen >= samples:
+        rows = axes.rows(batch, names)
+        yield batch, batch if rows <= left else axes.first(batch, names, left)
+        left -= rows
+        if left <= 0:
             return
 
 

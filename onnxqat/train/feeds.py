@@ -235,7 +235,7 @@ def feeds_for(graph: Forward, teacher: io.ModelLike | None) -> Feeds:
         missing = [name for name in graph.loss.distilled if name not in present]
         if missing:
             raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
-        taught = Inference(model, graph.loss.distilled)
+        taught = Inference(model, graph.loss.distilled, called="teacher")
     elif teacher is not None:
         raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
     base = Signature.of(graph.qdq, (), sample_axis=graph.labelling.sample_axis)
