@@ -42,7 +42,6 @@ def upgraded(model: ir.Model, version: int) -> ir.Model:
             f"export it with opset {version}"
         )
     copy.opset_imports[""] = version
-    log.warning("model converted from opset %d to %d", found, version)
     return copy
 
 

@@ -31,7 +31,7 @@ from onnxqat.insert.inputs import check_inputs
 from onnxqat.insert.losses import warn_of_losses
 from onnxqat.insert.match import find_groups
 from onnxqat.insert.place import Grid, Placement, new_grid, place
-from onnxqat.insert.prepare import prepare
+from onnxqat.insert.prepare import check_conversion, prepare
 from onnxqat.insert.ranges import weight_range
 from onnxqat.insert.sites import ActivationSite, WeightSite, activation_sites, weight_sites
 from onnxqat.insert.targets import Target, target
@@ -89,6 +89,8 @@ def insert(
         batches.signature.samples,
         progress=_remembering(first),
     )
+    sample = first[0] if first else next(iter(batches))
+    check_conversion(model, config.fixed_inputs, sample)
     original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
     weighted = [group.node for group in groups if group.weight is not None]
     placements = [_weight_placement(graph, site, config) for site in weights]
@@ -107,7 +109,6 @@ def insert(
         len(activations),
         len(skips),
     )
-    sample = first[0] if first else next(iter(batches))
     check_answers(prepared, sample)
     if workers.is_first and min(config.weight_bits, config.activation_bits) == 8:
         warn_of_losses(original, prepared, names, weighted, sample)

@@ -13,7 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
-from onnxqat.conversion import converted
+from onnxqat.batch import Batch
+from onnxqat.conversion import check_converted, converted
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.edit import forget_names, fresh_name
@@ -50,8 +51,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     Raises:
         InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
     """
-    loaded = io.load(model, oldest_opset=OLDEST_CONVERTIBLE)
-    fix_inputs(loaded, fixed or {})
+    loaded = _loaded(model, fixed)
     if io.opset(loaded) < io.OLDEST_OPSET:
         loaded = converted(loaded)
     if is_quantized(loaded):
@@ -91,6 +91,23 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     passes.RemoveUnusedNodesPass()(loaded)
     infer(loaded)
     name_nodes(loaded.graph)
+    return loaded
+
+
+def check_conversion(model: io.ModelLike, fixed: Mapping[str, Any] | None, batch: Batch) -> None:
+    """Refuses a float model of an old operator set that `prepare` has changed the answers of, judged by a batch of its own.
+
+    Raises:
+        InputError: see `conversion`.
+    """
+    loaded = _loaded(model, fixed)
+    if io.opset(loaded) < io.OLDEST_OPSET:
+        check_converted(loaded, batch)
+
+
+def _loaded(model: io.ModelLike, fixed: Mapping[str, Any] | None) -> ir.Model:
+    loaded = io.load(model, oldest_opset=OLDEST_CONVERTIBLE)
+    fix_inputs(loaded, fixed or {})
     return loaded
 
 

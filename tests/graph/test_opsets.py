@@ -7,6 +7,7 @@ from onnxqat.conversion import converted
 from onnxqat.errors import InputError
 from onnxqat.graph import io, upgrade
 from onnxqat.graph.opsets import upgraded
+from onnxqat.insert import insert
 from onnxqat.runtime import Inference
 from tests.models import batches, model, operators, outputs, random
 from tools.gradient_coverage import node_cases
@@ -164,6 +165,19 @@ def test_conversion_that_changes_the_answers_is_refused_by_node(monkeypatch):
     proto = model("(float[N,3,4] x) => (float[N,3,4] y) { a = Exp(x) s = Softmax(a) y = Neg(s) }", opset=11)
     with pytest.raises(InputError, match=r"Softmax 's' computes something else in opset 17"):
         converted(io.load(proto, oldest_opset=7))
+
+
+def test_conversion_is_held_to_its_answers_on_the_calibration_data_too(monkeypatch):
+    monkeypatch.setitem(upgrade.ADAPTERS, "Softmax", ())
+    # made-up data does not take the branch with the operator that differs
+    proto = model(
+        """(float[N,2,4] x) => (float[N,2,3] y) { m = ReduceMax<keepdims=0>(x) c = Greater(m, h)
+        s = If(c) <then_branch = t () => (float[N,2,4] p) { p = Softmax(x) },
+        else_branch = e () => (float[N,2,4] q) { q = Neg(x) }> y = MatMul(s, w) }""",
+        opset=11, h=np.float32(50), w=random(4, 3),
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"If 's' computes something else in opset 17"):
+        insert(proto, [random(2, 2, 4, scale=100)])
 
 
 def test_node_that_differs_in_the_branch_not_taken_at_first_is_found(monkeypatch):
