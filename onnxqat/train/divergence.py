@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 
 log = logging.getLogger(__name__)
 
@@ -13,6 +14,10 @@ PATIENCE = 20
 SHARE = 0.05
 #: By how much the mean of the logarithms must have risen: at least this, and by so many times what single losses scatter.
 MARGIN, DEVIATIONS = math.log(1.1), 4.0
+#: Losses of which the latest fall is told, half against half.
+LATEST = 10
+#: A loss that falls so fast that it is back where it began within so many steps is left alone: optimizers may need a few steps.
+WAY_BACK = 30
 #: Mean of |a - b| for two normal numbers, in standard deviations of one.
 _DIFFERENCE = 2 / math.sqrt(math.pi)
 
@@ -22,13 +27,14 @@ class LossWatch:
 
     The first loss alone is that of the model as it was: too large a rate ruins a model in the first steps. As it is a single
     number, what counts as a rise is measured by how much losses scatter from step to step. Logarithms are compared where losses
-    are positive, since losses scatter by a share of what they are.
+    are positive, since losses scatter by a share of what they are. A loss that has risen, but is on its way back, is waited for.
     """
 
     def __init__(self) -> None:
         self._first: float | None = None
         self._seen = 0
         self._last = self._mean = self._scatter = 0.0
+        self._latest: deque[float] = deque(maxlen=LATEST)
         self._said = False
 
     def saw(self, loss: float, lr: float) -> None:
@@ -42,7 +48,8 @@ class LossWatch:
         self._mean += share * (change - self._mean)
         self._scatter += share * (abs(change - self._last) / _DIFFERENCE - self._scatter)
         self._last = change
-        if self._seen >= PATIENCE and self._mean > max(MARGIN, DEVIATIONS * self._scatter) and not self._said:
+        self._latest.append(change)
+        if self._has_risen() and not self._comes_back() and not self._said:
             self._said = True
             log.warning(
                 "the loss has risen from %.4g in the first step to %.4g: training makes the model worse; "
@@ -51,6 +58,14 @@ class LossWatch:
                 loss,
                 lr,
             )
+
+    def _has_risen(self) -> bool:
+        return self._seen >= PATIENCE and self._mean > max(MARGIN, DEVIATIONS * self._scatter)
+
+    def _comes_back(self) -> bool:
+        half = LATEST // 2
+        before, now = (sum(part) / half for part in (list(self._latest)[:half], list(self._latest)[half:]))
+        return now < max((before - now) / half * WAY_BACK, 0.0)
 
 
 def _change(first: float, loss: float) -> float:

@@ -10,7 +10,7 @@ from onnxqat.errors import InputError
 from onnxqat.train.divergence import LossWatch
 from onnxqat.train.schedules import Constant, Cosine, StepDecay
 from onnxqat.train.trainer import Trainer
-from tests.models import model
+from tests.models import model, random
 from tests.train.test_trainer import BODY, WEIGHTS, batches
 
 EPOCHS = 3
@@ -111,6 +111,37 @@ def test_a_loss_that_rises_by_half_is_noticed(first, caplog):
     for step in range(60):
         watch.saw(first + (abs(first) or 1.0) * (noise[step] + min(step / 60, 0.5)), 1e-3)
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("level", "warnings"), [(-0.3, 0), (0.5, 1)], ids=["below where it began", "above"])
+@pytest.mark.parametrize("peak", [0.3, 1.2, 2.4])
+def test_a_loss_that_rises_at_first_is_judged_by_where_it_goes(peak, level, warnings, caplog):
+    watch = LossWatch()
+    noise = np.random.default_rng(0).normal(size=200) * 0.05
+    for step, change in enumerate(np.interp(np.arange(200), [0, 10, 30], [0, peak, level])):
+        watch.saw(math.exp(change + noise[step] * (step > 0)), 1e-3)
+    assert len(caplog.records) == warnings
+
+
+RECURRENT = """(float[T,N,8] x) => (float[T,N,4] y)
+{
+    p = MatMul (x, u) q = Relu (p)
+    h, hn, cn = LSTM <hidden_size=128> (q, w, r) s = Squeeze (h, one)
+    m = MatMul (s, k) n = Relu (m)
+    y = MatMul (n, v)
+}"""
+
+
+@pytest.mark.parametrize("lr", [3e-4, 2e-3])
+def test_a_recurrent_net_of_4_bits_is_told_of_the_rate_that_ruins_it_alone(lr, caplog):
+    weights = {"u": random(8, 128), "k": random(128, 128, seed=7, scale=0.125), "v": random(128, 4, seed=3, scale=0.09)}
+    weights |= {name: random(1, 512, 128, seed=seed, scale=0.09) for name, seed in (("w", 0), ("r", 1))}
+    images = [{"x": random(12, 8, 8, seed=n, scale=1.0)} for n in range(8)]
+    config = onnxqat.Config(weight_bits=4, first_last_bits=4)
+    qdq = onnxqat.insert(model(RECURRENT, **weights, one=np.array([1])), images[:2], config=config)
+    trainer = Trainer(qdq, "distill", onnxqat.AdamW(lr=lr), threads=1)
+    losses = [trainer.step(batch) for batch in images * 6]
+    assert (np.mean(losses[-8:]) > losses[0]) == ("has risen" in caplog.text) == (lr > 1e-3)
 
 
 @pytest.mark.parametrize(("accumulate", "count"), [(8, 5), (4, 5), (3, 6), (2, 5)])
