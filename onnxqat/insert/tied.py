@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxqat.graph.edit import fresh_name, fresh_value_name, replace_value
 from onnxqat.graph.qdq import constant
 
-#: Smaller tables that are equal may be so by chance.
-SMALLEST = 256
+#: Tables of fewer different numbers may be equal by chance: as they were initialized, or one-hot. So many elements are looked at.
+DIFFERENT, LOOKED_AT = 16, 4096
 
 
 def share_tables(graph: ir.Graph) -> None:
@@ -21,7 +22,7 @@ def share_tables(graph: ir.Graph) -> None:
     for gather in [node for node in graph if node.op_type == "Gather" and not node.attributes.get_int("axis", 0)]:
         table = gather.inputs[0]
         array = constant(table)
-        if table is None or array is None or array.ndim != 2 or array.size < SMALLEST or array.dtype != np.float32:
+        if table is None or array is None or array.ndim != 2 or array.dtype != np.float32 or not _is_telling(array):
             continue
         for weight in _weights(graph):
             other = constant(weight)
@@ -33,6 +34,10 @@ def share_tables(graph: ir.Graph) -> None:
             if other.shape == array.shape[::-1] and np.array_equal(other.T, array):
                 _gather_columns(graph, gather, weight)
                 break
+
+
+def _is_telling(table: NDArray[np.float32]) -> bool:
+    return len(np.unique(table.reshape(-1)[:LOOKED_AT])) >= DIFFERENT
 
 
 def _weights(graph: ir.Graph) -> list[ir.Value]:
