@@ -83,6 +83,9 @@ def separate_readers(graph: ir.Graph, quantizer: Quantizer) -> None:
     codes = constant(dequantize.inputs[0])
     if codes is None or codes.dtype != np.int8 or np.abs(codes.astype(np.int16)).max(initial=0) <= SAFE_CODE:
         return
+    for index, value in enumerate(dequantize.inputs):  # other quantizers may read the same
+        if value is not None and value is not quantizer.scale and len(value.uses()) > 1:
+            dequantize.replace_input_with(index, _copy(graph, value))
     for use in list(quantizer.output.uses())[1:]:
         inputs = [
             value if value is None or value is quantizer.scale else _copy(graph, value) for value in dequantize.inputs

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.batch import Batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
+from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import captured_values
 from onnxqat.insert.fills import without_fills
 from onnxqat.insert.ranges import Histogram, histogram_range, without_zeros
@@ -160,9 +161,7 @@ def calibrate(
         arrays = {value: without_fills(value, array) for value, array in zip(values, computed, strict=False)}
         for value, array in arrays.items():
             if not np.isfinite(array).all():
-                raise InputError(
-                    f"calibration: value {value.name!r} is not finite on batch {count}; check the model and the data"
-                )
+                raise _not_finite(value, array, count)
         rows = samples.rows(batch, run.inputs)
         for one in observers if arrays else ():
             observers[one].observe(_counting(arrays[one.value], rows, one.estimate.samples, seen))
@@ -175,6 +174,17 @@ def calibrate(
     found = merged(observers, workers)
     _check_seen(found)
     return found
+
+
+def _not_finite(value: ir.Value, array: NDArray[np.float32], number: int) -> InputError:
+    if np.isnan(array).any():
+        fact, remedy = "NaN", "check the model and the data"
+    else:
+        fact = "infinite"
+        remedy = "bound it in the model, by a Clip or a Max, or leave the nodes that read it in float (`ignore`)"
+    node = value.producer()
+    what = f"value {value.name!r}" + ("" if node is None else f", the result of {label(node)},")
+    return InputError(f"calibration: {what} is {fact} on batch {number}; {remedy}")
 
 
 def _check_seen(observers: Mapping[Observed, Observer]) -> None:

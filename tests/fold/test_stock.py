@@ -40,6 +40,22 @@ def test_layers_that_share_a_weight_run_on_integers(name, granularity, precise):
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
+@stock.needs_stock
+def test_weights_of_other_quantizers_that_share_codes_and_zero_points_load():
+    codes = np.random.default_rng(0).integers(-127, 128, (8, 8)).astype(np.int8)
+    foreign = model(
+        """(float[N,8] x) => (float[N,8] y) {
+        q = QuantizeLinear(x, s, half) d = DequantizeLinear(q, s, half) [first] a = DequantizeLinear(w, t, zero)
+        m = MatMul(d, a) n = QuantizeLinear(m, s, half) e = DequantizeLinear(n, s, half)
+        [second] b = DequantizeLinear(w, t, zero) [third] c = DequantizeLinear(v, t, zero)
+        o = MatMul(e, b) p = QuantizeLinear(o, s, half) f = DequantizeLinear(p, s, half) y = MatMul(f, c) }""",
+        w=codes, v=codes.T.copy(), s=np.float32(0.03), t=np.float32(0.004), zero=np.int8(0), half=np.uint8(128),
+    )  # fmt: skip
+    (batch, *_) = batches(foreign)
+    (found,), _ = stock.run(fold(foreign), batch, precise=True)
+    np.testing.assert_allclose(found, outputs(foreign, batch)[0], atol=1e-4)
+
+
 @pytest.mark.parametrize(("fix", "copies"), [("disable", 2), ("enable", 1)])
 def test_a_shared_weight_is_stored_again_only_where_its_codes_could_saturate(fix, copies):
     proto = SHARED["Gemm"]

@@ -131,7 +131,7 @@ def test_reading_ends_when_every_value_has_its_samples():
 def test_value_that_is_not_finite_is_refused():
     net, value = doubled()
     huge = [{"x": np.full((1, 2), 3e38, np.float32)}]
-    with pytest.raises(InputError, match="'y' is not finite on batch 0"):
+    with pytest.raises(InputError, match=r"'y', the result of \w+ '.*', is infinite on batch 0"):
         calibrate(net, [Observed(value, None, Estimate())], huge, progress=lambda items, what: items)
 
 
