@@ -55,6 +55,8 @@ OWN_BOUNDS: Mapping[tuple[str, str], Bounds] = {
     ("ConvTranspose", "strides"): Bounds(1, product=2**14),
     ("ConvTranspose", "dilations"): Bounds(1, product=2**14),
     ("Pad", "pads"): Bounds(-_INT32),
+    ("Multinomial", "sample_size"): Bounds(1, 2**22),
+    ("TfIdfVectorizer", "ngram_indexes"): Bounds(0, 2**22),
     ("LpNormalization", "p"): Bounds(1, 2),
     ("Resize", "axes"): Bounds(0),
     ("Reshape", "shape"): Bounds(-1),
@@ -85,7 +87,7 @@ _OF_FIRST_INPUT = frozenset(
 #: Constant inputs, by operator and place, in which ONNX Runtime divides by 0 or indexes unchecked.
 CONSTANTS: Mapping[tuple[str, int], Bounds] = {
     **dict.fromkeys([("STFT", 1), ("STFT", 3), ("SplitToSequence", 1)], Bounds(1)),
-    ("RoiAlign", 2): Bounds(0, 2**16),
+    ("Split", 1): Bounds(0),
 }
 #: Attributes that may be any 64-bit integer: values and ends of slices.
 _ANY = ("value_int", "value_ints", "starts", "ends", "start", "end")

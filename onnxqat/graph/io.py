@@ -16,6 +16,7 @@ from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import external, files
 from onnxqat.graph.attributes import check_attributes
 from onnxqat.graph.codes import move_floats
+from onnxqat.graph.indices import check_indices
 from onnxqat.graph.limits import check_depth, check_growth
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.sparse import dense
@@ -66,6 +67,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     _check_operators(loaded)
     check_depth(loaded)
     check_attributes(loaded)
+    check_indices(loaded)
     check_ranks(loaded)
     check_growth(loaded)
     if opset(loaded) > NEWEST_OPSET:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import optimizer
@@ -19,10 +20,14 @@ from onnxqat.graph.qdq import constant
 LARGEST_MADE = 2**26
 #: The same for a value of one axis, each of whose elements inference of shapes keeps in 65 bytes.
 LARGEST_LINE = 2**22
+#: Most elements of all that constants alone make, each of which a runtime keeps when it loads the model: 1 GiB of float32.
+LARGEST_KEPT = 2**28
 #: Most elements of any value at batch size 1: 8 GiB of float32.
 LARGEST_VALUE = 2**31
 #: Constants of up to this many elements are followed from node to node, to find sizes that are computed.
 _FOLLOWED = 1024
+#: What these make of constants is no larger: without any other, nothing has to be followed.
+_OF_SAME_SIZE = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Shape", "Transpose"})
 #: Graphs within graphs: the time in which ONNX Runtime loads a model doubles with each.
 DEEPEST = 12
 
@@ -51,17 +56,83 @@ def check_growth(model: ir.Model) -> None:
     Raises:
         InputError: names the node.
     """
-    if not any(node.op_type in _MADE for node in model.graph.all_nodes()):
+    if not any(node.op_type in _MADE for node in model.graph.all_nodes()) and not _grows_constants(model):
         return
+    stored = sum(_elements(value) for graph in model.graphs() for value in graph.initializers.values())
+    growth = _Growth(model.opset_imports.get("", 1), stored)
     copy = model.clone()
     try:
-        optimizer.fold_constants(copy, input_size_limit=_FOLLOWED, output_size_limit=_FOLLOWED, should_fold=check_made)
+        optimizer.fold_constants(
+            copy, input_size_limit=_FOLLOWED, output_size_limit=_FOLLOWED, should_fold=growth.is_followed
+        )
     except InputError:
         raise
     except Exception:  # of a broken node, which the runtime refuses with its reason
-        copy = model
+        copy = model.clone()
     for node in copy.graph.all_nodes():
+        growth.check(node)
+
+
+class _Growth:
+    """Follows what nodes make of constants alone, by the shapes that single operators infer: nothing is carried out."""
+
+    def __init__(self, opset: int, stored: float) -> None:
+        self._opset = opset
+        self._largest = max(LARGEST_MADE, 2 * stored)
+        self._kept = max(LARGEST_KEPT, 4 * stored)
+        self._made = dict[ir.Value, float]()
+
+    def is_followed(self, node: ir.Node) -> bool | None:
+        """Whether a node, which is checked first, may be carried out to find sizes: False, or None for "as is the rule"."""
+        self.check(node)
+        return False if any(_elements(value) > _FOLLOWED for value in node.outputs) else None
+
+    def check(self, node: ir.Node) -> None:
+        """Refuses a node that makes too much; nodes come in order of execution."""
         check_made(node)
+        given = [value for value in node.inputs if value is not None]
+        if not given or not all(value in self._made or constant(value) is not None for value in given):
+            return
+        for value, found in zip(node.outputs, _inferred(node, self._opset), strict=False):
+            if found.HasField("shape") and all(size.HasField("dim_value") for size in found.shape.dim):
+                value.dtype = ir.DataType(found.elem_type)
+                value.shape = ir.Shape([size.dim_value for size in found.shape.dim])
+            self._made[value] = _elements(value)
+            if self._made[value] > self._largest:
+                raise _too_large(node, self._made[value], self._largest)
+        total = sum(self._made.values())
+        if total > self._kept:
+            raise _too_large(node, total, self._kept)
+
+
+def _grows_constants(model: ir.Model) -> bool:
+    """Whether a node makes something of constants alone that may be larger than what it reads."""
+    made = set[ir.Value]()
+    for node in model.graph.all_nodes():
+        given = [value for value in node.inputs if value is not None]
+        if given and all(value in made or constant(value) is not None for value in given):
+            if node.op_type not in _OF_SAME_SIZE:
+                return True
+            made.update(node.outputs)
+    return False
+
+
+def _inferred(node: ir.Node, opset: int) -> list[onnx.TypeProto.Tensor]:
+    """Types of a node's outputs, as they follow from its inputs alone; empty ones where they do not."""
+    given = {str(value.name): value for value in node.inputs if value is not None}
+    types = {
+        name: onnx.helper.make_tensor_type_proto(int(value.dtype), value.shape.numpy())
+        for name, value in given.items()
+        if value.dtype is not None and value.shape is not None and value.shape.is_static()
+    }
+    small = {name: constant(value) for name, value in given.items() if _elements(value) <= _FOLLOWED}
+    data = {name: onnx.numpy_helper.from_array(array) for name, array in small.items() if array is not None}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset)
+        found = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data)
+    except Exception:  # of a broken node
+        found = {}
+    return [found.get(str(value.name), onnx.TypeProto()).tensor_type for value in node.outputs]
 
 
 def check_made(node: ir.Node) -> None:

@@ -10,6 +10,7 @@ import onnx_ir.passes.common as passes
 
 from onnxqat.errors import InputError
 from onnxqat.graph.attributes import check_attributes
+from onnxqat.graph.indices import check_indices
 from onnxqat.graph.limits import check_sizes
 from onnxqat.graph.naming import label
 
@@ -43,6 +44,7 @@ def infer(model: ir.Model) -> None:
             value.shape = _merged(shape, value.shape)
     check_ranks(model)
     check_attributes(model)
+    check_indices(model, inferred=True)
     check_sizes(model.graph)
     version = model.opset_imports[""]
     for node in model.graph:

@@ -58,6 +58,14 @@ ENDING = {
         random(1, 16, 8),
         "LSTM 'n': hidden_size is 65536, its weights have 4",
     ),
+    "text counted for a place beyond any": (
+        'TfIdfVectorizer<mode="TF", min_gram_length=1, max_gram_length=1, max_skip_count=0, ngram_counts=[0], '
+        "ngram_indexes=[1000000000], pool_int64s=[1]>(w)",
+        np.array([1]),
+        "ngram_indexes is 1000000000, beyond",
+    ),
+    "a thousand million draws": ("Multinomial<sample_size=1000000000>(w)", random(1, 4), "sample_size is 1000000000"),
+    "negative part of Split": ("Split(x, w)", np.array([1000, -992]), "input 1 is 1000, -992, below 0"),
     "negative axis of Resize": ("Resize<axes=[2,-1]>(x, , w)", np.ones(2, np.float32), "axes is 2, -1, below 0"),
 }
 

@@ -15,6 +15,19 @@ from tests.models import model, random
 
 LINE = "(int64[K] x) => (int64[M] y)"
 N = 10**8
+
+
+def chain(step: str, count: int = 40) -> str:
+    """The text of nodes each of which makes more of what the one before it made."""
+    nodes = " ".join(f"a{number + 1} = {step.format(f'a{number}')}" for number in range(count))
+    return f"{LINE} {{ a0 = Identity(v) {nodes} r = ReduceSum(a{count}) y = Add(x, r) }}"
+
+
+def outer(node: str) -> str:
+    return f"{LINE} {{ a = Reshape(v, row) b = Reshape(v, column) m = {node} r = ReduceSum(m) y = Add(x, r) }}"
+
+
+LONG = {"v": np.arange(100_000), "row": np.array([1, -1]), "column": np.array([-1, 1])}
 BOMBS = {
     "Range": (f"{LINE} {{ r = Range(a, b, c) y = Add(x, r) }}", {"a": 0, "b": N, "c": 1}),
     "Range of steps of 0": (f"{LINE} {{ r = Range(a, b, c) y = Add(x, r) }}", {"a": 0, "b": 8, "c": 0}),
@@ -30,6 +43,24 @@ BOMBS = {
         """(int64[K] x, bool c) => (int64[M] y) { y = If<then_branch = t () => (int64[M] p) { p = Tile(x, a) },
             else_branch = e () => (int64[M] q) { q = Identity(x) }>(c) }""",
         {"a": [N]},
+    ),
+    "doubling Concat": (chain("Concat<axis=0>({0}, {0})"), {"v": [1, 2]}),
+    "doubling Tile": (chain("Tile({0}, two)"), {"v": [1, 2], "two": [2]}),
+    "growing Gather": (chain("Gather({0}, i)", 10), {"v": [[1]], "i": np.zeros((8, 8), np.int64)}),
+    "growing Pad": (chain("Pad({0}, p)"), {"v": [1], "p": [2_000_000, 2_000_000]}),
+    "many large constants": (
+        f"{LINE} {{ a = Expand(v, s) b = Neg(a) c = Neg(b) d = Neg(c) e = Neg(d) r = ReduceSum(e) y = Add(x, r) }}",
+        {"v": [3], "s": [8000, 8000]},
+    ),
+    "Add of a row and a column": (outer("Add(a, b)"), LONG),
+    "MatMul of a row and a column": (outer("MatMul(b, a)"), LONG),
+    "Einsum of a vector with itself": (
+        f'{LINE} {{ m = Einsum<equation="a,b->ab">(v, v) r = ReduceSum(m) y = Add(x, r) }}',
+        {"v": np.arange(100_000)},
+    ),
+    "Einsum of short vectors": (
+        f'{LINE} {{ m = Einsum<equation="a,b,c,d->abcd">(v, v, v, v) r = ReduceSum(m) y = Add(x, r) }}',
+        {"v": np.arange(1000)},
     ),
     "random numbers": ("(float[N] x) => (float[M] y) { r = RandomNormal<shape=[99999,99999]>() y = Add(x, r) }", {}),
     "strides": (
