@@ -25,6 +25,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
+from onnxqat.foreign import guarded
 from onnxqat.graph.ending import ending, varies_in_size
 from onnxqat.graph.io import opset
 from onnxqat.labels import Decisions, Labelling
@@ -263,7 +264,8 @@ def _holds_logits(output: ir.Value) -> bool:
 
 def _call(op: Ops, model: ir.Model, loss: Any) -> ir.Value:
     """A call of the user's function: its first inputs are the model's outputs in order, the others are labels."""
-    proto = loss if isinstance(loss, onnx.FunctionProto) else getattr(loss, "to_function_proto", lambda: None)()
+    with guarded("loss: cannot be made an ONNX function", "mend the function"):
+        proto = loss if isinstance(loss, onnx.FunctionProto) else getattr(loss, "to_function_proto", lambda: None)()
     if not isinstance(proto, onnx.FunctionProto):
         raise InputError(f"loss: {type(loss).__name__} is neither a name nor an ONNX function; use one of {_known()}")
     outputs = list(model.graph.outputs)

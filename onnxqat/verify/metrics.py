@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.foreign import guarded
 from onnxqat.labels import Decisions, aligned
 
 Array = NDArray[Any]
@@ -61,12 +62,30 @@ METRICS: dict[str, Callable[[Array, Array, Decisions], Array]] = {
 def named(metric: str | Metric, decisions: Decisions | None = None) -> tuple[str, Metric]:
     """A metric with its name; those with a name here judge what the model decides.
 
+    A function of the user's is called under guard: what it raises, and what it returns that is no number, is an InputError.
+
     Raises:
         InputError: no metric has this name.
     """
     if callable(metric):
-        return getattr(metric, "__name__", "metric"), metric
+        name = str(getattr(metric, "__name__", "metric"))
+        return name, _checked(name, metric)
     if metric not in METRICS:
         raise InputError(f"metric {metric!r}: is not one of {', '.join(map(repr, METRICS))}; choose one of them")
     judge, judged = METRICS[metric], Decisions() if decisions is None else decisions
     return metric, lambda output, label: judge(output, label, judged)
+
+
+def _checked(name: str, metric: Metric) -> Metric:
+    """The user's metric, whose values are numbers."""
+
+    def score(output: Array, label: Array) -> Array:
+        with guarded(f"metric {name!r}: fails", "mend the function"):
+            values = np.asarray(metric(output, label))
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"metric {name!r}: returns {values.dtype} values; return one number per sample")
+        if not np.isfinite(values).all():
+            raise InputError(f"metric {name!r}: returns NaN or infinity; return one finite number per sample")
+        return values
+
+    return score

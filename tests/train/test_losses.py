@@ -122,6 +122,11 @@ def test_a_users_function_is_the_loss(form):
     assert attached.labels == {"target": np.float32}
 
 
+class SickFunction:
+    def to_function_proto(self):
+        raise SystemExit(0)
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
@@ -131,8 +136,17 @@ def test_a_users_function_is_the_loss(form):
         (["cross_entropy", "mse"], "two types"),
         (onnx.FunctionProto(), "takes 0 inputs"),
         (len, "neither a name nor"),
+        (SickFunction(), "cannot be made an ONNX function .it ends the process, with status 0.; mend the function"),
     ],
-    ids=["unknown", "none", "negative weight", "labels of two types", "empty function", "not a function of ONNX"],
+    ids=[
+        "unknown",
+        "none",
+        "negative weight",
+        "labels of two types",
+        "empty function",
+        "not a function of ONNX",
+        "exits",
+    ],
 )
 def test_a_loss_that_does_not_fit_is_refused(loss, words):
     with pytest.raises(InputError, match=words):

@@ -116,3 +116,25 @@ def test_unknown_metric_is_refused():
         InputError, match="'accurracy': is not one of 'accuracy', 'binary_accuracy', 'top5', 'mse', 'psnr'"
     ):
         named("accurracy")
+
+
+def ends(output, label):
+    raise SystemExit(0)
+
+
+BROKEN_METRICS = {
+    "one that raises": (lambda output, label: output[label.max() + 99], "fails (IndexError: "),
+    "one that exits": (ends, "metric 'ends': fails (it ends the process, with status 0); mend the function"),
+    "nothing": (lambda output, label: None, "returns object values; return one number per sample"),
+    "text": (lambda output, label: "good", "returns <U4 values; return one number per sample"),
+    "ragged lists": (lambda output, label: [[1], [1, 2]], "fails (ValueError: "),
+    "NaN": (lambda output, label: np.full(len(label), np.nan), "returns NaN or infinity; return one finite number"),
+}
+
+
+@pytest.mark.parametrize(("metric", "message"), BROKEN_METRICS.values(), ids=BROKEN_METRICS)
+def test_metric_of_the_users_that_fails_is_named(metric, message):
+    with pytest.raises(InputError) as caught:
+        judged(metric, SCORES, np.array([0, 1]))
+    assert message in str(caught.value)
+    assert isinstance(caught.value.__cause__, Exception | SystemExit) == ("fails" in message)
