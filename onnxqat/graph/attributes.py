@@ -106,7 +106,7 @@ def check_attributes(model: ir.Model) -> None:
         _check_types(node, onnx.defs.get_schema(node.op_type, version))
         for check in (_check_numbers, _check_constants, _check_window, _check_group, _check_hidden_size):
             check(node)
-        for check in (_check_axis, _check_axes, _check_blocks, _check_parameters):
+        for check in (_check_axis, _check_axes, _check_blocks, _check_parameters, _check_vectors):
             check(node)
 
 
@@ -241,6 +241,18 @@ def _check_parameters(node: ir.Node) -> None:
         array = constant(value)
         if value is not None and array is not None and not array.size:
             raise InputError(f"initializer {value.name!r} of {label(node)}: has no elements; export the model again")
+
+
+def _check_vectors(node: ir.Node) -> None:
+    """Parameters of a normalization are one number for each channel."""
+    given = node.inputs[1:] if node.op_type in ("BatchNormalization", "InstanceNormalization") else ()
+    shapes = {array.shape for array in map(constant, given) if array is not None}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        listed = ", ".join(str(list(shape)) for shape in sorted(shapes))
+        raise InputError(
+            f"model: {label(node)}: its parameters have the shapes {listed}, not one number for each channel; "
+            "export the model again"
+        )
 
 
 def _shape(node: ir.Node, index: int) -> ir.Shape | None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import constant
 
 #: Trips of a loop that only its constant count ends.
@@ -107,7 +108,7 @@ def _constant(node: ir.Node, place: int) -> NDArray[Any] | None:
 
 
 def _refused(node: ir.Node, fact: str) -> InputError:
-    return InputError(f"model: {node.op_type} {node.name!r}: {fact}; export the model again")
+    return InputError(f"model: {label(node)}: {fact}; export the model again")
 
 
 def _along_axis(node: ir.Node, sizes: _Sizes) -> Indexed | None:

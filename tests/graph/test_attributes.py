@@ -153,3 +153,12 @@ def test_parameters_without_elements_are_refused():
     proto = model("(float[N,8] x) => (float[N,8] y) { y = LayerNormalization(x, w, b) }", w=random(8), b=random(0))
     with pytest.raises(InputError, match="initializer 'b' of LayerNormalization 'y': has no elements"):
         io.load(proto)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2,), ()])
+def test_parameters_that_are_not_one_number_a_channel_are_refused(shape):
+    proto = model(f"{IMAGE} {{ y = BatchNormalization(x, g, b, b, b) }}", g=random(*shape), b=np.ones(3, np.float32))
+    with pytest.raises(
+        InputError, match=r"BatchNormalization 'y': its parameters have the shapes .*, not one number for"
+    ):
+        io.load(proto)
