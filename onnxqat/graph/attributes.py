@@ -106,7 +106,7 @@ def check_attributes(model: ir.Model) -> None:
         _check_types(node, onnx.defs.get_schema(node.op_type, version))
         for check in (_check_numbers, _check_constants, _check_window, _check_group, _check_hidden_size):
             check(node)
-        for check in (_check_axis, _check_axes, _check_blocks, _check_parameters, _check_vectors):
+        for check in (_check_axis, _check_order, _check_axes, _check_blocks, _check_parameters, _check_vectors):
             check(node)
 
 
@@ -205,6 +205,15 @@ def _check_axis(node: ir.Node) -> None:
     axis, rank = node.attributes["axis"].as_int(), shape.rank()
     if not -rank <= axis < max(rank, 1):
         raise _refused(node, "axis", f"is {axis}, but what it reads has {rank} axes")
+
+
+def _check_order(node: ir.Node) -> None:
+    """The order that a Transpose puts axes in names each of them once."""
+    order = (
+        list(_integers(node.attributes["perm"])) if node.op_type == "Transpose" and "perm" in node.attributes else []
+    )
+    if sorted(order) != list(range(len(order))):
+        raise _refused(node, "perm", f"is {_shown(order)}, which is no order of {len(order)} axes")
 
 
 def _check_axes(node: ir.Node) -> None:

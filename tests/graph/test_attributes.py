@@ -66,6 +66,8 @@ ENDING = {
     ),
     "a thousand million draws": ("Multinomial<sample_size=1000000000>(w)", random(1, 4), "sample_size is 1000000000"),
     "negative part of Split": ("Split(x, w)", np.array([1000, -992]), "input 1 is 1000, -992, below 0"),
+    "order of axes that there are not": ("Transpose<perm=[0,1,2,4]>(x)", None, "perm is 0, 1, 2, 4, which is no order"),
+    "axis twice in an order": ("Transpose<perm=[0,1,1,2]>(x)", None, "perm is 0, 1, 1, 2, which is no order of 4"),
     "negative axis of Resize": ("Resize<axes=[2,-1]>(x, , w)", np.ones(2, np.float32), "axes is 2, -1, below 0"),
 }
 
