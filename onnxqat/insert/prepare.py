@@ -24,6 +24,7 @@ from onnxqat.graph.limits import check_folded
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import constant, is_quantized
+from onnxqat.graph.reversal import reverse_at_least_one_step
 from onnxqat.graph.types import infer
 from onnxqat.insert.activations import write_hard_activations
 from onnxqat.insert.affine import decompose_batch_normalization, fold_affine
@@ -52,6 +53,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
         InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
     """
     loaded = _loaded(model, fixed)
+    reverse_at_least_one_step(loaded.graph)
     if io.opset(loaded) < io.OLDEST_OPSET:
         loaded = converted(loaded)
     if is_quantized(loaded):

@@ -303,3 +303,13 @@ def test_a_mask_is_no_bias(lowest):
         "(float[N,8] x) => (float[N,4] y) { z = Gemm(x, w, b) y = Add(z, m) }", w=random(8, 4), b=random(4), m=mask
     )
     assert operators(prepared(proto)) == {"Gemm": 1, "Add": 1}
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+def test_sequence_of_no_steps_is_left_as_it_is(opset):
+    body = """(float[3,4] x, int64[3] n) => (float[3,4] y)
+        { r = ReverseSequence<batch_axis=0, time_axis=1>(x, n) y = MatMul(r, w) }"""
+    prepared = prepare(model(body, opset=opset, w=np.eye(4, dtype=np.float32)))
+    x = random(3, 4)
+    (got,) = outputs(io.to_proto(prepared), {"x": x, "n": np.array([0, 3, 4])})
+    np.testing.assert_array_equal(got, np.stack([x[0], x[1][[2, 1, 0, 3]], x[2][::-1]]))
