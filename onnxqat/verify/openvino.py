@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,19 @@ def executed(path: str, folder: str, threads: int) -> dict[str, Any]:
 
 
 def _compile(path: str, threads: int, settings: dict[str, str]) -> Any:
-    core = ov.Core()
+    core = _core()
     common = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     return core.compile_model(core.read_model(path), "CPU", {**common, **settings})
+
+
+@cache
+def _core() -> Any:
+    """The one core of the process, never let go.
+
+    Its CPU plugin gives the thread that loads it a stack for signal handlers, and takes it away from the thread that unloads it:
+    where these differ, the next signal would end the process.
+    """
+    return ov.Core()
 
 
 def _text(value: Any) -> str:

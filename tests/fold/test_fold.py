@@ -116,7 +116,7 @@ def test_every_weighted_node_runs_on_integers_in_stock_onnxruntime(tmp_path, nam
 @pytest.mark.parametrize("target", ["openvino", "ort-cpu"])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_deployed_model_gives_the_same_answers_in_openvino(tmp_path, target, bits):
-    openvino = pytest.importorskip("openvino")
+    openvino = pytest.importorskip("onnxqat.verify.openvino")
     proto = between(
         "c = Conv<pads=[1,1,1,1]>(r, wide, b0) k = Conv(c, thin, d)",
         wide=random(120, 4, 3, 3),
@@ -125,12 +125,9 @@ def test_deployed_model_gives_the_same_answers_in_openvino(tmp_path, target, bit
     )
     folded = fold(inserted(proto, target=target, weight_bits=bits))
     io.save(folded, tmp_path / "m.onnx")
-    core = openvino.Core()
-    compiled = core.compile_model(
-        str(tmp_path / "m.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
-    )
+    run = openvino.load(str(tmp_path / "m.onnx"), 2, False)
     (batch,) = batches(proto, 1)
-    found, expected = compiled(batch)[0], outputs(folded, batch)[0]
+    (found,), expected = run(batch).values(), outputs(folded, batch)[0]
     # a code that tips over at a tie moves an output by about a hundredth of the range
     assert np.abs(found - expected).max() <= 0.04 * np.abs(expected).max()
 

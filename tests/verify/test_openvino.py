@@ -1,5 +1,7 @@
 """Models for OpenVINO, trained a little: the same answers there, by integer kernels."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,3 +75,20 @@ def test_sum_behind_a_convolution_is_the_trained_one_to_a_step(body):
     (output,) = found.outputs
     assert output.steps < 1
     assert found.integer_count() == (3, 3)
+
+
+def test_signal_after_openvino_has_run_is_handled(tmp_path):
+    """It gives threads stacks for handlers and takes them away again, from the wrong thread where another lets go of a model."""
+    onnx.save(residual("y = Conv<pads=[1,1,1,1]>(x, w)"), tmp_path / "m.onnx")
+    program = """
+import faulthandler, signal, sys, threading
+faulthandler.enable()
+from onnxqat.verify import openvino
+held = [openvino.load(sys.argv[1], 1, False)]
+thread = threading.Thread(target=held.clear)
+thread.start(), thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, tmp_path / "m.onnx"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
