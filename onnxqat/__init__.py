@@ -8,15 +8,15 @@ put_current_folder_last()
 from onnxqat import callbacks
 from onnxqat.config import Config, Override, Select
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError, TrainingError, UnsupportedModelError
-from onnxqat.fold import fold
+from onnxqat.folding import fold
 from onnxqat.graph.io import save
-from onnxqat.insert import insert
-from onnxqat.train.evaluate_gradients import gradients
-from onnxqat.train.optimizers import SGD, AdamW
-from onnxqat.train.schedules import Constant, Cosine, StepDecay
-from onnxqat.train.trainer import Trainer
-from onnxqat.verify.report import Report
-from onnxqat.verify.run import evaluate, verify
+from onnxqat.insertion import insert
+from onnxqat.training.gradients import gradients
+from onnxqat.training.optimize.optimizers import SGD, AdamW
+from onnxqat.training.optimize.schedules import Constant, Cosine, StepDecay
+from onnxqat.training.trainer import Trainer
+from onnxqat.verification.report import Report
+from onnxqat.verification.run import evaluate, verify
 
 __all__ = [
     "SGD",

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from onnxqat.errors import InputError
-from onnxqat.train.callbacks import BestModel, Callback, Checkpoints, EarlyStopping, JsonLines
-from onnxqat.train.tensorboard import TensorBoard
+from onnxqat.training.callbacks import BestModel, Callback, Checkpoints, EarlyStopping, JsonLines
+from onnxqat.training.tensorboard import TensorBoard
 
 __all__ = ["BestModel", "Callback", "Checkpoints", "EarlyStopping", "JsonLines", "TensorBoard"]
 

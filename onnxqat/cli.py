@@ -18,12 +18,12 @@ from typer.exceptions import TyperException
 
 from onnxqat import interruption, nncf
 from onnxqat.config import Config, TargetName
+from onnxqat.data.labels import Labelling
 from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
 from onnxqat.errors import InputError, OnnxqatError
 from onnxqat.foreign import described, is_own_exit
 from onnxqat.graph import files, io
 from onnxqat.interruption import Interrupted, Raiser
-from onnxqat.labels import Labelling
 from onnxqat.terminal import PlainFormatter, Terminal, close_streams, open_streams, plain
 
 if TYPE_CHECKING:
@@ -199,8 +199,8 @@ def insert(
     sample_axis: SampleAxis = None,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train."""
-    from onnxqat import data as datasets
-    from onnxqat.insert import insert as stage
+    from onnxqat.data import sources as datasets
+    from onnxqat.insertion import insert as stage
 
     _check([output], inputs=[model, calibration, config])
     settings = _config(config, target, weight_bits, activation_bits, fix_input)
@@ -233,8 +233,8 @@ def train(
     threads: Annotated[int, typer.Option(help="Threads inside an operator; 0: one for each core.")] = 0,
 ) -> None:
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
-    from onnxqat import data as datasets
     from onnxqat.callbacks import from_options
+    from onnxqat.data import sources as datasets
     from onnxqat.pipeline import Training, trainer
     from onnxqat.recovery import fit
 
@@ -255,7 +255,7 @@ def train(
 @app.command()
 def fold(model: Model, output: Output) -> None:
     """Fold a Q/DQ model into the deployed one: integer weights, int32 biases."""
-    from onnxqat.fold import fold as stage
+    from onnxqat.folding import fold as stage
 
     _check([output], inputs=[model])
     _write(stage(model), output)
@@ -274,7 +274,7 @@ def evaluate(
     batch_size: BatchSize = 64,
 ) -> None:
     """Print the metric of a model on labelled data."""
-    from onnxqat import data as datasets
+    from onnxqat.data import sources as datasets
     from onnxqat.pipeline import Judge
 
     judge = Judge(runtime, interpreter, metric, Labelling(class_axis, ignore_label, sample_axis))
@@ -300,7 +300,7 @@ def verify(
     json: Json = None,
 ) -> None:
     """Compare a trained and its deployed model in a real runtime: answers, kernels, size, time."""
-    from onnxqat import data as datasets
+    from onnxqat.data import sources as datasets
     from onnxqat.pipeline import Judge, conclude
 
     _check(json=json, inputs=[trained, deployed, data, float_model])
@@ -459,7 +459,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _check_resume(checkpoint: Path | None, *, resume: bool) -> None:
-    from onnxqat.train import checkpoint_files
+    from onnxqat.training.resume import checkpoint_files
 
     if checkpoint is not None and rank() == 0:
         checkpoint_files.check_folder(checkpoint, begun=resume)

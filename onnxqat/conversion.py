@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.batch import Batch, Signature
+from onnxqat.data.batch import Batch, Signature
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph.naming import label
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded

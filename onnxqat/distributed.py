@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from onnxqat.batch import Batch, Signature
+from onnxqat.data.batch import Batch, Signature
 from onnxqat.errors import InputError, MissingExtraError, TrainingError
 
 Tensors = dict[str, NDArray[Any]]

@@ -6,11 +6,11 @@ import onnx_ir as ir
 from rich.console import Group
 from rich.table import Table
 
+from onnxqat.autodiff.differentiate import blocked_text
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.terminal import cells
-from onnxqat.train.differentiate import blocked_text
-from onnxqat.train.trainability import obstacles, trainability
+from onnxqat.training.trainability import obstacles, trainability
 
 
 def quantization_table(model: ir.Model) -> Group:

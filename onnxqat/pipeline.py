@@ -15,29 +15,29 @@ from typing import Any
 import onnx
 from rich.table import Table
 
-from onnxqat import data as datasets
 from onnxqat.config import Config, Range
+from onnxqat.data import sources as datasets
+from onnxqat.data.labels import Labelling
 from onnxqat.distributed import rank
 from onnxqat.errors import DropError
-from onnxqat.fold import fold
+from onnxqat.folding import fold
 from onnxqat.graph import io
-from onnxqat.insert import insert
-from onnxqat.insert.fixed import with_fixed_inputs
-from onnxqat.insert.prepare import prepare
-from onnxqat.labels import Labelling
+from onnxqat.insertion import insert
+from onnxqat.insertion.fixed import with_fixed_inputs
+from onnxqat.insertion.prepare import prepare
 from onnxqat.recovery import Recovery, fit
-from onnxqat.train import preflight
-from onnxqat.train.callbacks import Callback
-from onnxqat.train.losses import Loss
-from onnxqat.train.optimizers import AdamW
-from onnxqat.train.schedules import Cosine
-from onnxqat.train.trainer import Trainer, check_epochs
-from onnxqat.verify.baseline import Baseline
-from onnxqat.verify.host import RUNTIME_OF, RuntimeName
-from onnxqat.verify.judge import check_judged, shown
-from onnxqat.verify.metrics import named
-from onnxqat.verify.report import Report
-from onnxqat.verify.run import baseline, check_max_drop, evaluate, verify
+from onnxqat.training import preflight
+from onnxqat.training.callbacks import Callback
+from onnxqat.training.optimize.optimizers import AdamW
+from onnxqat.training.optimize.schedules import Cosine
+from onnxqat.training.trainer import Trainer, check_epochs
+from onnxqat.training.training_graph.losses import Loss
+from onnxqat.verification.baseline import Baseline
+from onnxqat.verification.host import RUNTIME_OF, RuntimeName
+from onnxqat.verification.judge import check_judged, shown
+from onnxqat.verification.metrics import named
+from onnxqat.verification.report import Report
+from onnxqat.verification.run import baseline, check_max_drop, evaluate, verify
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import onnx
 
-from onnxqat import data as datasets
+from onnxqat.data import sources as datasets
 from onnxqat.distributed import rank
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
-from onnxqat.train import checkpoint_files
-from onnxqat.train.callbacks import Callback
-from onnxqat.train.trainer import Trainer
+from onnxqat.training.callbacks import Callback
+from onnxqat.training.resume import checkpoint_files
+from onnxqat.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

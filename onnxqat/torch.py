@@ -10,16 +10,16 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.batch import Signature, check_batch
+from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError, MissingExtraError
 from onnxqat.graph import io
-from onnxqat.train.engine import Value, as_value, dlpack
-from onnxqat.train.float_state import reason_to_refuse
-from onnxqat.train.function import Function, cotangent, gradient
-from onnxqat.train.graph import load_qdq
-from onnxqat.train.parameters import Kind
-from onnxqat.train.stages import KEYS
-from onnxqat.train.update import scale_bounds
+from onnxqat.training.engine import Value, as_value, dlpack
+from onnxqat.training.optimize.update import scale_bounds
+from onnxqat.training.resume.float_state import reason_to_refuse
+from onnxqat.training.staging import KEYS
+from onnxqat.training.training_graph.build import load_qdq
+from onnxqat.training.training_graph.halves import Function, cotangent, gradient
+from onnxqat.training.training_graph.parameters import Kind
 
 try:
     import torch

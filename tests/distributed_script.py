@@ -14,10 +14,10 @@ import torch.distributed as dist
 import onnxqat
 from onnxqat.distributed import Workers
 from onnxqat.torch import as_module, to_model
-from onnxqat.train.trainer import Trainer
+from onnxqat.training.trainer import Trainer
 from tests.models import model as text_model
 from tests.test_distributed import accumulating, sequences
-from tests.train.test_trainer import BODY, WEIGHTS, batches
+from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 FOLDER = Path(sys.argv[1])
 

@@ -16,7 +16,7 @@ import pytest
 
 from onnxqat import cli
 from onnxqat.graph import io
-from onnxqat.insert import insert
+from onnxqat.insertion import insert
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,3] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"

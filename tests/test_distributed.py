@@ -15,13 +15,13 @@ import pytest
 
 import onnxqat
 from models import fashion_mnist
-from onnxqat.batch import Signature
+from onnxqat.data.batch import Signature
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
-from onnxqat.train.trainer import Trainer
+from onnxqat.training.trainer import Trainer
 from tests.models import model, random
 from tests.processes import started
-from tests.train.test_trainer import BODY, WEIGHTS, batches
+from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

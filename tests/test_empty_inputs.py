@@ -6,7 +6,7 @@ import torch
 
 import onnxqat
 import onnxqat.torch
-from onnxqat.batch import Signature, check_batch
+from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from tests.models import model, outputs, random

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from onnxqat import Config, cli, fold, insert, pipeline
-from onnxqat.verify import run as verify_run
+from onnxqat.verification import run as verify_run
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"

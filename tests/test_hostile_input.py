@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from onnxqat import Trainer, cli, fold
 from onnxqat.graph import io
-from onnxqat.insert import insert
+from onnxqat.insertion import insert
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,3] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
@@ -417,7 +417,7 @@ def resealed(source: Path, target: Path, change: Callable[[dict[str, np.ndarray]
     """A checkpoint with another content under the checksum that fits it."""
     from safetensors import safe_open
 
-    from onnxqat.train.checkpoint_files import _digest
+    from onnxqat.training.resume.checkpoint_files import _digest
 
     with safe_open(source, framework="np") as file:
         tensors, facts = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118

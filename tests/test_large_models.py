@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxqat.fold import fold
+from onnxqat.folding import fold
 from onnxqat.graph import external, io, qdq
-from onnxqat.insert import insert
+from onnxqat.insertion import insert
 from onnxqat.runtime import Inference
 from tests.models import outputs
 from tools.benchmark_stages import network

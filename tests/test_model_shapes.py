@@ -11,11 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxqat.config import Config
 from onnxqat.errors import UnsupportedModelError
-from onnxqat.fold import fold
+from onnxqat.folding import fold
 from onnxqat.graph import io
-from onnxqat.insert import insert
-from onnxqat.train.optimizers import AdamW
-from onnxqat.train.trainer import Trainer
+from onnxqat.insertion import insert
+from onnxqat.training.optimize.optimizers import AdamW
+from onnxqat.training.trainer import Trainer
 from tests.models import model, operators, outputs, random
 
 TYPES = {

@@ -2,7 +2,8 @@ import sys
 
 import pytest
 
-from onnxqat import data, progress
+from onnxqat import progress
+from onnxqat.data import sources
 from onnxqat.graph import io
 from tests.models import batches, model
 
@@ -20,7 +21,7 @@ def terminal(monkeypatch):
 @pytest.mark.parametrize("told", [True, False], ids=["known length", "unknown length"])
 def test_a_bar_shows_on_a_terminal(terminal, told):
     items = batches(NET)
-    source = data.batches(items if told else (batch for batch in items), io.load(NET))
+    source = sources.batches(items if told else (batch for batch in items), io.load(NET))
     assert len(list(progress.track(source, "calibrate"))) == len(items)
     assert "calibrate" in terminal.export_text()
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxqat.config import Config
-from onnxqat.fold import fold
+from onnxqat.folding import fold
 from onnxqat.graph import io, qdq
-from onnxqat.insert import insert
+from onnxqat.insertion import insert
 from tests.models import batches, float_kernels, outputs
 
 ROWS, SIZE = 4, 8

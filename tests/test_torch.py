@@ -16,11 +16,11 @@ from models import fashion_mnist
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.export.torch import export
 from onnxqat.torch import as_module, to_model
-from onnxqat.train.trainer import Trainer
-from onnxqat.verify import run
+from onnxqat.training.trainer import Trainer
+from onnxqat.verification import run
 from tests.models import model, outputs, random
 from tests.test_model_shapes import SHAPES, data
-from tests.train.test_trainer import BODY, WEIGHTS, batches, torch_gradients
+from tests.training.test_trainer import BODY, WEIGHTS, batches, torch_gradients
 
 
 def quantized(body, config=None, **weights):

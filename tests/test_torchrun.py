@@ -17,11 +17,11 @@ import typer.main
 
 import onnxqat
 from onnxqat.cli import app
-from onnxqat.train import checkpoint_files
+from onnxqat.training.resume import checkpoint_files
 from tests.models import model
 from tests.processes import started
 from tests.test_distributed import process_of
-from tests.train.test_trainer import BODY, WEIGHTS, batches
+from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]

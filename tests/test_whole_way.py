@@ -20,8 +20,8 @@ from torch.nn import functional
 import onnxqat
 from models import fashion_mnist
 from onnxqat import cli
-from onnxqat.train.trainer import Trainer
-from onnxqat.verify import run
+from onnxqat.training.trainer import Trainer
+from onnxqat.verification import run
 from tests.models import operators
 
 # Keras 3.15 calls NumPy 2 in ways it has deprecated, when it saves and when it exports.

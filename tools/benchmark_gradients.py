@@ -17,10 +17,10 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxqat.train.differentiate import differentiate
-from onnxqat.train.engine import Session
-from onnxqat.train.gradients.rule import RuleOrChoice, Trusted
-from onnxqat.train.gradients.table import TABLE
+from onnxqat.autodiff.differentiate import differentiate
+from onnxqat.autodiff.rule import RuleOrChoice, Trusted
+from onnxqat.autodiff.rules.table import TABLE
+from onnxqat.training.engine import Session
 
 _LARGE = (100, 64, 1000)  # 6.4 million elements
 _IMAGES = (8, 64, 112, 112)

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxqat.fold import fold
-from onnxqat.insert import insert
+from onnxqat.folding import fold
+from onnxqat.insertion import insert
 
 CHANNELS = 8
 

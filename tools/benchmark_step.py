@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 import onnxqat.graph.io as io
 from onnxqat.config import Config
-from onnxqat.insert import insert
-from onnxqat.train.engine import Engine
-from onnxqat.train.feeds import feeds_for
-from onnxqat.train.graph import TrainingGraph, load_qdq, training_graph
-from onnxqat.train.optimizers import AdamW
-from onnxqat.train.pair_safety import PairSafety
-from onnxqat.train.update import Updater
+from onnxqat.insertion import insert
+from onnxqat.training.engine import Engine
+from onnxqat.training.feeds import feeds_for
+from onnxqat.training.optimize.optimizers import AdamW
+from onnxqat.training.optimize.update import Updater
+from onnxqat.training.quantizers.pair_safety import PairSafety
+from onnxqat.training.training_graph.build import TrainingGraph, load_qdq, training_graph
 from tools.networks import NETWORKS
 
 BATCH = 8

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxqat.train.check_gradients import Verdict, check_gradients
+from tools.gradient_check.check import Verdict, check_gradients
 
 NEWEST_OPSET, NEWEST_IR = 21, 10
 #: Inputs that are settings, or decide shapes or axes: given as initializers, as models have them.

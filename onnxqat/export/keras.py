@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxqat import data
+from onnxqat.data import sources
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
 from onnxqat.export.finish import check_request, finish, tidy
 from onnxqat.export.names import rename
@@ -90,7 +90,7 @@ def load(name: str) -> keras.Model | Path:
     """
     if ":" not in name or Path(name).exists():
         return Path(name)
-    model = data.call(name)
+    model = sources.call(name)
     if not isinstance(model, keras.Model):
         raise InputError(f"{name}: gives a {type(model).__name__}, not a Keras model; name a function that makes one")
     return model

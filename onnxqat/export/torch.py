@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from onnxqat import data
+from onnxqat.data import sources
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
 from onnxqat.export.finish import check_request, finish, tidy
 from onnxqat.export.quiet import no_printing, quiet, reason
@@ -87,8 +87,8 @@ def load_factory(name: str) -> torch.nn.Module:
     Raises:
         InputError: there is no such function, or it does not return a module.
     """
-    named = data.resolve(name)
-    module = named if isinstance(named, torch.nn.Module) else data.call(name)
+    named = sources.resolve(name)
+    module = named if isinstance(named, torch.nn.Module) else sources.call(name)
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"{name}: gives a {type(module).__name__}, not a torch.nn.Module; name a function that makes one"

@@ -7,7 +7,7 @@ from onnxqat.conversion import converted
 from onnxqat.errors import InputError
 from onnxqat.graph import io, upgrade
 from onnxqat.graph.opsets import upgraded
-from onnxqat.insert import insert
+from onnxqat.insertion import insert
 from onnxqat.runtime import Inference
 from tests.models import batches, model, operators, outputs, random
 from tools.gradient_coverage import node_cases

@@ -12,7 +12,7 @@ from onnxqat import Config, InputError, Override, Select, insert
 from onnxqat.config import Input, Range
 from onnxqat.graph import io, qdq
 from onnxqat.nncf.schema import REFUSED, Root, keys
-from tests.insert.test_settings import found, net
+from tests.insertion.test_settings import found, net
 from tests.models import array, batches
 
 

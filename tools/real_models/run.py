@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import onnxqat
 from onnxqat.runtime import Inference
-from onnxqat.train.schedules import Cosine
+from onnxqat.training.optimize.schedules import Cosine
 from tools.real_models.model import Batch, Data
 from tools.real_models.recipes import RealModel, Recipe
 

@@ -1,0 +1,94 @@
+"""Which nodes of a graph lie on a path from the values that are differentiated to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxqat.autodiff.rule import FLOAT_TYPES, Refused, Rule, Stopped
+from onnxqat.autodiff.rules.table import rule_for
+from onnxqat.graph.nesting import captured_values, subgraphs
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node on the way.
+
+    Attributes:
+        node: the node.
+        rule: how it is differentiated.
+        inputs: indices of inputs through which the gradient must flow.
+        barred: indices of inputs that depend on what is differentiated, but have no gradient.
+        cut: indices of inputs that depend on it too, but rightly get none.
+        outputs: indices of outputs that the loss depends on.
+    """
+
+    node: ir.Node
+    rule: Rule
+    inputs: frozenset[int]
+    barred: frozenset[int]
+    cut: frozenset[int]
+    outputs: frozenset[int]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the gradient must pass here and cannot."""
+        return bool(self.outputs) and (isinstance(self.rule, Refused) or bool(self.barred))
+
+
+def may_be_float(value: ir.Value | None) -> bool:
+    """Says whether a gradient can belong to `value`: its element type is float, or not known."""
+    if value is None or isinstance(value.type, ir.SequenceType):
+        return value is not None
+    return value.dtype is None or value.dtype in FLOAT_TYPES
+
+
+def trace(graph: ir.Graph, wrt: Iterable[ir.Value], targets: Iterable[ir.Value]) -> list[Step]:
+    """Returns the nodes that depend on `wrt`, in graph order; `outputs` is empty where no target depends on them."""
+    carried = {value for value in wrt if may_be_float(value)}
+    forward = [step for node in graph if (step := _forward_step(node, carried)) is not None]
+    live = {value for value in targets if may_be_float(value)}
+    return [_backward_step(step, live) for step in reversed(forward)][::-1]
+
+
+def _forward_step(node: ir.Node, carried: set[ir.Value]) -> Step | None:
+    reached = frozenset(i for i, value in enumerate(node.inputs) if value in carried)
+    captured = any(value in carried for value in captured_values(node))
+    if not reached and not captured:
+        return None
+    rule = rule_for(node)
+    none: frozenset[int] = frozenset()
+    codes = getattr(rule, "codes", False) or any(not may_be_float(node.inputs[i]) for i in reached)
+    carriers = [value for value in node.outputs if codes or may_be_float(value)]
+    if isinstance(rule, Stopped) or not carriers:
+        return Step(node, rule, none, none, reached, none)
+    if isinstance(rule, Refused):
+        carried.update(carriers)
+        return Step(node, rule, reached, none, none, none)
+    steering = getattr(rule, "steering", none) & reached
+    covered = reached - steering if rule.inputs is None else reached & rule.inputs
+    barred = reached - covered - steering
+    if covered or barred:
+        carried.update(carriers)
+    return Step(node, rule, covered, barred, steering, none)
+
+
+def _backward_step(step: Step, live: set[ir.Value]) -> Step:
+    outputs = frozenset(i for i, value in enumerate(step.node.outputs) if value in live)
+    if outputs:
+        live.update(value for i in step.inputs if (value := step.node.inputs[i]) is not None)
+    return Step(step.node, step.rule, step.inputs, step.barred, step.cut, outputs)
+
+
+def control_flow_uses(graph: ir.Graph) -> Iterator[tuple[ir.Node, int]]:
+    """Yields (node, input index) wherever a node reads what `If`, `Loop` or `Scan` returns.
+
+    The gradient builder ends the process when it follows such a node back to a value that a subgraph captures. No gradient passes
+    there, so it need not see the way.
+    """
+    for node in graph:
+        if subgraphs(node):
+            uses = [use for output in node.outputs for use in output.uses() if use.node.graph is graph]
+            yield from ((use.node, use.idx) for use in uses)

@@ -1,0 +1,48 @@
+"""What a model needs before it can be differentiated: names, types, and none of the forms that mislead autodiff."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.autodiff.branches import resolve_branches
+from onnxqat.autodiff.rules.table import is_registered
+from onnxqat.conversion import converted
+from onnxqat.graph.identities import eliminate_identities
+from onnxqat.graph.io import OLDEST_OPSET, opset
+from onnxqat.graph.naming import name_of
+from onnxqat.graph.pads import make_pads_explicit
+from onnxqat.graph.types import infer
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """Returns a copy of `model` in which every node has a name and, where inference reaches, every value a type.
+
+    Functions are inlined except those with a registered gradient. Identity nodes go: an exporter puts them between a
+    shared initializer and its users, where the gradient builder would miss that both are one. Automatic padding is
+    written out: ONNX Runtime's gradients ignore it. Branches that are decided already are taken. Operator sets older
+    than 13 are upgraded.
+    """
+    copy = supported(model)
+    eliminate_identities(copy)
+    passes.TopologicalSortPass()(copy)
+    _name_nodes(copy.graph)
+    passes.NameFixPass()(copy)
+    infer(copy)
+    make_pads_explicit(copy)
+    return copy
+
+
+def supported(model: ir.Model) -> ir.Model:
+    """Returns a copy of an operator set that rules know, without functions and decided branches."""
+    copy = converted(model) if opset(model) < OLDEST_OPSET else model.clone()
+    if copy.functions:
+        passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
+    resolve_branches(copy)
+    return copy
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Names each nameless node after its first output, so that a message can point to it."""
+    for node in graph:
+        node.name = name_of(node)

@@ -1,0 +1,248 @@
+"""Batches: whatever the user has, files, loaders, generators or functions, becomes checked dicts of arrays (see `batch`)."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxqat import foreign
+from onnxqat.data.batch import Batch, Signature, check_alike, check_batch
+from onnxqat.data.rows import Arrays, Rows
+from onnxqat.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Source = Iterable[Any] | Callable[[], Iterable[Any]]
+#: From an item of a loader to a batch.
+Transform = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A checked, repeatable stream of batches.
+
+    Iterating gives the batches in their own order; `epoch(n)` gives them in the order of that epoch.
+
+    Attributes:
+        source: iterable of batches, function that returns one, `Rows` or `Arrays`.
+        signature: what each batch must hold.
+        transform: turns one item of the source into a batch; None where items are batches.
+    """
+
+    source: Source
+    signature: Signature
+    transform: Transform | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._checked(self._items())
+
+    def check_epochs(self, epochs: int, what: str = "data") -> None:
+        """Raises InputError where the source can be read once only, as a generator, and more than one epoch is asked for."""
+        if epochs > 1 and isinstance(self.source, Iterator):
+            raise InputError(
+                f"{what}: a {type(self.source).__name__} can be read once, not for {epochs} epochs; "
+                "pass a function that makes one"
+            )
+
+    def epoch(self, number: int, seed: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch: arrays from files are shuffled anew (seeded), other sources keep their own order.
+
+        A source that draws its order itself is told the epoch where it has `set_epoch`, PyTorch's name for it.
+        """
+        if isinstance(self.source, Rows | Arrays):
+            return self._checked(self.source.shuffled(np.random.default_rng((seed, number))))
+        items = self._items()
+        for owner in (items, getattr(items, "sampler", None), getattr(items, "batch_sampler", None)):
+            set_epoch = getattr(owner, "set_epoch", None)
+            if set_epoch is not None:
+                with foreign.guarded("data: set_epoch fails"):
+                    set_epoch(number)
+        return self._checked(items)
+
+    def __len__(self) -> int:
+        """Number of batches; TypeError where the source does not tell."""
+        source = self._made()
+        try:
+            return len(source)
+        except TypeError:
+            raise
+        except Exception as error:
+            raise InputError(f"data: its length cannot be read ({foreign.described(error)}); mend it") from error
+
+    def _made(self) -> Any:
+        """The source, out of a function if it is one."""
+        with foreign.guarded("data: the function fails"):
+            return self.source() if callable(self.source) else self.source
+
+    def _items(self) -> Iterable[Any]:
+        items = self._made()
+        if not isinstance(items, Iterable):
+            raise InputError(
+                f"data: the function returned a {type(items).__name__}, not an iterable of batches; mend it"
+            )
+        if _is_endless(items):
+            raise InputError("data: the tf.data.Dataset repeats without end; leave out repeat(), or add take(n)")
+        return items
+
+    def _checked(self, items: Iterable[Any]) -> Iterator[Batch]:
+        number = -1
+        first: Batch = {}
+        for number, item in enumerate(foreign.each(items, "data")):
+            with foreign.guarded(f"batch {number}: cannot be read"):
+                batch = check_batch(self._transformed(item, number), self.signature, number)
+            first = first or batch
+            check_alike(batch, first, number)
+            yield batch
+        if number < 0:
+            hint = (
+                ""
+                if not isinstance(self.source, Iterator)
+                else " (a generator can be read once: pass a function that makes one)"
+            )
+            raise InputError(f"data: no batches came{hint}; check the loader")
+
+    def _transformed(self, item: Any, number: int) -> Any:
+        if self.transform is None:
+            return item
+        with foreign.guarded(f"transform: fails on item {number} of the loader", "mend the function"):
+            return self.transform(item)
+
+
+def read(data: str | Path | Source, batch_size: int = 64) -> Source:
+    """Resolves what a user named as data.
+
+    Args:
+        data: an `.npz` file, a folder of them, `package.module:function` that returns an iterable of batches, or such an
+            iterable or function itself.
+        batch_size: rows per batch, for files.
+
+    Raises:
+        InputError: nothing of that kind is there.
+    """
+    if not isinstance(data, (str, Path)):
+        if not (callable(data) or isinstance(data, Iterable)):
+            raise InputError(f"data: is a {type(data).__name__}, not an iterable of batches; wrap batches in a list")
+        return data
+    text = str(data)
+    path = Path(text)
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}; it must be at least 1")
+    if ":" in text and not path.exists():
+        return read(resolve(text))
+    if path.is_dir():
+        files = _files(path)
+        if not files:
+            raise InputError(f"{path}: the folder holds no .npz file; write batches with numpy.savez")
+        return Arrays(files, batch_size)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give an .npz file, a folder of them, or package.module:function")
+    return Arrays((path,), batch_size)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    """The `.npz` files of a folder; hidden ones, which systems leave there, and links to nothing are passed over."""
+    found = sorted(folder.glob("*.npz"))
+    files = tuple(path for path in found if not path.name.startswith(".") and path.is_file())
+    for stray in [path for path in found if path not in files]:
+        log.warning("%s: passed over, a hidden file or a link to nothing", stray)
+    return files
+
+
+def batches(
+    data: str | Path | Source | Batches,
+    model: ir.Model,
+    *,
+    labels: Sequence[str] = ("label",),
+    needs_labels: bool = False,
+    batch_size: int = 64,
+    transform: Transform | None = None,
+    sample_axis: int | None = None,
+) -> Batches:
+    """Checked batches of whatever the user named, for this model (see `read`, `Batches` and `samples`)."""
+    if transform is not None and not callable(transform):
+        raise InputError(f"transform: is a {type(transform).__name__}; give a function from loader item to batch")
+    if isinstance(data, Batches):
+        return data if transform is None else replace(data, transform=transform)
+    signature = Signature.of(model, labels, needs_labels=needs_labels, sample_axis=sample_axis)
+    source = read(data, batch_size)
+    axes = signature.samples.cut(labels)
+    if isinstance(source, Rows | Arrays) and axes and not source.axes:
+        source = replace(source, axes=axes)
+    if _is_one_batch(source, signature):
+        raise InputError(
+            "data: is a single batch, not an iterable of batches; wrap it in a list, "
+            "or cut whole arrays into batches with onnxqat.data.Rows(arrays, batch_size)"
+        )
+    return Batches(source, signature, transform)
+
+
+def _is_one_batch(source: Source, signature: Signature) -> bool:
+    """Whether a source is a dict of arrays, an array of an input's rank, or such an array and its labels in a tuple."""
+    if isinstance(source, Mapping):
+        return True
+    shape = next(iter(signature.inputs.values()))[1] if signature.inputs else None
+    if shape is None:
+        return False
+    if isinstance(source, tuple):
+        ranks = [getattr(part, "ndim", None) for part in source]
+        return len(ranks) == 2 and ranks[0] == len(shape) and ranks[1] not in (None, len(shape))
+    return getattr(source, "ndim", None) == len(shape)
+
+
+def resolve(name: str) -> Any:
+    """The object that `package.module:attribute` names, in the current folder first (see `foreign.imported`).
+
+    Raises:
+        InputError: module or attribute does not exist, or importing it fails.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"{name}: names no function; write package.module:function")
+    with foreign.guarded(f"{name}: its module cannot be imported"):
+        module = _imported(name, module_name)
+        if not hasattr(module, attribute):
+            raise InputError(f"{name}: module {module_name!r} has no {attribute!r}; check the name")
+        return getattr(module, attribute)
+
+
+def _imported(name: str, module_name: str) -> ModuleType:
+    try:
+        return foreign.imported(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module_name.startswith(error.name.removeprefix(foreign.OWN_PREFIX)):
+            raise InputError(f"{name}: its module needs {error.name!r}, which is not installed; install it") from error
+        raise InputError(f"{name}: no module {module_name!r}; check the name and the current folder") from error
+
+
+def call(name: str) -> Any:
+    """What the function returns that `package.module:function` names; it is called without arguments.
+
+    Raises:
+        InputError: there is no such function, or it fails.
+    """
+    function = resolve(name)
+    if not callable(function):
+        return function
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InputError(f"{name}: cannot be called without arguments ({error}); name a function that can") from error
+    except ValueError:  # one written in C, which does not tell
+        pass
+    with foreign.guarded(f"{name}: fails", "mend the function"):
+        return function()
+
+
+def _is_endless(items: Iterable[Any]) -> bool:
+    """Whether the source is a tf.data.Dataset that says of itself that it has no end; -1 is tf.data.INFINITE_CARDINALITY."""
+    cardinality = getattr(items, "cardinality", None)
+    with foreign.guarded("data: its cardinality fails"):
+        return callable(cardinality) and int(cardinality()) == -1

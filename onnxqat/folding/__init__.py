@@ -1,0 +1,79 @@
+"""Q/DQ model in, deployed model out: weights and biases become integers, what only training needed goes."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.errors import InputError
+from onnxqat.folding.activations import fold_activation, share_zero_points
+from onnxqat.folding.biases import fold_bias
+from onnxqat.folding.guards import guard_float_layers
+from onnxqat.folding.weights import check_scale, fold_weight, separate_readers
+from onnxqat.graph import io
+from onnxqat.graph.biases import biases_are_integers, integer_biases
+from onnxqat.graph.finite import check_finite_weights
+from onnxqat.graph.qdq import quantizers, write_scalars
+from onnxqat.graph.types import infer
+from onnxqat.runtime import checked
+
+log = logging.getLogger(__name__)
+
+
+def fold(model: io.ModelLike) -> onnx.ModelProto:
+    """Folds a Q/DQ model into the one that ships.
+
+    Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes; biases int32 of scale sx·sw, and a Relu or
+    Clip in front of a quantizer bounds on its codes (both left in float where the target of `insert` takes them so).
+    Activations keep their QuantizeLinear/DequantizeLinear pairs, which runtimes fuse.
+
+    Args:
+        model: path of a Q/DQ model, or the model itself; it is not changed.
+
+    Returns:
+        The deployed model. Dequantized weights are bit for bit those of the Q/DQ model; a bias moves by half a step of its
+        scale at most.
+
+    Raises:
+        InputError: the model has no quantizers, a weight, bias or scale is not finite, a bias does not fit int32.
+    """
+    folded = io.load(model)
+    found = quantizers(folded)
+    if not found:
+        raise InputError("model: has no quantizers; run `onnxqat insert` first")
+    graph = folded.graph
+    for quantizer in found:
+        check_scale(quantizer)
+    write_scalars(found)
+    weights = [q for q in found if q.is_weight and q.quantize is not None]
+    if biases_are_integers(folded):
+        for bias in integer_biases(folded):
+            fold_bias(graph, bias)
+        for quantizer in found:
+            if not quantizer.is_weight:
+                fold_activation(graph, quantizer)
+        guard_float_layers(graph)
+    for quantizer in weights:
+        fold_weight(graph, quantizer)
+    for quantizer in quantizers(folded):
+        if quantizer.is_weight:
+            separate_readers(graph, quantizer)
+    check_finite_weights(folded)
+    share_zero_points(found)
+    passes.RemoveUnusedNodesPass()(folded)
+    _state_shapes(folded)
+    graph.sort()
+    log.info("folded %d weights", len(weights))
+    proto = io.to_proto(folded)
+    # runtimes infer these again; in a small net they would be a twentieth of the file
+    del proto.graph.value_info[:]
+    return checked(proto)
+
+
+def _state_shapes(model: ir.Model) -> None:
+    """Infers the shapes of outputs that say none, as ONNX's checker demands."""
+    if any(value.shape is None for value in model.graph.outputs):
+        infer(model)

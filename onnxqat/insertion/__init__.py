@@ -1,0 +1,186 @@
+"""Float model in, Q/DQ model out: prepare, match, calibrate, place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.config import Config
+from onnxqat.data import sources
+from onnxqat.data.batch import Batch
+from onnxqat.data.sources import Batches, Source, Transform
+from onnxqat.distributed import Workers
+from onnxqat.graph import io
+from onnxqat.graph.biases import DEPLOYED_AS, Bias, make_room, round_biases
+from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
+from onnxqat.graph.qdq import Spec, constant
+from onnxqat.graph.without import TARGET
+from onnxqat.insertion.calibrate import Observed, Observer, calibrate
+from onnxqat.insertion.correct import correct_biases
+from onnxqat.insertion.groups import Skip
+from onnxqat.insertion.hold import hold_weights
+from onnxqat.insertion.inputs import check_inputs
+from onnxqat.insertion.losses import warn_of_losses
+from onnxqat.insertion.match import find_groups
+from onnxqat.insertion.place import Grid, Placement, new_grid, place
+from onnxqat.insertion.prepare import check_conversion, prepare
+from onnxqat.insertion.ranges import weight_range
+from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, weight_sites
+from onnxqat.insertion.targets import Target, target
+from onnxqat.numerics import scale_and_zero_point
+from onnxqat.progress import track
+from onnxqat.runtime import check_answers, checked
+
+log = logging.getLogger(__name__)
+
+
+def insert(
+    model: io.ModelLike,
+    calibration: str | Path | Source | Batches,
+    config: Config | None = None,
+    *,
+    sample_axis: int | None = None,
+    transform: Transform | None = None,
+    distributed: bool = False,
+) -> onnx.ModelProto:
+    """Inserts quantizers into a float model, with ranges from calibration data: post-training quantization, ready to train.
+
+    Args:
+        model: path of a float ONNX model (opset 7 to 21), or the model itself; it is not changed.
+        calibration: batches (see `onnxqat.data`); a few hundred samples usually do, any number is read in bounded memory.
+        config: what to quantize and how; `Config()` where none is given.
+        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
+        transform: turns an item of the loader into a batch.
+        distributed: whether this is one of several processes that torchrun started: each observes its part of the batches,
+            and all return the same model.
+
+    Returns:
+        The Q/DQ model: weights as they were (BatchNormalization folded), 8-bit layers' biases on their int32 grid, and a
+        QuantizeLinear/DequantizeLinear pair at each site. Nodes that stay in float say why in their metadata (`onnxqat.float`).
+
+    Raises:
+        InputError: model, data or configuration is wrong; the message says which and what to do.
+        UnsupportedModelError: the model has nothing to quantize, or custom operators.
+    """
+    config = config or Config()
+    workers = Workers.join() if distributed else Workers()
+    table = target(config.target)
+    prepared = prepare(model, config.fixed_inputs)
+    groups, skips = find_groups(prepared, table, config)
+    graph = prepared.graph
+    weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
+    batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
+    batches.check_epochs(2 if config.bias_correction else 1, "calibration data for the correction of biases")
+    check_inputs(prepared, config.inputs)
+    first: list[Batch] = []
+    observers = calibrate(
+        prepared,
+        [site.observed for site in activations],
+        batches,
+        workers,
+        batches.signature.samples,
+        progress=_remembering(first),
+    )
+    sample = first[0] if first else next(iter(batches))
+    check_conversion(model, config.fixed_inputs, sample)
+    original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
+    weighted = [group.node for group in groups if group.weight is not None]
+    placements = [_weight_placement(graph, site, config) for site in weights]
+    placements += _activation_placements(graph, activations, observers, table)
+    place(graph, placements, table)
+    _note(prepared, skips, table, config)
+    hold_weights(prepared)
+    make_room(prepared)
+    if config.bias_correction:
+        correct_biases(original, prepared, weighted, batches, config.bias_correction)
+        make_room(prepared)
+    round_biases(prepared, _is_fine)
+    log.info(
+        "inserted %d weight and %d activation quantizers; %d nodes stay in float",
+        len(weights),
+        len(activations),
+        len(skips),
+    )
+    check_answers(prepared, sample)
+    if workers.is_first and min(config.weight_bits, config.activation_bits) == 8:
+        warn_of_losses(original, prepared, names, weighted, sample)
+    return checked(io.to_proto(prepared))
+
+
+def _remembering(first: list[Batch]) -> Callable[[Iterable[Batch], str], Iterable[Batch]]:
+    """What shows progress over batches and keeps the first."""
+
+    def followed(batches: Iterable[Batch], what: str) -> Iterable[Batch]:
+        for batch in track(batches, what):
+            if not first:
+                first.append(batch)
+            yield batch
+
+    return followed
+
+
+def _is_fine(bias: Bias) -> bool:
+    """Whether nothing is lost to training by rounding a bias as deployment will; few bits make a coarse grid."""
+    return min(bias.data.bits, bias.weight.bits) >= 8
+
+
+def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Placement:
+    array = constant(site.value)
+    assert array is not None
+    low, high = weight_range(array.astype(np.float32, copy=False), site.spec, site.estimate)
+    qmin, qmax = site.spec.bounds
+    scale, zero_point = scale_and_zero_point(low, high, qmin, qmax, symmetric=site.spec.symmetric)
+    # its scale keeps the lowest code away: no Clip is needed
+    held = config.overflow_fix == PAIRS and site.spec.bits == 8 and site.spec.symmetric
+    spec = replace(site.spec, narrow=False) if held else site.spec
+    return Placement(site.value, new_grid(graph, str(site.value.name), spec, scale, zero_point), site.users)
+
+
+def _activation_placements(
+    graph: ir.Graph, sites: Sequence[ActivationSite], observers: Mapping[Observed, Observer], table: Target
+) -> list[Placement]:
+    placements = []
+    grids: dict[tuple[frozenset[ir.Value], int], Grid] = {}
+    for site in sites:
+        key = (site.joined, site.bits)
+        if key not in grids:
+            stem = str(site.value.name) if site.users is None else f"{site.value.name}_{site.bits}bit"
+            together = [replace(site.observed, value=value) for value in site.joined]
+            grids[key] = _activation_grid(graph, stem, site, [observers[one] for one in together], table)
+        placements.append(Placement(site.value, grids[key], site.users))
+    return placements
+
+
+def _activation_grid(
+    graph: ir.Graph, stem: str, site: ActivationSite, observers: Sequence[Observer], table: Target
+) -> Grid:
+    symmetric = site.settings.symmetric
+    ranges = [observer.range(2**site.bits, symmetric=symmetric) for observer in observers]
+    low: NDArray[Any] = np.min([low for low, _ in ranges], axis=0)
+    high: NDArray[Any] = np.max([high for _, high in ranges], axis=0)
+    if site.settings.signed:
+        low = np.minimum(low, -high)
+    signed = table.signed_activations and symmetric and bool(np.any(low < 0))
+    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=site.axis)
+    scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)
+    return new_grid(graph, stem, spec, scale, zero_point)
+
+
+def _note(model: ir.Model, skips: Iterable[Skip], table: Target, config: Config) -> None:
+    """Leaves in the model what later stages and readers need: target, stages of training, why nodes stay in float."""
+    model.metadata_props[TARGET] = table.name
+    model.metadata_props[OVERFLOW_FIX] = config.overflow_fix
+    model.metadata_props[DEPLOYED_AS] = "int32" if table.integer_bias else "float"
+    for name in ("activation_start_epoch", "weight_start_epoch"):
+        if epoch := getattr(config, name):
+            model.metadata_props[f"onnxqat.{name}"] = str(epoch)
+    for skip in skips:
+        skip.node.metadata_props["onnxqat.float"] = skip.reason

@@ -1,0 +1,27 @@
+"""Where a quantizer goes: above all data movement, at the value that the data comes from."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxqat.graph.movement import moved
+from onnxqat.insertion.fills import EXTREMES, is_filled
+from onnxqat.insertion.groups import inputs
+from onnxqat.insertion.targets import Target
+
+
+def origins(value: ir.Value, target: Target) -> list[ir.Value]:
+    """Where the data of `value` comes from, above all data movement; several where inputs are joined under one scale.
+
+    A maximum of data with fill values beside it is an origin: it has lost them.
+    """
+    node = value.producer()
+    if node is None:
+        return [value]
+    if node.op_type in target.joins:
+        return list(dict.fromkeys(above for source in inputs(node) for above in origins(source, target)))
+    source = moved(node, target.moves)
+    if source is None:
+        return [value]
+    found = origins(source, target)
+    return [value] if node.op_type in EXTREMES and any(map(is_filled, found)) else found

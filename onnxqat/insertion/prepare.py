@@ -1,0 +1,157 @@
+"""Brings a float model into the form that the patterns know: same answers, fewer ways to write them.
+
+Node names survive every step, since the user's configuration selects by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import optimizer
+
+from onnxqat.conversion import check_converted, converted
+from onnxqat.data.batch import Batch
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.edit import forget_names, fresh_name
+from onnxqat.graph.finite import check_finite_weights
+from onnxqat.graph.identities import eliminate_identities
+from onnxqat.graph.limits import check_folded
+from onnxqat.graph.opsets import lowered
+from onnxqat.graph.pads import make_pads_explicit
+from onnxqat.graph.qdq import constant, is_quantized
+from onnxqat.graph.reversal import reverse_at_least_one_step
+from onnxqat.graph.types import infer
+from onnxqat.insertion.activations import write_hard_activations
+from onnxqat.insertion.affine import decompose_batch_normalization, fold_affine
+from onnxqat.insertion.fixed import fix_inputs
+from onnxqat.insertion.gemm import make_bias_a_vector
+from onnxqat.insertion.half import float16_to_float32
+from onnxqat.insertion.simplify import (
+    bound_activations,
+    drop_inference_noops,
+    flatten_as_reshape,
+    merge_pads,
+    pool_means,
+    sum_bias_in_gemm,
+)
+from onnxqat.insertion.tied import share_tables
+
+OLDEST_CONVERTIBLE = 7
+LARGEST_FILL = 64
+NEWEST_WITH_KERNELS = 20
+
+
+def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.Model:
+    """Loads a float model and normalizes it; inputs in `fixed` become constants first (see `fixed`).
+
+    Raises:
+        InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
+    """
+    loaded = _loaded(model, fixed)
+    reverse_at_least_one_step(loaded.graph)
+    if io.opset(loaded) < io.OLDEST_OPSET:
+        loaded = converted(loaded)
+    if is_quantized(loaded):
+        raise InputError(
+            "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"
+        )
+    loaded = _with_kernels(loaded)
+    check_finite_weights(loaded)
+    passes.RemoveInitializersFromInputsPass()(loaded)
+    name_nodes(loaded.graph)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
+    drop_inference_noops(loaded.graph)
+    eliminate_identities(loaded)
+    infer(loaded)
+    float16_to_float32(loaded)
+    # Exporters transpose and cast weights at run time; whatever their size, they are constants.
+    _fold_constants(loaded)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
+    eliminate_identities(loaded)
+    loaded = loaded.clone()  # what is inside branches that were folded away would still count as a reader
+    infer(loaded)
+    forget_names(loaded.graph)
+    for step in (
+        bound_activations,
+        write_hard_activations,
+        share_tables,
+        make_bias_a_vector,
+        sum_bias_in_gemm,
+        fold_affine,
+        decompose_batch_normalization,
+        pool_means,
+        flatten_as_reshape,
+    ):
+        step(loaded.graph)
+    make_pads_explicit(loaded)
+    merge_pads(loaded.graph)
+    passes.RemoveUnusedNodesPass()(loaded)
+    infer(loaded)
+    name_nodes(loaded.graph)
+    return loaded
+
+
+def check_conversion(model: io.ModelLike, fixed: Mapping[str, Any] | None, batch: Batch) -> None:
+    """Refuses a float model of an old operator set that `prepare` has changed the answers of, judged by a batch of its own.
+
+    Raises:
+        InputError: see `conversion`.
+    """
+    loaded = _loaded(model, fixed)
+    if io.opset(loaded) < io.OLDEST_OPSET:
+        check_converted(loaded, batch)
+
+
+def _loaded(model: io.ModelLike, fixed: Mapping[str, Any] | None) -> ir.Model:
+    loaded = io.load(model, oldest_opset=OLDEST_CONVERTIBLE)
+    fix_inputs(loaded, fixed or {})
+    return loaded
+
+
+def _with_kernels(model: ir.Model) -> ir.Model:
+    """The model in the newest opset for which ONNX Runtime 1.19 has all integer kernels, where its operators are the same there.
+
+    It fuses MatMul of opset 21 and then has no kernel for what it made of it.
+    """
+    found = {node.op_type for node in model.graph.all_nodes()}
+    if io.opset(model) <= NEWEST_WITH_KERNELS or "MatMul" not in found or "GroupNormalization" in found:
+        return model  # the scale of GroupNormalization has another shape in opset 21
+    try:
+        return lowered(model, NEWEST_WITH_KERNELS)
+    except InputError:
+        return model
+
+
+def _fold_constants(model: ir.Model) -> None:
+    try:
+        optimizer.fold_constants(model, input_size_limit=2**31, output_size_limit=2**31, should_fold=_is_small_fill)
+    except RuntimeError as error:  # of a node that is broken
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"model: its constants cannot be computed ({error}: {reason[0][:200]}); export it again"
+        ) from error
+
+
+def _is_small_fill(node: ir.Node) -> bool | None:
+    """Also folds ConstantOfShape, which the optimizer otherwise keeps, where it makes a shape or pads; PyTorch writes them so.
+
+    Raises:
+        InputError: the node's result is too large to carry it out.
+    """
+    check_folded(node)
+    shape = constant(node.inputs[0]) if node.op_type == "ConstantOfShape" else None
+    return True if shape is not None and np.prod(shape) <= LARGEST_FILL else None
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Gives every node a name of its own, so that messages and rules can name it."""
+    seen: set[str] = set()
+    for node in graph:
+        if not node.name or node.name in seen:
+            node.name = fresh_name(graph, node.name or node.op_type)
+        seen.add(node.name)

@@ -1,0 +1,183 @@
+"""What the configuration says about single nodes and values, its overrides and exceptions worked in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxqat.config import Config, Range, RangeEstimator
+from onnxqat.errors import InputError
+from onnxqat.graph.naming import name_of
+from onnxqat.insertion.groups import Group, inputs
+from onnxqat.insertion.targets import Target
+
+#: Width of weights that fit into products added in pairs in 16 bits.
+SAFE_BITS = 7
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How a range is found: a `Range` with nothing left open.
+
+    Attributes:
+        type: the estimator.
+        low, high: percentiles, for the estimators that take them.
+        samples: how many samples count; None: all.
+    """
+
+    type: RangeEstimator = "min_max"
+    low: float = 0.0
+    high: float = 100.0
+    samples: int | None = None
+
+    @classmethod
+    def of(cls, given: Range, percentile: float) -> Estimate:
+        """The user's range, its open ends closed by the percentile of the whole configuration."""
+        low = 100 - percentile if given.min_percentile is None else given.min_percentile
+        high = percentile if given.max_percentile is None else given.max_percentile
+        return cls(given.type, low, high, given.samples)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one weighted node.
+
+    Attributes:
+        weight_bits: width of its weight's codes.
+        activation_bits: width of the values it reads.
+        symmetric: whether the zero point of the weight is fixed.
+        per_channel: whether the weight has a scale per output channel.
+        safe: whether its codes must fit into `SAFE_BITS`.
+        estimate: how the weight's range is found.
+    """
+
+    weight_bits: int
+    activation_bits: int
+    symmetric: bool
+    per_channel: bool
+    safe: bool
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Settings of one value computed at run time.
+
+    Attributes:
+        symmetric: whether its zero point is fixed.
+        signed: whether its codes cover negative numbers even where it has none.
+        per_channel: whether it has a scale per channel.
+        estimate: how its range is found.
+    """
+
+    symmetric: bool
+    signed: bool
+    per_channel: bool
+    estimate: Estimate
+
+
+def layers(groups: Sequence[Group], config: Config) -> dict[Group, Layer]:
+    """Settings of every node with a weight."""
+    weighted = [group for group in groups if group.weight is not None]
+    ends = outermost(weighted)
+    nearest = first({group.node for group in weighted}) if config.overflow_fix == "first_layer_only" else set()
+    return {
+        group: _layer(group.node, config, outer=group.node in ends, first=group.node in nearest) for group in weighted
+    }
+
+
+def activation(nodes: Collection[ir.Node], config: Config, target: Target) -> Activation:
+    """Settings of a value that these nodes read or compute.
+
+    Raises:
+        InputError: a sign is demanded where the zero point is fitted.
+    """
+    names = ("activation_symmetric", "activation_signed", "activation_granularity", "activation_range")
+    settings = {name: getattr(config, name) for name in names} | overridden(nodes, config, names)
+    symmetric = settings["activation_symmetric"]
+    symmetric = target.symmetric_activations if symmetric is None else symmetric
+    if settings["activation_signed"] and not symmetric:
+        shown = ", ".join(repr(name_of(node)) for node in nodes)
+        raise InputError(
+            f"configuration: activation_signed is set for {shown}, whose zero point is fitted to the values; "
+            "set activation_symmetric too, or neither"
+        )
+    return Activation(
+        symmetric=symmetric,
+        signed=bool(settings["activation_signed"]),
+        per_channel=settings["activation_granularity"] == "per_channel",
+        estimate=Estimate.of(settings["activation_range"], config.percentile),
+    )
+
+
+def overridden(nodes: Collection[ir.Node], config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the settings that overrides for one of these nodes give; the last one wins."""
+    found: dict[str, Any] = {}
+    for override in config.overrides:
+        if any(override.matches(node) for node in nodes):
+            found |= override.settings
+    return {name: found[name] for name in names if name in found}
+
+
+def first(nodes: Collection[ir.Node]) -> set[ir.Node]:
+    """Those nodes that an input of the model reaches without passing through another one of them."""
+    found: set[ir.Node] = set()
+    fresh: set[ir.Value | None] = set()
+    graph = _graph(nodes)
+    if graph is not None:
+        fresh.update(graph.inputs)
+        for node in graph:
+            if fresh.isdisjoint(node.inputs):
+                continue
+            if node in nodes:
+                found.add(node)
+            else:
+                fresh.update(node.outputs)
+    return found
+
+
+def outermost(weighted: Sequence[Group]) -> set[ir.Node]:
+    """The first weighted nodes (none before them on any path) and the last (none after them)."""
+    nodes = {group.node for group in weighted}
+    graph = _graph(nodes)
+    if graph is None:
+        return set()
+    order = list(graph)
+    after: set[ir.Node] = set()
+    for node in order:
+        sources = {v.producer() for v in inputs(node)} - {None}
+        if any(source in after or source in nodes for source in sources):
+            after.add(node)
+    before: set[ir.Node] = set()
+    for node in reversed(order):
+        if any(user in before or user in nodes for user in node.successors()):
+            before.add(node)
+    return {node for node in nodes if node not in after or node not in before}
+
+
+def _graph(nodes: Collection[ir.Node]) -> ir.Graph | None:
+    graph = next(iter(nodes)).graph if nodes else None
+    assert graph is None or isinstance(graph, ir.Graph)
+    return graph
+
+
+def _layer(node: ir.Node, config: Config, *, outer: bool, first: bool) -> Layer:
+    names = ("weight_bits", "activation_bits", "weight_symmetric", "weight_granularity", "weight_range")
+    settings = {name: getattr(config, name) for name in names}
+    if outer and config.first_last_bits is not None:
+        for name in ("weight_bits", "activation_bits"):
+            settings[name] = max(settings[name], config.first_last_bits)
+    settings |= overridden([node], config, names)
+    bits = settings["weight_bits"]
+    given = settings["weight_range"] or Range(type="min_max" if bits >= 8 else "mse")
+    return Layer(
+        weight_bits=bits,
+        activation_bits=settings["activation_bits"],
+        symmetric=settings["weight_symmetric"],
+        per_channel=settings["weight_granularity"] == "per_channel",
+        safe=first or config.overflow_fix == "enable",
+        estimate=Estimate.of(given, config.percentile),
+    )

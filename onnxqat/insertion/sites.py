@@ -1,0 +1,203 @@
+"""Which values get a quantizer, and with how many bits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxqat.config import Config
+from onnxqat.errors import InputError
+from onnxqat.graph.qdq import Spec
+from onnxqat.insertion import settings
+from onnxqat.insertion.calibrate import Observed
+from onnxqat.insertion.groups import Group, is_float
+from onnxqat.insertion.origins import origins
+from onnxqat.insertion.settings import SAFE_BITS, Activation, Estimate
+from onnxqat.insertion.targets import Target
+
+#: For each value, the nodes that read it as integers: by width, and by the value behind data movement that they read.
+Readers = dict[ir.Value, dict[int, dict[ir.Value, list[ir.Node]]]]
+
+#: Width of values that feed no weighted layer (residual Add, pooling): narrower ones lose accuracy and save nothing.
+PLAIN_BITS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSite:
+    """An initializer that gets a quantizer.
+
+    Attributes:
+        value: the initializer.
+        spec: how it is quantized.
+        estimate: how its range is found.
+        users: the weighted nodes that read the codes; others, in float, keep the float weight.
+    """
+
+    value: ir.Value
+    spec: Spec
+    estimate: Estimate
+    users: tuple[ir.Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationSite:
+    """A value computed at run time that gets a quantizer; its sign, and so its type, is known only after calibration.
+
+    Attributes:
+        value: the value.
+        bits: width of its codes.
+        users: the nodes that read the quantized value; None: all, and graph outputs too.
+        joined: values that share the scale with this one; only itself where none do.
+        settings: what the configuration says of it.
+    """
+
+    value: ir.Value
+    bits: int
+    users: tuple[ir.Node, ...] | None
+    joined: frozenset[ir.Value]
+    settings: Activation
+
+    @property
+    def observed(self) -> Observed:
+        """What calibration must find out for it."""
+        return Observed(self.value, self.axis, self.settings.estimate)
+
+    @property
+    def axis(self) -> int | None:
+        """Channel axis of its scales; None per tensor, under a shared scale, and without a fixed number of channels."""
+        shape = self.value.shape
+        if not self.settings.per_channel or len(self.joined) > 1 or shape is None or shape.rank() < 2:
+            return None
+        return 1 if isinstance(shape[1], int) else None
+
+
+def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> list[WeightSite]:
+    """One site per weight; a weight that several nodes share gets the widest codes that one of them asks for.
+
+    Its scales are per channel only if all of them agree on the channel axis.
+    """
+    layers = settings.layers(groups, config)
+    readers: dict[ir.Value, list[Group]] = defaultdict(list)
+    for group in layers:
+        if group.weight is not None and group.quantizes_weight:
+            readers[group.weight].append(group)
+    sites = []
+    for weight, sharing in readers.items():
+        layer = max((layers[group] for group in sharing), key=lambda one: one.weight_bits)
+        safe = any(layers[group].safe for group in sharing)
+        axes = {group.weight_axis if layers[group].per_channel else None for group in sharing}
+        axis = axes.pop() if len(axes) == 1 else None
+        bits = min(layer.weight_bits, SAFE_BITS) if safe else layer.weight_bits
+        narrow = bits == 8 or (target.narrow_weights and layer.symmetric and bits == layer.weight_bits)
+        spec = Spec(bits, symmetric=layer.symmetric, narrow=narrow, axis=axis)
+        sites.append(WeightSite(weight, spec, layer.estimate, tuple(group.node for group in sharing)))
+    return sites
+
+
+def activation_sites(graph: ir.Graph, groups: Sequence[Group], target: Target, config: Config) -> list[ActivationSite]:
+    """One site per value, at the origin of its data and before any branch.
+
+    Where users want different widths (a weighted layer 4 bits, the residual Add beside it 8), the value gets the widest, and
+    the others read it through a second, narrower quantizer.
+    """
+    layers = settings.layers(groups, config)
+    readers: Readers = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    joined: dict[ir.Value, frozenset[ir.Value]] = {}
+    for group in groups:
+        bits = layers[group].activation_bits if group in layers else PLAIN_BITS
+        for value in group.reads:
+            above = origins(value, target)
+            for root in above:
+                readers[root][bits][value].append(group.node)
+            if config.activation_granularity == "per_tensor":
+                _join(joined, above)
+    for value in _written(graph, groups, target, config):
+        if value not in readers:
+            readers[value][PLAIN_BITS] = defaultdict(list)
+    for unified in _unified(groups, config):
+        _join(joined, [root for group in unified for value in group.reads for root in origins(value, target)])
+    return _sites(readers, joined, lambda nodes: settings.activation(nodes, config, target), {g.node for g in groups})
+
+
+def _written(graph: ir.Graph, groups: Sequence[Group], target: Target, config: Config) -> list[ir.Value]:
+    """Values that are quantized whoever reads them: where kernels must write integers, and the model's outputs if asked for."""
+    written = [g.writes for g in groups if g.reads and _must_write_integers(g, target)]
+    if config.quantize_outputs:
+        outputs = [value for value in graph.outputs if is_float(value) and value.producer() is not None]
+        written += [root for value in outputs for root in origins(value, target)]
+    return written
+
+
+def _must_write_integers(group: Group, target: Target) -> bool:
+    """Whether the kernel writes integers or none at all: by its operator, or with an activation between it and float readers.
+
+    ONNX Runtime 1.32 leaves a Gemm in float that a Relu or Clip follows, but no QuantizeLinear behind that.
+    """
+    if group.node.op_type in target.quantized_outputs:
+        return True
+    last = group.writes.producer()
+    absorbed = last is not None and last.op_type in target.absorbs
+    return bool(target.quantized_outputs) and absorbed and bool(group.writes.uses())
+
+
+def _unified(groups: Sequence[Group], config: Config) -> list[list[Group]]:
+    """The groups of each rule for a common scale.
+
+    Raises:
+        InputError: a node of such a rule reads nothing as integers, or is in two of them.
+    """
+    found = []
+    seen: set[Group] = set()
+    for rules in config.unified_scales:
+        members = [group for group in groups if group.reads and any(rule.matches(group.node) for rule in rules)]
+        for rule in rules:
+            if not any(rule.matches(group.node) for group in members):
+                raise InputError(
+                    f"configuration: unified_scales: {rule.shown} reads nothing as integers; name quantized nodes"
+                )
+        if not seen.isdisjoint(members):
+            name = next(group.node.name for group in members if group in seen)
+            raise InputError(f"configuration: unified_scales: node {name!r} is in two groups; join them")
+        seen.update(members)
+        found.append(members)
+    return found
+
+
+def _sites(
+    readers: Readers,
+    joined: dict[ir.Value, frozenset[ir.Value]],
+    settled: Callable[[Collection[ir.Node]], Activation],
+    quantized: Collection[ir.Node],
+) -> list[ActivationSite]:
+    together = {root: joined.get(root, frozenset({root})) for root in readers}
+    base = {root: max(bits for value in together[root] for bits in readers[value]) for root in readers}
+    sites = []
+    for root, bits in base.items():
+        nodes = list(dict.fromkeys(n for value in together[root] for n in _concerned(value, readers[value], quantized)))
+        sites.append(ActivationSite(root, bits, None, together[root], settled(nodes)))
+    narrower: dict[tuple[ir.Value, int], list[ir.Node]] = {}
+    for root, by_bits in readers.items():
+        for bits, by_value in by_bits.items():
+            if bits < base[root]:
+                narrower.update({(value, bits): nodes for value, nodes in by_value.items()})
+    return sites + [
+        ActivationSite(value, bits, tuple(nodes), frozenset({value}), settled(nodes))
+        for (value, bits), nodes in narrower.items()
+    ]
+
+
+def _concerned(
+    value: ir.Value, by_bits: dict[int, dict[ir.Value, list[ir.Node]]], quantized: Collection[ir.Node]
+) -> list[ir.Node]:
+    """The nodes whose settings a value has: those that read it, and the one that computes it unless that reads integers too."""
+    producer = value.producer()
+    computed_by = [] if producer is None or producer in quantized else [producer]
+    return computed_by + [node for by_value in by_bits.values() for nodes in by_value.values() for node in nodes]
+
+
+def _join(joined: dict[ir.Value, frozenset[ir.Value]], values: Sequence[ir.Value]) -> None:
+    together = frozenset(values).union(*(joined.get(v, frozenset()) for v in values))
+    joined.update(dict.fromkeys(together, together))

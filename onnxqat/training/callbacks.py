@@ -1,0 +1,242 @@
+"""What is called while `Trainer.fit` runs: progress, a log of numbers, the best model, early stopping."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from onnxqat.errors import InputError
+from onnxqat.graph import files
+from onnxqat.progress import console
+from onnxqat.training.resume import checkpoint_files
+
+if TYPE_CHECKING:
+    from onnxqat.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+class Callback:
+    """Does nothing; override what is of interest. To end a run, set `trainer.stop = True`.
+
+    Attributes:
+        main_only: whether only the first of several processes calls it, as what writes files must be. It may stop the run for
+            all, but not do what all processes do together (`Trainer.step`, `gradients`, `evaluate`).
+    """
+
+    main_only = False
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Called before the first step."""
+
+    def on_step_end(self, trainer: Trainer, loss: float) -> None:
+        """Called after each step, with its loss."""
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
+        """Called after each epoch: `train_loss`, and with validation data `validation_loss`, `validation_accuracy`."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Called at the end, also after an error."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint is to hold, in a form that JSON can; empty where nothing needs to be remembered."""
+        return {}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """Takes in what `state` gave, after `on_train_begin`."""
+
+
+class Progress(Callback):
+    """A bar on a terminal, one log line per epoch everywhere."""
+
+    main_only = True
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._bar: Bar | None = None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Shows the bar where standard error is a terminal."""
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=console, transient=True)
+            position = trainer.schedule.position
+            self._task = self._bar.add_task("training", total=position.steps, completed=position.step)
+            self._bar.start()
+
+    def on_step_end(self, trainer: Trainer, loss: float) -> None:
+        """Advances the bar."""
+        if self._bar is not None:
+            position = trainer.schedule.position
+            text = f"epoch {position.epoch - trainer.state.first_epoch + 1}/{self._epochs}  loss {loss:.4f}"
+            self._bar.update(self._task, completed=position.step, description=text)
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
+        """Logs the epoch's numbers."""
+        done = trainer.schedule.position.epoch - trainer.state.first_epoch
+        numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+        log.info("epoch %d/%d: %s", done, self._epochs, numbers)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class BestModel(Callback):
+    """Keeps the parameters of the epoch with the highest validation accuracy (or the lowest loss), and puts them back."""
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
+        """Remembers the parameters if the epoch is the best so far."""
+        score, state = score_of(metrics), trainer.state
+        if state.best is None or score > state.best[1]:
+            state.best = (state.parameters.copy(), score)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Puts the best parameters back where a run has come to its end; one that broke off goes on from where it was."""
+        position, state = trainer.schedule.position, trainer.state
+        ended = state.batch == 0 and (position.epoch == position.epochs or trainer.stop)
+        if ended and state.best is not None:
+            state.parameters[:] = state.best[0]
+            state.best = None
+
+
+class EarlyStopping(Callback):
+    """Ends the run when validation has not improved for some epochs.
+
+    Args:
+        patience: epochs without improvement to bear.
+    """
+
+    def __init__(self, patience: int = 2) -> None:
+        if patience < 1:
+            raise InputError(f"EarlyStopping: patience is {patience}; it must be 1 or more")
+        self._patience = patience
+        self._best, self._waited = -float("inf"), 0
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Begins to count anew."""
+        self._best, self._waited = -float("inf"), 0
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
+        """Counts the epochs since the best one."""
+        score = score_of(metrics)
+        self._waited = 0 if score > self._best else self._waited + 1
+        self._best = max(self._best, score)
+        if self._waited >= self._patience:
+            trainer.stop = True
+
+    def state(self) -> dict[str, Any]:
+        """See `Callback`."""
+        return {"best": self._best, "waited": self._waited}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """See `Callback`."""
+        self._best, self._waited = state["best"], state["waited"]
+
+
+class JsonLines(Callback):
+    """Appends one JSON object per step and per epoch to a file.
+
+    Args:
+        path: the file.
+    """
+
+    main_only = True
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._file: TextIO | None = None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Opens the file."""
+        self._file = files.appending(self._path, files.JSON_LINES)
+
+    def on_step_end(self, trainer: Trainer, loss: float) -> None:
+        """Writes step, loss and learning rate."""
+        rate = trainer.optimizer.lr * trainer.schedule.factor
+        self._write({"step": trainer.schedule.position.step, "loss": loss, "lr": rate})
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
+        """Writes the epoch's numbers."""
+        self._write({"epoch": trainer.schedule.position.epoch, **metrics})
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, record: dict[str, float]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+
+class Checkpoints(Callback):
+    """Writes a checkpoint after every epoch and keeps the two newest; called after all other callbacks.
+
+    Args:
+        folder: where they go; made where it is not there.
+        every: also write one after every so many batches; None: only after epochs.
+    """
+
+    main_only = True
+
+    def __init__(self, folder: str | Path, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise InputError(f"Checkpoints: every is {every}; it must be 1 or more")
+        self._folder, self._every = Path(folder), every
+        self._kept: list[Path] = []
+        self._batches = 0
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Refuses a folder that holds the checkpoints of another run, rather than overwrite them."""
+        self._make_folder()
+        checkpoint_files.clear_folder(self._folder)
+        checkpoint_files.check_folder(self._folder, begun=trainer.has_begun)
+        present = checkpoint_files.numbered(self._folder)
+        self._kept = present[-2:] if trainer.resumed_from is None else [trainer.resumed_from]
+        self._batches = 0
+
+    def on_step_end(self, trainer: Trainer, loss: float) -> None:
+        """Writes one where it is due."""
+        self._batches += 1
+        if self._every is not None and self._batches % self._every == 0:
+            self._write(trainer)
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
+        """Writes one."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        """Writes the next and deletes all but this and the one before, damaged ones that were passed over too."""
+        if not self._folder.is_dir():
+            log.warning("%s: was deleted while the run goes on; it is made again", self._folder)
+            self._make_folder()
+        path = checkpoint_files.next_path(self._folder, self._kept)
+        trainer.save(path)
+        self._kept = [*self._kept, path][-2:]
+        for old in set(checkpoint_files.numbered(self._folder)) - set(self._kept):
+            old.unlink(missing_ok=True)
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self._folder}: is not a folder and cannot be made one; choose another path") from error
+
+
+def score_of(metrics: Metrics) -> float:
+    """What is better is higher: validation accuracy, or the loss turned over."""
+    if "validation_accuracy" in metrics:
+        return metrics["validation_accuracy"]
+    return -metrics.get("validation_loss", metrics["train_loss"])

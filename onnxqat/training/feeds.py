@@ -1,0 +1,272 @@
+"""From a checked batch to what the training graph is fed: labels of the right type and range, and a teacher's outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.data.batch import Batch, Signature
+from onnxqat.data.labels import Labelling, aligned
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.qdq import Quantizer, constant, quantizers
+from onnxqat.graph.without import without_quantizers
+from onnxqat.numerics import fake_quantize
+from onnxqat.runtime import Inference
+from onnxqat.training.training_graph.logits import CLASS_AXIS
+from onnxqat.training.training_graph.losses import LABEL, TEACHER, AttachedLoss
+
+log = logging.getLogger(__name__)
+
+Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+Sizes = tuple[int | None, ...]
+
+#: How far from 1 probabilities of quantized outputs may sum up, for each class.
+_ROUNDING = 1 / 255
+
+
+class Forward(Protocol):
+    """What batches are prepared for: the part of a `TrainingGraph` that says what they must hold."""
+
+    @property
+    def qdq(self) -> ir.Model:
+        """The model."""
+
+    @property
+    def evaluation(self) -> ir.Model:
+        """The model with the loss at its end, whose labels are inputs."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model's outputs."""
+
+    @property
+    def loss(self) -> AttachedLoss:
+        """What the loss needs."""
+
+    @property
+    def labelling(self) -> Labelling:
+        """What the user says about labels."""
+
+
+@dataclass
+class Feeds:
+    """Prepares batches for one training graph.
+
+    Attributes:
+        graph: the training graph, or as much of one.
+        base: what its batches hold, labels aside.
+        sizes: the first output's shape as far as the graph says it, None where its rank is not known.
+        rows: the axis of `sizes` that is as long as a batch has samples, None where that is not known.
+        teacher: gives the teacher's outputs for a batch; None where no loss distills.
+    """
+
+    graph: Forward
+    base: Signature
+    sizes: Sizes | None
+    rows: int | None
+    teacher: Teacher | None
+    _looked: bool = field(default=False, init=False)
+
+    @property
+    def loss(self) -> AttachedLoss:
+        """What the loss needs."""
+        return self.graph.loss
+
+    def signature(self, *, needs_labels: bool = True) -> Signature:
+        """What a batch must hold; without labels where the loss takes none (one named `label` is let through)."""
+        names = tuple(self.loss.labels) or ("label",)
+        return replace(
+            self.base,
+            labels=names,
+            needs_labels=needs_labels and bool(self.loss.labels),
+            without_labels="without labels, train against the float model by --loss distill",
+        )
+
+    def __call__(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Inputs, labels and teacher outputs by the training graph's names.
+
+        Raises:
+            InputError: a label has the wrong type, shape or range.
+        """
+        inputs = {name: array for name, array in batch.items() if name not in self.loss.labels}
+        named = {f"{LABEL}{name}": self._label(name, batch[name], inputs) for name in self.loss.labels}
+        if self._asks_for_axis:
+            named[CLASS_AXIS] = np.array([self.loss.decisions.axis])
+        taught = self.teacher(inputs) if self.teacher is not None else {}
+        return {**inputs, **named, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
+
+    def counted(self, batch: Batch) -> int:
+        """How much a batch weighs in a mean: its labels that count, of classes or sides; else its samples."""
+        if self.loss.judged in ("classes", "sides"):
+            return int(self.loss.decisions.counted(batch["label"]).sum())
+        return self.base.samples.rows(batch, list(self.base.inputs))
+
+    def share(self, part: Batch, batch: Batch, of_rows: float) -> float:
+        """What the mean over a part weighs in that over the batch: its share of rows, or of the labels that count."""
+        if self.loss.decisions.ignored is None or self.loss.judged not in ("classes", "sides"):
+            return of_rows
+        ours, all_of_them = self.counted(part), self.counted(batch)
+        return ours / all_of_them if all_of_them else of_rows
+
+    def hits(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Whether each decision of the first output is the label's; empty where labels say none."""
+        if self.loss.judged == "classes":
+            return self.loss.decisions.hits(output, feeds[f"{LABEL}label"])
+        return (
+            self.loss.decisions.side_hits(output, feeds[f"{LABEL}label"])
+            if self.loss.judged == "sides"
+            else np.zeros(0, bool)
+        )
+
+    def masked_label(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]], *, begun: bool) -> str | None:
+        """What is wrong where a label is a class that the model rules out, so that the loss is infinite; else None.
+
+        A probability of 0 says so only before training has `begun`: a model that diverges gives such too.
+        """
+        if self.loss.judged != "classes":
+            return None
+        decisions, labels = self.loss.decisions, feeds[f"{LABEL}label"]
+        axis, counted = decisions.class_axis(output), decisions.counted(labels)
+        places = np.expand_dims(np.where(counted, labels, 0), axis)
+        scores = np.take_along_axis(output, places, axis).squeeze(axis)
+        ruled_out = counted & (np.isneginf(scores) | (not begun and decisions.activation == "Softmax") & (scores == 0))
+        if not ruled_out.any():
+            return None
+        return (
+            f"the loss is infinite: label {int(labels[ruled_out][0])} is a class that the model rules out (output "
+            f"{self.graph.outputs[0]!r} masks it); check labels and mask (the parameters are those before this step)"
+        )
+
+    def _label(self, name: str, array: NDArray[Any], inputs: Batch) -> NDArray[Any]:
+        dtype = self.loss.labels[name]
+        if self.loss.judged is None:
+            if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
+                raise InputError(
+                    f"label {name!r}: has type {array.dtype}, the loss takes class numbers; cast it to int64"
+                )
+            return np.ascontiguousarray(array, dtype)
+        found = (
+            self._classes(name, array, inputs) if self.loss.judged == "classes" else self._elements(name, array, inputs)
+        )
+        if self.loss.judged != "values" and not self.loss.decisions.counted(found).any():
+            raise InputError(
+                f"label {name!r}: all are {self.loss.decisions.ignored}, which do not count; drop the batch"
+            )
+        return np.ascontiguousarray(found, dtype)
+
+    def _classes(self, name: str, array: NDArray[Any], inputs: Batch) -> NDArray[Any]:
+        decisions = self.loss.decisions
+        sizes = self._sizes(inputs)
+        told = sizes is not None and decisions.axis is not None and sizes[decisions.axis] is not None
+        exact = sizes is not None and None not in sizes
+        if not (told or exact):
+            sizes = self._output(inputs).shape
+        assert sizes is not None
+        numbers = decisions.numbers(array, sizes, name)
+        if not self._looked and decisions.activation is None:
+            self._check_logits(self._first_output(inputs))
+        self._looked = True
+        return numbers
+
+    def _elements(self, name: str, array: NDArray[Any], inputs: Batch) -> NDArray[Any]:
+        sizes = self._sizes(inputs)
+        sizes = self._output(inputs).shape if sizes is None else sizes
+        if self.loss.judged == "values":
+            return aligned(array, sizes, name)
+        found = self.loss.decisions.sides(array, sizes, name)
+        if not (self._looked or self.loss.decisions.activation or self.loss.decisions.linear):
+            self.loss.decisions.check_logits(self._first_output(inputs))
+        self._looked = True
+        return found
+
+    def _sizes(self, inputs: Batch) -> Sizes | None:
+        """The first output's shape for a batch, as far as the graph says it."""
+        if self.sizes is None or self.rows is None:
+            return self.sizes
+        count = self.base.samples.rows(inputs, list(self.base.inputs))
+        return (*self.sizes[: self.rows], count, *self.sizes[self.rows + 1 :])
+
+    def _first_output(self, inputs: Batch) -> NDArray[Any]:
+        """The output of the first batch, by a session that holds the model's weights no longer than that."""
+        name = self.graph.outputs[0]
+        return Inference(self.graph.qdq, [name])(inputs)[name]
+
+    def _output(self, inputs: Batch) -> NDArray[Any]:
+        return self._inference(inputs)[self.graph.outputs[0]]
+
+    @cached_property
+    def _inference(self) -> Inference:
+        return Inference(self.graph.qdq, self.graph.outputs[:1])
+
+    @cached_property
+    def _asks_for_axis(self) -> bool:
+        return any(value.name == CLASS_AXIS for value in self.graph.evaluation.graph.inputs)
+
+    def _check_logits(self, output: NDArray[Any]) -> None:
+        """Refuses probabilities whose Softmax was not found, as one that is written as other operators."""
+        axis = self.loss.decisions.class_axis(output)
+        classes = output.shape[axis]
+        apart = np.abs(output.sum(axis=axis, dtype=np.float64) - 1)
+        if output.min() >= 0 and apart.max() <= 1e-3 + classes * _ROUNDING / 2:
+            raise InputError(
+                f"output {self.graph.outputs[0]!r}: holds probabilities, which sum up to 1, of no Softmax that is known; "
+                "cross_entropy takes logits: make them the first output, or give a function of your own as the loss"
+            )
+
+
+def feeds_for(graph: Forward, teacher: io.ModelLike | None) -> Feeds:
+    """What prepares batches for a training graph; the default teacher is its model without quantizers.
+
+    Raises:
+        InputError: the teacher lacks an output, or is given to a loss that does not distill.
+    """
+    taught = None
+    if graph.loss.distilled:
+        model = io.load(teacher) if teacher is not None else _own_teacher(graph.qdq)
+        present = {value.name for value in model.graph.outputs}
+        missing = [name for name in graph.loss.distilled if name not in present]
+        if missing:
+            raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
+        taught = Inference(model, graph.loss.distilled, called="teacher")
+    elif teacher is not None:
+        raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
+    base = Signature.of(graph.qdq, (), sample_axis=graph.labelling.sample_axis)
+    output = next(value for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
+    sizes = None if output.shape is None else tuple(d if isinstance(d, int) else None for d in output.shape)
+    return Feeds(graph, base, sizes, _rows_axis(graph.qdq, output, base), taught)
+
+
+def _own_teacher(qdq: ir.Model) -> ir.Model:
+    """The model without its quantizers; a model whose weights were stored as integers makes a worse one than its float model."""
+    weights = [one for one in quantizers(qdq) if one.is_weight and one.quantize is not None]
+    if weights and all(_lies_on_grid(one) for one in weights):
+        log.warning(
+            "distill: the weights have been rounded to integers, and the model without its quantizers, which teaches by default, "
+            "keeps that error; give the float model as teacher"
+        )
+    return without_quantizers(qdq)
+
+
+def _lies_on_grid(weight: Quantizer) -> bool:
+    array = constant(weight.source)
+    grid = weight.scales, weight.zero_points, weight.qmin, weight.qmax, weight.axis
+    return array is not None and np.array_equal(fake_quantize(array, *grid), array)
+
+
+def _rows_axis(model: ir.Model, output: ir.Value, base: Signature) -> int | None:
+    """The output's axis that is as long as a batch has samples: of the same name, or of none as the inputs' is."""
+    axis = base.samples.outputs.get(str(output.name))
+    name, of_input = next(iter(base.samples.inputs.items()), ("", None))
+    first = next((value for value in model.graph.inputs if value.name == name), None)
+    if axis is None or of_input is None or first is None or first.shape is None or output.shape is None:
+        return None
+    ours, theirs = output.shape[axis] if axis < output.shape.rank() else 0, first.shape[of_input]
+    return axis if isinstance(ours, ir.SymbolicDim) and ours == theirs else None

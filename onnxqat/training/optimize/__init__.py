@@ -1,0 +1,1 @@
+"""Optimizers and schedules, and the update of all parameters at once."""

@@ -1,0 +1,56 @@
+"""Biases in training lie on the grid that their integer kernel adds them on (see `graph.biases`), as in the deployed model.
+
+`RoundBias(b, sx, sw)` is round(b / (sx · sw)) · (sx · sw). Its gradient passes straight through to b (Bengio et al. 2013); the
+scales get none from here: the grid is not theirs to choose.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxqat.autodiff.rule import Ops
+from onnxqat.autodiff.rules.table import register
+from onnxqat.graph.biases import Bias
+from onnxqat.graph.edit import fresh_name, fresh_value_name
+from onnxqat.graph.io import opset
+
+DOMAIN, NAME = "onnxqat.bias", "RoundBias"
+
+
+def is_call(node: ir.Node) -> bool:
+    """Whether the node rounds a bias."""
+    return node.domain == DOMAIN and node.op_type == NAME
+
+
+def call_rounding(model: ir.Model, biases: list[Bias]) -> None:
+    """Lets layers read their biases through `RoundBias`, in place."""
+    graph = model.graph
+    if not biases:
+        return
+    function = _function(opset(model))
+    model.functions.setdefault(function.identifier(), function)
+    model.graph.opset_imports[DOMAIN] = 1
+    for bias in biases:
+        name = fresh_value_name(graph, f"{bias.value.name}_rounded")
+        inputs = [bias.value, bias.data.scale, bias.weight.scale]
+        call = ir.Node(DOMAIN, NAME, inputs, name=fresh_name(graph, name))
+        output = call.outputs[0]
+        output.name, output.type, output.shape = name, bias.value.type, bias.value.shape
+        graph.insert_before(bias.adder, call)
+        bias.adder.replace_input_with(bias.index, output)
+
+
+def _function(version: int) -> ir.Function:
+    bias, data_scale, weight_scale, upstream = (ir.val(name) for name in ("b", "sx", "sw", "db"))
+    op = Ops(version)
+    step = op.Mul(data_scale, weight_scale)
+    forward = _named(NAME, [bias, data_scale, weight_scale], op.Mul(op.Round(op.Div(bias, step)), step), op)
+    op = Ops(version)
+    gradient = _named(f"{NAME}_gradient", [upstream], op.Identity(upstream), op)
+    register(NAME, DOMAIN, gradient, inputs=("GO(0)",), outputs=("GI(0)",), steering=(1, 2))
+    return forward
+
+
+def _named(name: str, inputs: list[ir.Value], output: ir.Value, op: Ops) -> ir.Function:
+    graph = ir.Graph(inputs, [output], nodes=op.nodes, opset_imports={"": op.opset}, name=name)
+    return ir.Function(DOMAIN, name, graph=graph, attributes=())

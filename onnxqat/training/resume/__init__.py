@@ -1,0 +1,1 @@
+"""Checkpoints: what a run must remember, and how a trainer goes on from it."""

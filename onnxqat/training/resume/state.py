@@ -1,0 +1,90 @@
+"""What a run must remember, apart from what it was made with."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxqat.training.engine import Floats
+from onnxqat.training.optimize.schedules import Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class State:
+    """All that a run must remember to go on as if it had never stopped; `checkpoint` writes every field of it.
+
+    Attributes:
+        parameters: the flat array of parameters.
+        moments: the optimizer's flat arrays.
+        schedule: the learning-rate schedule and the position in it: optimizer steps and epochs done.
+        seed: what the order of the data is drawn from.
+        accumulated: sum of the gradients of batches that no optimizer step has used yet, each times its weight; None where each
+            batch is a step.
+        summed: how many batches that sum holds.
+        weight: sum of their weights.
+        batch: batches of the running epoch that are done.
+        loss_sum: sum of their losses.
+        batches: batches of a whole epoch of the running `fit`; None where the data does not tell.
+        first_epoch: epoch with which the running `fit` began.
+        running: whether a `fit` has begun that has not come to its end; the next one then goes on with it.
+        stop: whether that `fit` is to end after the running step.
+        best: parameters of the best epoch so far and its score; None before the first validation.
+        random: states of the random number generators when the running epoch began (see `random_state`); None between epochs.
+    """
+
+    parameters: Floats
+    moments: list[Floats]
+    schedule: Schedule
+    seed: int
+    accumulated: Floats | None = None
+    summed: int = 0
+    weight: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    batches: int | None = None
+    first_epoch: int = 0
+    running: bool = False
+    stop: bool = False
+    best: tuple[Floats, float] | None = None
+    random: dict[str, Any] | None = None
+
+    def add(self, gradients: Floats, weight: int) -> None:
+        """Adds a batch's gradients, which are means over so many labels or samples; multiplies them in place."""
+        assert self.accumulated is not None
+        gradients *= np.float32(weight)
+        self.accumulated += gradients
+        self.summed, self.weight = self.summed + 1, self.weight + weight
+
+    def take_mean(self, gradients: Floats) -> bool:
+        """Writes the mean of the gradients added so far into an array, and begins anew; whether there are any."""
+        if self.accumulated is None or not self.summed:
+            return False
+        np.multiply(self.accumulated, np.float32(1 / self.weight), out=gradients)
+        self.accumulated[:], self.summed, self.weight = 0, 0, 0
+        return True
+
+    def begin(self, epochs: int, batches: int | None, accumulate: int) -> None:
+        """A `fit` of so many epochs of so many batches begins, or goes on where an earlier one broke off.
+
+        What goes on keeps the length that the run had begun with, so that its learning rates are the same.
+        """
+        position = self.schedule.position
+        if self.running and position.epochs == self.first_epoch + epochs:
+            return
+        if self.running:
+            log.warning("epochs is %d, the run began with another number; its learning rates change", epochs)
+        else:
+            self.stop = False
+            if self.batch == 0:
+                self.first_epoch = position.epoch
+        self.running, self.batches = True, batches
+        position.epochs, position.steps = self.first_epoch + epochs, None
+        if batches is not None:
+            steps = -(-batches // accumulate)
+            before = position.step - self.batch // accumulate - (position.epoch - self.first_epoch) * steps
+            position.steps = before + epochs * steps

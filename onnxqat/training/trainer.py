@@ -1,0 +1,473 @@
+"""Training: a loop over batches, or single steps in one's own loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat import interruption
+from onnxqat.data import sources
+from onnxqat.data.batch import Batch, Signature, check_batch
+from onnxqat.data.labels import Labelling
+from onnxqat.distributed import Workers
+from onnxqat.errors import InputError, TrainingError
+from onnxqat.graph import io
+from onnxqat.runtime import check_packages, checked
+from onnxqat.training.callbacks import BestModel, Callback, Progress
+from onnxqat.training.calling import Callers
+from onnxqat.training.engine import Engine
+from onnxqat.training.feeds import feeds_for
+from onnxqat.training.health.divergence import LossWatch
+from onnxqat.training.health.finite import norm_of, not_finite
+from onnxqat.training.optimize.optimizers import AdamW, Optimizer
+from onnxqat.training.optimize.schedules import Constant, Rate, Schedule
+from onnxqat.training.optimize.update import Updater
+from onnxqat.training.quantizers.pair_safety import PairSafety
+from onnxqat.training.resume import checkpoint, checkpoint_files, random_state
+from onnxqat.training.resume.checkpoint import fingerprint
+from onnxqat.training.resume.identity import Origin, arguments_of
+from onnxqat.training.resume.state import State
+from onnxqat.training.staging import Stages
+from onnxqat.training.statistics import Statistics, statistics
+from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph, with_values
+from onnxqat.training.training_graph.losses import LOSS, Loss
+
+log = logging.getLogger(__name__)
+
+_OTHER_BATCHES = (
+    "data: the processes read different batches; give all the same data in the same order, and no sampler of their own"
+)
+
+Data: TypeAlias = "sources.Batches | sources.Source | str | Any"
+
+
+def check_epochs(epochs: int) -> None:
+    """Raises InputError for fewer passes over the data than one."""
+    if epochs < 1:
+        raise InputError(f"epochs is {epochs}; it must be 1 or more")
+
+
+class Trainer:
+    """Fine-tunes a Q/DQ model: weights, biases and all scales.
+
+    Where `insert` left start epochs in the model (`Config.activation_start_epoch`, `weight_start_epoch`), steps before them run
+    with activations or weights in float; what is evaluated, validated and returned is the fully quantized model all the same.
+
+    Args:
+        qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
+        loss: a name, names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar; see `losses`.
+        optimizer: `SGD` or `AdamW`. A quantized model is near its best, so that rates at which networks are trained from scratch
+            may ruin it: begin with AdamW at 1e-4 to 3e-4. A loss that rises above where it began is warned of.
+        schedule: learning-rate schedule.
+        freeze: names or regular expressions of initializers or nodes that are left as they are. A frozen scale that its trained
+            8-bit weights outgrow is raised in the model that is returned (`Config.overflow_fix`).
+        teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now.
+        clip_norm: largest norm of the gradient; None: no limit.
+        accumulate: batches whose gradients make one optimizer step, as one large batch would: each weighs as many labels as count
+            in it, or else samples; in `fit`, those left at the end of an epoch make a step of their own.
+        class_axis: axis of the first output along which classes compete; None: told by the model's Softmax and the labels' shape.
+        ignore_label: label that does not count, -100 or 255 say; None: all count.
+        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
+        seed: what the order of data is drawn from.
+        threads: threads inside an operator; 0: one for each core.
+        distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
+            its rows of them (see `onnxqat.distributed`).
+
+    Raises:
+        InputError: the model has no quantizers, or an argument does not fit it.
+        UnsupportedModelError: nodes without gradient are in the way; the message names all of them.
+    """
+
+    def __init__(  # noqa: PLR0913  (the public interface is this flat)
+        self,
+        qdq: io.ModelLike,
+        loss: Loss = "cross_entropy",
+        optimizer: Optimizer | None = None,
+        *,
+        schedule: Rate | None = None,
+        freeze: Sequence[str] = (),
+        teacher: io.ModelLike | None = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        class_axis: int | None = None,
+        ignore_label: int | None = None,
+        sample_axis: int | None = None,
+        seed: int = 0,
+        threads: int = 0,
+        distributed: bool = False,
+    ) -> None:
+        check_packages()
+        self._workers = Workers.join() if distributed else Workers()
+        threads = self._workers.threads(threads)
+        if clip_norm is not None and not clip_norm > 0:
+            raise InputError(f"clip_norm is {clip_norm}; it must be above 0")
+        if accumulate < 1:
+            raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
+        model = load_qdq(qdq)
+        labelling = Labelling(class_axis, ignore_label, sample_axis)
+        self._graph = training_graph(model, loss, freeze, labelling)
+        self._graph = same_graph(self._graph, self._workers)
+        self._stages = Stages(self._graph, loss)
+        self._feeds = feeds_for(self._graph, teacher)
+        layout = self._graph.layout
+        self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
+        self.optimizer: Optimizer = optimizer if optimizer is not None else AdamW()
+        self._safety = PairSafety(self._graph.qdq)
+        self._update = Updater(
+            self.optimizer, layout, self._engine.parameters, self._engine.gradients, threads, self._hold
+        )
+        self._clip_norm, self._accumulate = clip_norm, accumulate
+        rate = Schedule(schedule if schedule is not None else Constant())
+        accumulated = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
+        self.state = State(self._engine.parameters, self._update.moments, rate, seed, accumulated)
+        self._hold()
+        #: The checkpoint that this trainer goes on from.
+        self.resumed_from: Path | None = None
+        self._last: Batch | None = None
+        self._arguments: dict[str, Any] = {
+            "loss": loss,
+            "schedule": rate.spec,
+            "freeze": tuple(freeze),
+            "teacher": Path(teacher) if isinstance(teacher, str) else teacher,
+            "clip_norm": clip_norm,
+            "accumulate": accumulate,
+            "seed": seed,
+            **asdict(labelling),
+        }
+        self._threads = threads
+        self._made_from: Origin | None = None
+        self._callbacks: Sequence[Callback] = ()
+        self._remembered: checkpoint.Remembered | None = None
+        self._watch = LossWatch()
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning-rate schedule, for one's own loop; `fit` and `step` advance it."""
+        return self.state.schedule
+
+    @property
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """What is trained, by initializer name: arrays that the next step reads, for updates of one's own in place."""
+        return self._graph.layout.named(self.state.parameters)
+
+    @property
+    def stop(self) -> bool:
+        """Whether the running `fit` is to end after this step; callbacks set it."""
+        return self.state.stop
+
+    @stop.setter
+    def stop(self, stop: bool) -> None:
+        self.state.stop = stop
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step has been taken, in this process or before."""
+        return self.schedule.position.step > 0 or self.state.summed > 0
+
+    def fit(
+        self,
+        batches: Data,
+        epochs: int = 3,
+        validation: Data | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        transform: sources.Transform | None = None,
+    ) -> None:
+        """Trains for a number of epochs; with validation data the best epoch's parameters are what remains.
+
+        Ctrl-C, or another signal that raises, leaves the trainer as it was after the last whole step. A run that broke off, or
+        was resumed from a checkpoint, goes on where it was: `epochs` counts from where it had begun.
+
+        Args:
+            batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
+            epochs: passes over the data.
+            validation: data on which each epoch is judged: by accuracy for `cross_entropy` and `bce_with_logits`, by the loss
+                otherwise.
+            callbacks: called after steps and epochs, besides the progress display and the keeping of the best model.
+            transform: turns an item of either loader into a batch.
+
+        Raises:
+            InputError: a batch does not fit the model.
+            TrainingError: the loss or a gradient is not finite; the parameters are those of the last good step.
+        """
+        check_epochs(epochs)
+        source = self._batches(batches, transform)
+        judged = None if validation is None else self._batches(validation, transform)
+        source.check_epochs(epochs)
+        if judged is not None:
+            judged.check_epochs(epochs, "validation")
+            if not isinstance(judged.source, Iterator):
+                self._feeds(next(iter(judged)))  # wrong labels are refused now, not after an epoch
+        state = self.state
+        self._set_length(source, epochs)
+        self._watch = LossWatch()
+        callers = Callers([Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks], self._workers)
+        self._callbacks = callers.mine
+        try:
+            callers.begin(self)
+            if self._remembered is not None:
+                self._remembered.put_back(callers.mine)
+            while state.schedule.position.epoch < state.first_epoch + epochs and not self.stop:
+                self._epoch(source, judged, callers)
+            state.running, self._remembered = False, None
+        finally:
+            callers.end(self)
+
+    def step(self, batch: Any) -> float:
+        """One step on a batch: forward, backward, update; returns the loss before it. It advances `schedule` by a step.
+
+        With `accumulate`, parameters change at every so many calls, whatever epoch they belong to.
+        """
+        checked = check_batch(batch, self._signature())
+        with self._whole():
+            return self._step(checked)
+
+    def gradients(self, batch: Any) -> tuple[float, dict[str, NDArray[np.float32]]]:
+        """Loss and gradients of a batch by initializer name; nothing is updated.
+
+        Gradients of scales are with respect to the scale as it stands in the model.
+        """
+        self._hold()
+        loss = self._differentiate(check_batch(batch, self._signature()))
+        return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
+
+    def take_best(self) -> bool:
+        """Takes the parameters of the best epoch so far, where a run broke off; whether an epoch has been judged.
+
+        The run cannot go on from there: save a checkpoint first.
+        """
+        best, self.state.best = self.state.best, None
+        if best is not None:
+            self.state.parameters[:] = best[0]
+        return best is not None
+
+    def evaluate(self, batches: Data, *, transform: sources.Transform | None = None) -> dict[str, float]:
+        """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy` and `bce_with_logits`.
+
+        Args:
+            batches: data with labels.
+            transform: turns an item of the loader into a batch.
+        """
+        self._hold()  # parameters may have been changed from outside
+        sums = np.zeros(4)  # of losses and their weights, of hits and decisions
+        for index, batch in enumerate(self._batches(batches, transform)):
+            if not self._workers.takes(index):
+                continue
+            feeds = self._feeds(batch)
+            first, *_, loss = self._engine.evaluate(feeds, [*self._graph.outputs, LOSS])
+            weight, hits = self._feeds.counted(batch), self._feeds.hits(first, feeds)
+            sums += float(loss) * weight, weight, hits.sum(), hits.size
+        self._workers.sum(sums)
+        metrics = {"loss": float(sums[0] / sums[1])}
+        if sums[3]:
+            metrics["accuracy"] = float(sums[2] / sums[3])
+        return metrics
+
+    def statistics(self, batches: Data | None = None, *, transform: sources.Transform | None = None) -> Statistics:
+        """What is quantized and how, scales, shares of clipped values, drift since this trainer was made; prints as tables.
+
+        Args:
+            batches: data, labels not needed, to count clipped activations on; None: the last batch trained on, if any.
+            transform: turns an item of the loader into a batch.
+        """
+        seen: Iterable[Batch] = [] if self._last is None else [self._last]
+        if batches is not None:
+            unlabelled = self._feeds.signature(needs_labels=False)
+            seen = replace(self._batches(batches, transform), signature=unlabelled)
+        layout, now = self._graph.layout, self.state
+        current = with_values(self._graph.qdq, layout, now.parameters)
+        return statistics(self._graph.qdq, current, seen, now.schedule.position.step)
+
+    def model(self) -> onnx.ModelProto:
+        """The Q/DQ model with the parameters as they are now, fully quantized at whatever stage."""
+        if self.state.summed and not self.schedule.position.step:
+            log.warning(
+                "accumulate is %d, %d batches have come: no step has been taken yet",
+                self._accumulate,
+                self.state.summed,
+            )
+        model = with_values(self._graph.qdq, self._graph.layout, self.state.parameters)
+        self._stages.note(model, self.schedule.position.epoch)
+        return checked(ir.to_proto(model))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint: all that this run must remember, in a file that appears whole or not at all.
+
+        Of several processes, the first alone writes.
+
+        Raises:
+            InputError: the path cannot be written.
+        """
+        if not self._workers.is_first:
+            return
+        tensors, facts = checkpoint.collect(self.state, self._last, self._callbacks)
+        origin = self._origin()
+        checkpoint_files.write(Path(path), {**origin.tensors, **tensors}, {**origin.facts, **facts})
+
+    @classmethod
+    def restore(cls, path: str | os.PathLike[str], **given: Any) -> Trainer:
+        """The trainer that a checkpoint is of, ready to go on as if it had never stopped.
+
+        Args:
+            path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
+            given: arguments of `Trainer` that a file cannot hold: a teacher, an optimizer or a schedule of one's own class.
+
+        Raises:
+            InputError: there is no whole checkpoint, another version wrote it, or an argument must be given.
+        """
+        workers = Workers.join() if given.get("distributed") else Workers()
+        tensors, facts = workers.from_first(lambda: checkpoint.load(path))
+        with checkpoint_files.understood(facts["path"]):
+            arguments = arguments_of(tensors, facts, given)
+        trainer = cls(**arguments)
+        trainer._go_on(tensors, facts)
+        return trainer
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Goes on from a checkpoint of the same model, made with the same arguments; `restore` makes a trainer of one.
+
+        Args:
+            path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
+
+        Raises:
+            InputError: there is no whole checkpoint, or it is of another run; the message says in what it differs.
+        """
+        self._go_on(*self._workers.from_first(lambda: checkpoint.load(path)))
+
+    def _go_on(self, tensors: checkpoint_files.Tensors, facts: checkpoint_files.Facts) -> None:
+        with checkpoint_files.understood(facts["path"]):
+            self._origin().check(facts)
+            self._remembered = checkpoint.put_back(self.state, tensors, facts)
+        self.resumed_from = Path(facts["path"])
+        position = self.schedule.position
+        log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
+
+    def _hold(self) -> None:
+        """Makes the weights pair-safe where `insert` promised it, also while they are not quantized: what ships is."""
+        self._safety.hold(self._graph.layout.named(self._engine.parameters))
+
+    def _origin(self) -> Origin:
+        """What checkpoints say this run was made from; the same as before unless the optimizer was exchanged."""
+        if self._made_from is None or self._made_from.arguments["optimizer"] != self.optimizer:
+            arguments = {**self._arguments, "optimizer": self.optimizer}
+            self._made_from = Origin(self._graph, arguments, self._threads, self._workers.size)
+        return self._made_from
+
+    def _epoch(self, source: sources.Batches, judged: sources.Batches | None, callers: Callers) -> None:
+        state = self.state
+        number = state.schedule.position.epoch
+        if state.random is None:
+            state.random = random_state.capture()
+        _, state.random = self._workers.from_first(lambda: ({}, state.random or {}))
+        # where an epoch goes on, or others draw too, so that a loader that draws from it gives the batches of this epoch again
+        random_state.restore(state.random)
+        for index, batch in enumerate(source.epoch(number, state.seed)):
+            if index == 0:
+                self._workers.check_same(fingerprint(batch), _OTHER_BATCHES)
+            if index < state.batch:
+                if self._remembered is not None and index == state.batch - 1:
+                    self._remembered.compare(batch)
+                continue
+            with self._whole():
+                loss = self._step(batch)
+                state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss
+            callers.step(self, loss)
+            if self.stop:
+                return
+        with self._whole():
+            self._apply_accumulated()
+        metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
+        if judged is not None:
+            metrics |= {f"validation_{name}": value for name, value in self.evaluate(judged).items()}
+        with self._whole():
+            state.schedule.epoch_step()
+            state.batch, state.loss_sum, state.random = 0, 0.0, None
+            callers.epoch(self, metrics)
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """What is done in it is done as a whole: signals wait; of several processes none may keep the others waiting."""
+        return interruption.held() if self._workers.size == 1 else nullcontext()
+
+    def _differentiate(self, batch: Batch) -> float:
+        """Loss of a batch; its gradients are in the engine. Each process works on its rows, the results are those of all."""
+        if self._stages.enter(self.schedule.position.epoch, self._engine):
+            self._watch = LossWatch()
+        self._last = batch
+        part, share = self._workers.split(batch, self._signature())
+        if part is not None:
+            share = self._feeds.share(part, batch, share)
+        if part is None or not share:
+            self._engine.results[:] = 0
+        else:
+            self._engine.step(self._feeds(part))
+        self._workers.mean(self._engine.results, share)
+        return self._engine.loss
+
+    def _why_not_finite(self, batch: Batch) -> str:
+        feeds = self._feeds(batch)
+        (output,) = self._engine.evaluate(feeds, self._graph.outputs[:1])
+        masked = self._feeds.masked_label(output, feeds, begun=self.has_begun)
+        return masked or not_finite(self._engine, self._graph.qdq, feeds, begun=self.has_begun)
+
+    def _step(self, batch: Batch) -> float:
+        loss = self._differentiate(batch)
+        norm = norm_of(self._engine.gradients)
+        if not np.isfinite(loss) or not np.isfinite(norm):
+            raise TrainingError(f"step {self.schedule.position.step + 1}: {self._why_not_finite(batch)}")
+        if self._workers.is_first:
+            self._watch.saw(loss, self.optimizer.lr)
+        if self.state.accumulated is None:
+            self._apply(norm)
+        else:
+            self.state.add(self._engine.gradients, self._feeds.counted(batch))
+            if self.state.summed == self._accumulate:
+                self._apply_accumulated()
+        return loss
+
+    def _apply_accumulated(self) -> None:
+        """One optimizer step on the mean of the gradients that no step has used yet, if there are any."""
+        if self.state.take_mean(self._engine.gradients):
+            self._apply(norm_of(self._engine.gradients))
+
+    def _apply(self, norm: float) -> None:
+        """One optimizer step on the gradients in the engine, whose norm is given."""
+        limit = self._clip_norm if self._clip_norm is not None else np.inf
+        factor = min(1.0, limit / norm) if norm > 0 else 1.0
+        schedule = self.state.schedule
+        self._update(self.optimizer.lr * schedule.factor, schedule.position.step + 1, factor)
+        schedule.step()
+
+    def _batches(self, source: Data, transform: sources.Transform | None = None) -> sources.Batches:
+        axis = self._graph.labelling.sample_axis
+        checked = sources.batches(source, self._graph.qdq, transform=transform, sample_axis=axis)
+        return replace(checked, signature=self._signature())
+
+    def _signature(self) -> Signature:
+        return self._feeds.signature()
+
+    def _set_length(self, source: sources.Batches, epochs: int) -> None:
+        """Tells the schedule how long the run will be."""
+        try:
+            per_epoch: int | None = len(source)
+        except TypeError:
+            per_epoch = None
+        if self.state.running and self._remembered is not None and per_epoch != self.state.batches:
+            raise InputError(
+                f"data: has {per_epoch} batches, the run that is to go on had {self.state.batches}; "
+                "use the same data and batch size"
+            )
+        if per_epoch is not None and per_epoch < self._accumulate:
+            log.warning(
+                "accumulate is %d, an epoch has %d batches; each epoch is a single step", self._accumulate, per_epoch
+            )
+        self.state.begin(epochs, per_epoch, self._accumulate)

@@ -1,0 +1,1 @@
+"""The training graph: a plain ONNX model from (batch, parameters) to (loss, gradients)."""

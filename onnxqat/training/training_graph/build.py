@@ -1,0 +1,195 @@
+"""From a Q/DQ model to its training graph: (batch, parameters) → (loss, gradients), a plain ONNX model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from zlib import crc32
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from onnxqat.autodiff.differentiate import differentiate
+from onnxqat.data.labels import Labelling
+from onnxqat.distributed import Workers
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.biases import round_biases
+from onnxqat.graph.finite import check_finite_weights
+from onnxqat.graph.identities import eliminate_identities
+from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers, write_scalars
+from onnxqat.graph.types import infer
+from onnxqat.graph.without import without_quantizers
+from onnxqat.training.quantizers.calls import call_quantizers
+from onnxqat.training.quantizers.pair_safety import PairSafety
+from onnxqat.training.quantizers.restore_float import restore_float
+from onnxqat.training.training_graph.losses import LOSS, AttachedLoss, Loss, attach_loss
+from onnxqat.training.training_graph.memory import schedule
+from onnxqat.training.training_graph.parameters import Layout, initial_values, lay_out, trainable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingGraph:
+    """All that the engine runs, and where the parameters are in it.
+
+    Attributes:
+        qdq: the Q/DQ model with float weights; what training changes in it are initializers alone.
+        training: (inputs, labels, parameters) → loss and gradients `<name>_grad`.
+        evaluation: (inputs, labels, parameters) → the model's outputs, and the loss.
+        outputs: names of the model's outputs.
+        layout: place of each parameter in the flat array.
+        initial: the flat array as the model has it.
+        loss: what the loss needs.
+        labelling: what the user says about labels.
+    """
+
+    qdq: ir.Model
+    training: ir.Model
+    evaluation: ir.Model
+    outputs: tuple[str, ...]
+    layout: Layout
+    initial: NDArray[np.float32]
+    loss: AttachedLoss
+    labelling: Labelling
+
+
+def load_qdq(model: io.ModelLike) -> ir.Model:
+    """Loads a Q/DQ model and gives stored integers their float form back.
+
+    Raises:
+        InputError: the model has no quantizers.
+    """
+    qdq = io.load(model)
+    if not is_quantized(qdq):
+        raise InputError("model: has no quantizers; run `onnxqat insert` on it first")
+    for quantizer in quantizers(qdq):
+        _check_scale(quantizer)
+    check_finite_weights(qdq)
+    write_scalars(quantizers(qdq))
+    restore_float(qdq)
+    return qdq
+
+
+def training_graph(
+    qdq: ir.Model, loss: Loss, freeze: Sequence[str] = (), labelling: Labelling | None = None
+) -> TrainingGraph:
+    """Builds the training graph of a model that `load_qdq` returned.
+
+    Raises:
+        UnsupportedModelError: a node on the way from a parameter to the loss has no gradient; the message names all of them.
+        InputError: the loss or `freeze` does not fit the model.
+    """
+    forward, layout = forward_graph(qdq, freeze)
+    initial = initial_values(forward.graph, layout)
+    labelling = labelling or Labelling()
+    attached = attach_loss(forward, loss, labelling)
+    outputs = tuple(str(value.name) for value in forward.graph.outputs)
+    names = [parameter.name for parameter in layout.parameters]
+    evaluation = _evaluation(forward, names, outputs)
+    training = _differentiated(forward, names)
+    log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling)
+
+
+def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
+    """The training graph without some quantizers; their scales are no parameters of it, all else is as in the whole one.
+
+    Raises:
+        InputError: nothing but those scales is trained.
+    """
+    forward, _ = forward_graph(without_quantizers(graph.qdq, unquantized))
+    attach_loss(forward, loss, graph.labelling)
+    names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
+    if not names:
+        raise InputError("model: only scales of quantizers that are not switched on yet are trained; freeze less")
+    return _differentiated(forward, names)
+
+
+def _differentiated(forward: ir.Model, names: Sequence[str]) -> ir.Model:
+    forward.graph.outputs[:] = [_loss_value(forward.graph)]
+    training = differentiate(forward, LOSS, names)
+    schedule(training, [LOSS])
+    return training
+
+
+def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, Layout]:
+    """A copy of the model whose quantizers are calls of trainable functions, and the place of what is trained in it."""
+    forward = qdq.clone()
+    passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(forward)
+    eliminate_identities(forward)
+    infer(forward)
+    ceilings = call_quantizers(forward)
+    return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ceilings)
+
+
+def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
+    """The training graph with the first process's initial values, in all of them.
+
+    Raises:
+        InputError: the processes have different parameters.
+    """
+    if workers.size == 1:
+        return graph
+    workers.check_same(
+        crc32(repr(graph.layout).encode()), "model: the processes were given different ones; give all the same"
+    )
+    workers.broadcast(graph.initial)
+    return replace(graph, qdq=with_values(graph.qdq, graph.layout, graph.initial))
+
+
+def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:
+    """A copy of the Q/DQ model with the parameters of the flat array; trained biases lie on their grid, as in training.
+
+    Weights that `insert` promised to keep pair-safe are, whatever the array holds, by scales raised where they must be.
+    """
+    model = qdq.clone()
+    arrays = layout.named(flat.copy())
+    arrays.update(PairSafety(qdq).outgrown(arrays))
+    for name, array in arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    trained = {parameter.name for parameter in layout.parameters}
+    round_biases(model, lambda bias: bias.value.name in trained)
+    return model
+
+
+def _check_scale(quantizer: Quantizer) -> None:
+    scales = quantizer.scales
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise InputError(
+            f"quantizer of {quantizer.source.name!r}: scale {quantizer.scale.name!r} holds numbers that are not positive; "
+            "calibrate the model again"
+        )
+    stored = constant(quantizer.source)
+    if stored is not None and np.issubdtype(stored.dtype, np.floating) and not np.isfinite(stored).all():
+        raise InputError(f"initializer {quantizer.source.name!r}: holds NaN or infinity; repair the float model")
+
+
+def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    model = forward.clone()
+    graph = model.graph
+    make_inputs(graph, names)
+    graph.outputs.append(_loss_value(graph))
+    schedule(model, [*outputs, LOSS])
+    return model
+
+
+def make_inputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Turns initializers into graph inputs, in place; names that are none are passed over."""
+    for name in names:
+        value = graph.initializers.pop(name, None)
+        if value is None:
+            continue
+        tensor, value.const_value = value.const_value, None
+        assert tensor is not None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape.numpy()))
+        if value not in graph.inputs:
+            graph.inputs.append(value)
+
+
+def _loss_value(graph: ir.Graph) -> ir.Value:
+    return next(output for node in graph for output in node.outputs if output.name == LOSS)

@@ -1,0 +1,206 @@
+"""A Q/DQ model as a function with a gradient, for whoever owns the arrays: another library's tensors, say.
+
+The gradient graph is cut in two. The forward part gives the outputs, and whatever the backward part reads of it; the backward
+part goes from cotangents of the outputs to gradients. Nothing is computed twice but quantizers, as in training
+(see `schedule_memory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from onnxqat.autodiff.differentiate import differentiate
+from onnxqat.autodiff.rule import FLOAT_TYPES
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.qdq import FOLDED, constant, quantizers
+from onnxqat.training.engine import Floats, Program, Value
+from onnxqat.training.gradients import COTANGENT, add_weighted_sum
+from onnxqat.training.quantizers.pair_safety import PairSafety
+from onnxqat.training.training_graph.build import forward_graph, make_inputs, with_values
+from onnxqat.training.training_graph.losses import LOSS
+from onnxqat.training.training_graph.memory import ancestors, schedule
+from onnxqat.training.training_graph.parameters import initial_values
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two parts of a gradient graph.
+
+    Attributes:
+        forward: from inputs and parameters to the model's outputs and what `backward` reads besides.
+        backward: from inputs, parameters, outputs of `forward` and cotangents to gradients.
+    """
+
+    forward: Program
+    backward: Program
+
+
+class Function:
+    """Outputs of a Q/DQ model at given inputs and parameters, and gradients by any of them; holds no arrays itself.
+
+    Args:
+        qdq: a model that `load_qdq` returned; it is kept, its constants as initializers.
+        threads: threads inside an operator; 0: one for each core.
+
+    Attributes:
+        layout: the parameters.
+        initial: the flat array of them as the model has it.
+        outputs: names of the model's outputs.
+        computed: names of those that a node computes; another is an input or an initializer itself.
+        differentiable: names of those that are computed, and floats.
+        fixed: arrays of outputs that are initializers and no parameters.
+        zero_points: those of the quantizers, int32, by initializer name.
+        folded: names of weights and biases, and other inputs of their nodes, into which a normalization was folded.
+        safety: what keeps its weights from saturating.
+    """
+
+    def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
+        passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(qdq)
+        self._qdq = qdq
+        self._forward, self.layout = forward_graph(qdq)
+        self.initial = initial_values(self._forward.graph, self.layout)
+        graph = self._forward.graph
+        self.outputs = tuple(str(value.name) for value in graph.outputs)
+        self.fixed = {
+            name: array
+            for name in self.outputs
+            if name not in self._parameters and (array := constant(graph.initializers.get(name))) is not None
+        }
+        found = quantizers(qdq)
+        stored = {
+            str(q.zero_point.name): q for q in found if q.zero_point is not None and q.zero_point.is_initializer()
+        }
+        self.zero_points = {name: np.asarray(q.zero_points, np.int32) for name, q in stored.items()}
+        sources = {q.output: q.source for q in found}
+        read = (
+            value for node in qdq.graph if FOLDED in node.metadata_props for value in node.inputs if value is not None
+        )
+        self.folded = frozenset(str(sources.get(value, value).name) for value in read)
+        graph.outputs[:] = [value for value in graph.outputs if value.producer() is not None]
+        self.computed = tuple(str(value.name) for value in graph.outputs)
+        self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
+        self.safety = PairSafety(qdq)
+        self._threads = threads
+        self._plain: Program | None = None
+        self._halves: dict[frozenset[str], Halves] = {}
+
+    def model(self, arrays: Mapping[str, Floats]) -> onnx.ModelProto:
+        """The Q/DQ model with these parameters, by initializer name."""
+        flat = self.initial.copy()
+        for parameter in self.layout.parameters:
+            parameter.view(flat)[...] = arrays[parameter.name]
+        return ir.to_proto(with_values(self._qdq, self.layout, flat))
+
+    def with_zero_points(self, zero_points: Mapping[str, NDArray[np.int32]]) -> Function:
+        """The function with these zero points, by initializer name.
+
+        Raises:
+            InputError: they are not of this model: of another shape, or beyond the codes of their quantizer.
+        """
+        qdq = self._qdq.clone()
+        for quantizer in quantizers(qdq):
+            name = "" if quantizer.zero_point is None else str(quantizer.zero_point.name)
+            if name not in zero_points:
+                continue
+            array, held = zero_points[name], self.zero_points[name]
+            if array.shape != held.shape or not ((quantizer.qmin <= array) & (array <= quantizer.qmax)).all():
+                raise InputError(f"zero point {name!r}: is not one of this model; load what its own module has saved")
+            value = qdq.graph.initializers[name]
+            assert value.dtype is not None
+            value.const_value = ir.tensor(array.astype(value.dtype.numpy()), dtype=value.dtype, name=name)
+        made = Function(qdq, self._threads)
+        if made._parameters != self._parameters:
+            raise InputError("zero points: are not of this model; load what its own module has saved")
+        return made
+
+    def evaluate(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """The computed outputs alone."""
+        if self._plain is None:
+            model = self._forward.clone()
+            schedule(model, self.computed)
+            make_inputs(model.graph, self._parameters)
+            self._plain = Program(model, self._threads)
+        return self._plain(values)
+
+    def halves(self, wrt: frozenset[str]) -> Halves:
+        """The parts of the gradient graph by these inputs and parameters; built once.
+
+        Raises:
+            UnsupportedModelError: a node on the way has no gradient; the message names all of them.
+        """
+        if wrt not in self._halves:
+            model = self._forward.clone()
+            add_weighted_sum(model.graph, self.differentiable)
+            training = differentiate(model, LOSS, sorted(wrt))
+            schedule(training, self.computed)
+            make_inputs(training.graph, self._parameters)
+            self._halves[wrt] = self._split(training)
+        return self._halves[wrt]
+
+    @property
+    def _parameters(self) -> list[str]:
+        return [parameter.name for parameter in self.layout.parameters]
+
+    def _split(self, training: ir.Model) -> Halves:
+        ahead = ancestors(training.graph, set(self.computed))
+        crossing = [
+            str(value.name)
+            for node in training.graph
+            if node in ahead
+            for value in node.outputs
+            if any(use.node not in ahead for use in value.uses())
+        ]
+        kept = list(dict.fromkeys([*self.computed, *crossing]))
+        gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.computed]
+        forward = Program(_cut(training, {}, kept), self._threads)
+        types = {name: forward.outputs[name] for name in crossing}
+        return Halves(forward, Program(_cut(training, types, gradients), self._threads))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its model: sessions belong to the process."""
+        return _unpickled, (io.to_proto(self._qdq).SerializeToString(), self._threads)
+
+    def __deepcopy__(self, memo: object) -> Function:
+        """Itself: whoever copies a thing that holds it copies the arrays, and these are elsewhere."""
+        return self
+
+
+def _unpickled(model: bytes, threads: int) -> Function:
+    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), threads)
+
+
+def cotangent(output: str) -> str:
+    """The name under which the backward part takes an output's cotangent."""
+    return f"{output}{COTANGENT}"
+
+
+def gradient(name: str) -> str:
+    """The name under which the backward part gives a gradient."""
+    return f"{name}_grad"
+
+
+def _cut(model: ir.Model, given: Mapping[str, ir.DataType], wanted: Sequence[str]) -> ir.Model:
+    """The part of a graph that computes the values `wanted` where those named in `given` come as inputs."""
+    part = model.clone()
+    graph = part.graph
+    values = {str(value.name): value for node in graph for value in node.outputs}
+    graph.outputs[:] = [values[name] for name in wanted]
+    for name, dtype in given.items():
+        computed = values[name]
+        fed = ir.Value(name=name, type=ir.TensorType(dtype), shape=computed.shape)
+        ir.convenience.replace_all_uses_with(computed, fed)
+        computed.name = f"{name}/computed"
+        graph.inputs.append(fed)
+    passes.RemoveUnusedNodesPass()(part)
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+    passes.RemoveUnusedOpsetsPass()(part)
+    return part

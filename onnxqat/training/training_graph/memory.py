@@ -1,0 +1,92 @@
+"""Order of execution of a training graph, and what is computed twice so that less is kept.
+
+Between the forward pass and the backward pass a quantizer would keep its input and its output. The output is cheap to
+compute again from the input, so each quantizer is called a second time right before the backward pass first reads it.
+The session runs nodes in the order of the file (`engine.py`), which makes this late and the result's memory predictable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxqat.graph.nesting import captured_values, owners
+from onnxqat.training.quantizers import fakequant
+
+#: Operators that ONNX Runtime would expand itself, and so move to the end of its order, written as what it has kernels for.
+_CAST_LIKE = "CastLike"
+
+
+def schedule(model: ir.Model, forward_outputs: Iterable[str]) -> None:
+    """Makes quantizers' outputs short-lived, inlines all functions and fixes the order; in place.
+
+    Args:
+        model: a training graph as `differentiate` returns it.
+        forward_outputs: names of the values that the forward pass computes.
+    """
+    graph = model.graph
+    graph.sort()
+    forward = ancestors(graph, set(forward_outputs))
+    position = {node: index for index, node in enumerate(graph)}
+    owner = owners(graph)  # a branch or body may be the reader
+    for call in [node for node in graph if fakequant.is_call(node) and node in forward]:
+        uses = [use for use in call.outputs[0].uses() if use.node in owner]  # a removed branch still counts there
+        backward = [use for use in uses if owner[use.node] not in forward]
+        if backward:
+            again = _again(call)
+            graph.insert_before(min((owner[use.node] for use in backward), key=position.__getitem__), again)
+            for use in backward:
+                use.node.replace_input_with(use.idx, again.outputs[0])
+        ahead = [owner[use.node] for use in uses if owner[use.node] in forward]
+        if ahead and not call.outputs[0].is_graph_output():
+            graph.remove(call)
+            graph.insert_before(min(ahead, key=position.__getitem__), call)
+    _inline(model)
+
+
+def _again(call: ir.Node) -> ir.Node:
+    again = ir.Node(call.domain, call.op_type, list(call.inputs), name=f"{call.name}_again")
+    output = again.outputs[0]
+    output.name, output.type, output.shape = (
+        f"{call.outputs[0].name}_again",
+        call.outputs[0].type,
+        call.outputs[0].shape,
+    )
+    return again
+
+
+def ancestors(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
+    """All nodes on which the named values depend."""
+    pending = [node for node in graph if any(output.name in names for output in node.outputs)]
+    reached: set[ir.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        producers = (value.producer() for value in (*node.inputs, *captured_values(node)) if value is not None)
+        pending.extend(producer for producer in producers if producer is not None)
+    return reached
+
+
+def _inline(model: ir.Model) -> None:
+    """Inlines all functions; an output that nobody asked for gets a name first, or the inliner would join them all."""
+    for number, node in enumerate(model.graph):
+        for index, output in enumerate(node.outputs):
+            if not output.name and node.op_identifier() in model.functions:
+                output.name = f"unused_{number}_{index}"
+    passes.InlinePass()(model)
+    model.functions.clear()
+    for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
+        _write_as_cast(model.graph, node)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+
+
+def _write_as_cast(graph: ir.Graph, node: ir.Node) -> None:
+    target = node.inputs[1]
+    dtype = target.dtype if target is not None and target.dtype is not None else ir.DataType.FLOAT
+    cast = ir.node("Cast", [node.inputs[0]], {"to": dtype}, name=node.name)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [cast], node.outputs, cast.outputs)

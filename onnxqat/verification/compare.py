@@ -1,0 +1,349 @@
+"""Runs two models on the same batches and says how far apart their outputs are, in the output's own steps.
+
+Outputs whose size depends on the data (boxes that were kept, places that are not zero) may differ in shape. They are compared
+where their shapes agree, and by how many of their entries, whole rows along the axis of varying size, both models give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.data.labels import Decisions
+from onnxqat.data.samples import Samples
+from onnxqat.errors import InputError
+from onnxqat.graph import qdq
+from onnxqat.graph.naming import name_of
+from onnxqat.verification import models
+from onnxqat.verification.entries import Sizes
+from onnxqat.verification.host import Arrays, Host
+from onnxqat.verification.metrics import Metric
+from onnxqat.verification.paired import Paired, agreeing
+
+LABEL = "label"
+#: Sees the inputs of a batch, its labels, and the outputs of the Q/DQ model and of the deployed one.
+Watch = Callable[[Arrays, NDArray[Any] | None, Arrays, Arrays], None]
+#: Codes differ by whole numbers: more than one step apart is two, whatever rounding the subtraction adds.
+MORE_THAN_ONE_STEP = 1.5
+#: Operators that only move data, so that the steps of their output are those of their input.
+_MOVES = frozenset(
+    [
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Gather",
+        "Identity",
+        "Split",
+        "Expand",
+        "MaxPool",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far apart one output of the two models gets.
+
+    Attributes:
+        output: its name.
+        largest: largest absolute difference over all samples and elements; where shapes differ, over the batches in which
+            they do not.
+        step: what one step of this output is, in its own unit (see `step_from`).
+        step_from: "quantizer": the scale of the quantizer that the output comes out of (the largest, per channel);
+            "range": 1/255 of the Q/DQ model's largest minus smallest value of this output on the data; "integer": 1.
+        batches: how many batches `largest` is over.
+        sizes: how many entries were given, for an output whose shape differs between the models; None otherwise.
+        masked: how many elements only one of the models masks by infinity; they are no part of `largest`.
+    """
+
+    output: str
+    largest: float
+    step: float
+    step_from: Literal["quantizer", "range", "integer"]
+    batches: int
+    sizes: Sizes | None = None
+    masked: int = 0
+
+    @property
+    def steps(self) -> float:
+        """The largest difference in steps."""
+        return self.largest / self.step
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first intermediate value that differs by more than one step, on the sample whose output differs most.
+
+    Attributes:
+        value: name of the value in both models; None where no value before the output differs so much.
+        node: name of the node that computes it.
+        op_type: that node's operator.
+        steps: largest difference in steps of the value's quantizer.
+        compared: how many intermediate values the two models have in common by name.
+        undisturbed: whether the deployed model gave the same outputs while its intermediate values were being read.
+    """
+
+    value: str | None
+    node: str | None
+    op_type: str | None
+    steps: float
+    compared: int
+    undisturbed: bool
+
+
+@dataclass
+class Comparison:
+    """What is summed up over the batches.
+
+    Attributes:
+        samples: rows seen.
+        batches: batches seen.
+        scores: sum and count of the metric's values per model.
+        agreeing: predictions in which the largest score is at the same place.
+        predictions: predictions seen; 0 where the first output has no class scores.
+        largest: largest difference of each output, where the shapes are equal.
+        low: smallest value of each output of the Q/DQ model.
+        high: largest value likewise.
+        first: inputs of the first batch.
+        worst: for each output the inputs of the batch with the largest difference, and the row of it; None where none is known.
+        sizes: for each output whose shape differs between the models how many entries they gave.
+        masked: for each output how many elements only one of the models masks by infinity.
+    """
+
+    samples: int = 0
+    batches: int = 0
+    scores: dict[str, tuple[float, int]] = field(default_factory=dict)
+    agreeing: int = 0
+    predictions: int = 0
+    largest: dict[str, float] = field(default_factory=dict)
+    low: dict[str, float] = field(default_factory=dict)
+    high: dict[str, float] = field(default_factory=dict)
+    first: Arrays = field(default_factory=dict)
+    worst: dict[str, tuple[Arrays, int | None]] = field(default_factory=dict)
+    sizes: dict[str, Sizes] = field(default_factory=dict)
+    masked: dict[str, int] = field(default_factory=dict)
+
+    def score(self, model: str) -> float | None:
+        """Mean of the metric; None where the batches had no labels."""
+        total, count = self.scores.get(model, (0.0, 0))
+        return total / count if count else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of predictions that are equal; None where there are none."""
+        return self.agreeing / self.predictions if self.predictions else None
+
+
+def compared(
+    host: Host,
+    batches: Iterable[Arrays],
+    metric: Metric,
+    decisions: Decisions,
+    samples: Samples | None = None,
+    paired: Paired | None = None,
+    watch: Watch | None = None,
+) -> Comparison:
+    """Runs the models loaded as "trained" and "deployed" on all batches, and judges what they decide.
+
+    With `paired`, the model loaded as "float" runs too, and is set against the deployed one.
+    """
+    result = Comparison()
+    samples = samples or Samples()
+    for batch in batches:
+        inputs = {name: array for name, array in batch.items() if name != LABEL}
+        trained, deployed = host.run("trained", inputs), host.run("deployed", inputs)
+        if list(trained) != list(deployed):
+            raise InputError(
+                f"deployed model: its outputs are {list(deployed)}, the Q/DQ model's {list(trained)}; "
+                "give a pair that belongs together"
+            )
+        result.first = result.first or inputs
+        result.batches += 1
+        result.samples += samples.rows(inputs, list(inputs))
+        add_scores(result, {"trained": trained, "deployed": deployed}, batch.get(LABEL), metric)
+        add_agreement(result, _first(trained), _first(deployed), decisions)
+        _add_differences(result, inputs, trained, deployed, samples)
+        if paired is not None:
+            expected = _first(host.run("float", inputs))
+            paired.add(inputs, expected, _first(deployed), batch.get(LABEL), samples.rows(inputs, list(inputs)))
+        if watch is not None:
+            watch(inputs, batch.get(LABEL), trained, deployed)
+    return result
+
+
+def scored(host: Host, batches: Iterable[Arrays], metric: Metric, model: str) -> float:
+    """Mean of the metric over all batches, for one loaded model."""
+    result = Comparison()
+    for batch in batches:
+        outputs = host.run(model, {name: array for name, array in batch.items() if name != LABEL})
+        add_scores(result, {model: outputs}, batch[LABEL], metric)
+    score = result.score(model)
+    assert score is not None
+    return score
+
+
+def differences(result: Comparison, deployed: ir.Model) -> tuple[OutputDifference, ...]:
+    """The largest difference of each output, with the step to measure it by."""
+    quantizers = qdq.by_output(qdq.quantizers(deployed))
+    found = []
+    for value in deployed.graph.outputs:
+        name = str(value.name)
+        if name not in result.largest:
+            continue
+        quantizer = _behind(value, quantizers)
+        step_from: Literal["quantizer", "range", "integer"] = "range"
+        step = (result.high.get(name, 0) - result.low.get(name, 0)) / 255 or 1.0
+        if quantizer is not None:
+            step, step_from = float(quantizer.scales.max()), "quantizer"
+        elif value.dtype is not None and value.dtype.is_integer():
+            step, step_from = 1.0, "integer"
+        sizes = result.sizes.get(name)
+        batches = result.batches - (0 if sizes is None else sizes.batches)
+        masked = result.masked.get(name, 0)
+        found.append(OutputDifference(name, result.largest[name], step, step_from, batches, sizes, masked))
+    return tuple(found)
+
+
+def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[Arrays, int | None]) -> Divergence:
+    """Compares what the quantizers of both models give on the sample that differs most, in order of execution.
+
+    Reading the value behind a quantizer leaves integer kernels as they are: the runtime gives the reader a DequantizeLinear
+    of its own.
+    """
+    inputs = _one_row(*worst, deployed)
+    of_trained = models.probes(trained)
+    common = {name: q for name, q in models.probes(deployed).items() if name in of_trained}
+    before = host.run("deployed", inputs)
+    host.load("trained", models.with_outputs(trained, common), simulate=True)
+    host.load("deployed", models.with_outputs(deployed, common))
+    expected, actual = host.run("trained", inputs), host.run("deployed", inputs)
+    undisturbed = all(np.array_equal(before[name], actual[name]) for name in before)
+    for name, quantizer in common.items():
+        if expected[name].shape != actual[name].shape:
+            continue  # a consequence of decisions before it
+        steps = float(np.abs(expected[name] - actual[name]).max(initial=0)) / float(quantizer.scales.max())
+        if steps > MORE_THAN_ONE_STEP:
+            node = quantizer.source.producer()
+            origin = (None, None) if node is None else (name_of(node), node.op_type)
+            return Divergence(name, origin[0], origin[1], steps, len(common), undisturbed)
+    return Divergence(None, None, None, 0.0, len(common), undisturbed)
+
+
+def add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[Any] | None, metric: Metric) -> None:
+    """Adds the metric of a batch for each model, by its first output; nothing without labels."""
+    if label is None:
+        return
+    for model, arrays in outputs.items():
+        values = np.asarray(metric(_first(arrays), label), np.float64)
+        total, count = result.scores.get(model, (0.0, 0))
+        result.scores[model] = total + float(values.sum()), count + values.size
+
+
+def add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], decisions: Decisions) -> None:
+    """Counts the predictions of a batch, and those in which two models' first outputs agree."""
+    same = agreeing(trained, deployed, decisions)
+    if same is not None:
+        result.agreeing += int(same.sum())
+        result.predictions += same.size
+
+
+def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deployed: Arrays, samples: Samples) -> None:
+    for name, expected in trained.items():
+        found = deployed[name]
+        result.largest.setdefault(name, 0.0)
+        if expected.shape != found.shape:
+            result.sizes[name] = result.sizes.get(name, Sizes()) + Sizes.of(expected, found)
+            result.worst.setdefault(name, (inputs, None))
+        if expected.shape != found.shape or expected.size == 0:
+            continue
+        apart, masked = _apart(name, expected, found)
+        result.masked[name] = result.masked.get(name, 0) + masked
+        if name not in result.worst or apart.max() > result.largest[name]:
+            result.worst[name] = inputs, _row(apart, samples.outputs.get(name, 0), samples.rows(inputs, list(inputs)))
+            result.largest[name] = float(apart.max())
+        finite = expected[np.isfinite(expected)]
+        if finite.size:
+            result.low[name] = min(float(finite.min()), result.low.get(name, np.inf))
+            result.high[name] = max(float(finite.max()), result.high.get(name, -np.inf))
+
+
+def _row(apart: NDArray[np.float64], axis: int | None, rows: int) -> int | None:
+    """The sample with the largest difference, where the output holds one entry for each of so many samples."""
+    if axis is None or axis >= apart.ndim or apart.shape[axis] != rows:
+        return None
+    return int(np.unravel_index(apart.argmax(), apart.shape)[axis])
+
+
+def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
+    """Absolute differences, and how many elements only one model masks by infinity; what is masked differs by 0.
+
+    Raises:
+        InputError: there is a NaN, or infinities in one of the models alone, where masks would be in both.
+    """
+    infinite = np.isinf(expected) | np.isinf(found)
+    undefined = bool(np.isnan(expected).any() or np.isnan(found).any())
+    if undefined or np.isinf(expected).any() != np.isinf(found).any():
+        what = "NaN" if undefined else "infinite"
+        raise InputError(f"output {name!r}: is {what} in one of the two models; check how the model was trained")
+    with np.errstate(invalid="ignore"):
+        apart = np.where(infinite, 0.0, np.abs(expected.astype(np.float64) - found))
+    return apart, int((infinite & (expected != found)).sum())
+
+
+def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Quantizer | None:
+    """The quantizer that a value comes out of, through data movement."""
+    current: ir.Value | None = value
+    while current is not None:
+        if current in quantizers:
+            return quantizers[current]
+        producer = current.producer()
+        current = producer.inputs[0] if producer is not None and producer.op_type in _MOVES else None
+    return None
+
+
+def _one_row(inputs: Arrays, row: int | None, model: ir.Model) -> Arrays:
+    """That row of every input, where the model takes any number (probing every value of a batch would need much memory)."""
+    if row is None:
+        return inputs
+    axes = _free_axes(inputs, model)
+    return inputs if axes is None else _taken(inputs, axes, range(row, row + 1))
+
+
+def in_parts(inputs: Arrays, model: ir.Model, size: int) -> Iterator[Arrays]:
+    """The batch in parts of so many samples, where the model takes any number; else as it is."""
+    axes = _free_axes(inputs, model)
+    if axes is None:
+        yield inputs
+        return
+    count = Samples.of(model).rows(inputs, list(inputs))
+    for start in range(0, count, size):
+        yield _taken(inputs, axes, range(start, min(start + size, count)))
+
+
+def _free_axes(inputs: Arrays, model: ir.Model) -> dict[str, int | None] | None:
+    """The axis of each input that counts samples; None where the model does not take any number of them."""
+    samples = Samples.of(model)
+    count = samples.rows(inputs, list(inputs))
+    axes = {name: samples.axis_of(name, array, count) for name, array in inputs.items()}
+    shapes = {str(value.name): value.shape for value in model.graph.inputs if value.name in inputs}
+    for name, axis in axes.items():
+        shape = shapes[name]
+        if shape is None or shape.rank() == 0 or (axis is not None and isinstance(shape[axis], int)):
+            return None
+    return axes
+
+
+def _taken(inputs: Arrays, axes: dict[str, int | None], rows: range) -> Arrays:
+    return {name: array if (axis := axes[name]) is None else array.take(rows, axis) for name, array in inputs.items()}
+
+
+def _first(arrays: Arrays) -> NDArray[Any]:
+    return next(iter(arrays.values()))

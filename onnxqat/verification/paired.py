@@ -1,0 +1,69 @@
+"""The float and the deployed model on the same samples: what the verdict is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxqat.data.labels import Decisions
+from onnxqat.errors import InputError
+from onnxqat.verification.baseline import Baseline
+from onnxqat.verification.judge import AGREEMENT, Evidence, Verdict, joined, judge, per_sample
+
+
+def agreeing(one: NDArray[Any], other: NDArray[Any], decisions: Decisions) -> NDArray[np.bool_] | None:
+    """Where two outputs decide alike; None where they make no decisions."""
+    if one.shape != other.shape:
+        return None
+    ours, theirs = decisions.predicted(one), decisions.predicted(other)
+    return None if ours is None or theirs is None else np.asarray(ours == theirs)
+
+
+@dataclass
+class Paired:
+    """The float and the deployed model's values for the same samples.
+
+    Attributes:
+        baseline: how the float model does by itself.
+        floats: the float model's metric for each sample, batch by batch.
+        deployed: the deployed model's.
+        agreeing: share of equal answers for each sample; empty where there are no class scores.
+    """
+
+    baseline: Baseline
+    floats: list[NDArray[Any]] = field(default_factory=list)
+    deployed: list[NDArray[Any]] = field(default_factory=list)
+    agreeing: list[NDArray[Any]] = field(default_factory=list)
+
+    def add(
+        self,
+        inputs: dict[str, NDArray[Any]],
+        expected: NDArray[Any],
+        deployed: NDArray[Any],
+        label: NDArray[Any] | None,
+        rows: int,
+    ) -> None:
+        """Takes in a batch: inputs, first outputs of the float and the deployed model, labels if any, how many samples."""
+        if expected.ndim != deployed.ndim:
+            raise InputError(
+                f"float model: its first output has shape {list(expected.shape)}, the deployed model's "
+                f"{list(deployed.shape)}; give the model that the deployed one was made from"
+            )
+        self.baseline.add(inputs, expected, label)
+        if label is not None:
+            self.floats.append(per_sample(self.baseline.score_of(expected, label), rows))
+            self.deployed.append(per_sample(self.baseline.score_of(deployed, label), rows))
+        same = agreeing(expected, deployed, self.baseline.decisions)
+        if same is not None:
+            self.agreeing.append(per_sample(same, rows))
+
+    def verdict(self, evidence: Evidence, max_drop: float | None) -> Verdict | None:
+        """How much worse the deployed model is by the metric, or, without labels, how often it answers otherwise."""
+        known = replace(evidence, constant=self.baseline.constant, suspicion=self.baseline.suspicion)
+        if self.floats:
+            return judge(self.baseline.metric, joined(self.floats), joined(self.deployed), known, max_drop=max_drop)
+        same = joined(self.agreeing)
+        return judge(AGREEMENT, np.ones(len(same)), same, known, max_drop=max_drop)

@@ -1,0 +1,231 @@
+"""The verify stage: a trained Q/DQ model and what it was folded into, side by side in a real runtime."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxqat.data import sources
+from onnxqat.data.labels import Decisions, Labelling
+from onnxqat.data.samples import Samples
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.types import infer
+from onnxqat.graph.without import without_quantizers
+from onnxqat.progress import track
+from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, models
+from onnxqat.verification.baseline import Baseline
+from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, RuntimeName, opened
+from onnxqat.verification.judge import Evidence, check_judged
+from onnxqat.verification.metrics import Metric, named
+from onnxqat.verification.other_processor import Elsewhere
+from onnxqat.verification.paired import Paired
+from onnxqat.verification.report import ALARMING_STEPS, Latency, Report, Size
+
+log = logging.getLogger(__name__)
+
+#: How long float and deployed model are timed.
+TIMING_SECONDS = 4.0
+
+
+def verify(  # noqa: PLR0913  (the public interface is this flat)
+    trained: io.ModelLike,
+    deployed: io.ModelLike,
+    batches: str | Path | sources.Source | sources.Batches,
+    *,
+    runtime: RuntimeName | None = None,
+    interpreter: str | os.PathLike[str] | None = None,
+    metric: str | Metric = "accuracy",
+    float_model: io.ModelLike | None = None,
+    class_axis: int | None = None,
+    ignore_label: int | None = None,
+    sample_axis: int | None = None,
+    max_drop: float | None = None,
+    transform: sources.Transform | None = None,
+    threads: int = 2,
+) -> Report:
+    """Runs both models on data and reports metric, agreement, kernels, size and latency.
+
+    The Q/DQ model's quantizers are computed in float, as in training; the deployed model runs as the runtime sees fit.
+
+    Args:
+        trained: the Q/DQ model.
+        deployed: what `fold` made of it.
+        batches: iterable of batches, with labels under "label" for the metric; or what `sources.read` takes.
+        runtime: "ort" or "openvino"; None: the one that the deployed model was made for.
+        interpreter: Python interpreter of another environment that has the runtime; None: this one.
+        metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
+            sample.
+        float_model: what size and latency are compared with, and what the deployed model is judged against (`Report.verdict`);
+            None: the Q/DQ model without its quantizers, and no verdict.
+        class_axis: axis of the first output along which classes compete; None: told by the model's Softmax and the labels' shape.
+        ignore_label: label that does not count, -100 or 255 say; None: all count.
+        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
+        max_drop: how much worse than the float model the deployed one may be: points of accuracy, dB, percent of a loss,
+            percent of other answers where there are no labels. `Report.verdict.fails` where it is more, and more than twice the
+            standard error of the difference; None: the metric's default (1, 0.3, 5, 1), and no failure.
+        transform: turns an item of the loader into a batch.
+        threads: how many threads the runtime may use.
+
+    Raises:
+        InputError: models or data do not fit, or the runtime refuses them; interpreter or runtime are missing.
+    """
+    check_max_drop(max_drop, float_model)
+    qdq_model, deployed_model = io.load(trained), io.load(deployed)
+    decisions = _decisions(qdq_model, Labelling(class_axis, ignore_label, sample_axis))
+    metric_name, score = named(metric, decisions)
+    reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model, oldest_opset=7)
+    checked = sources.batches(batches, deployed_model, transform=transform, sample_axis=sample_axis)
+    samples = checked.signature.samples
+    runtime, hint = _runtime(runtime, deployed_model, qdq_model)
+    paired = None if float_model is None else Paired(Baseline(metric_name, score, decisions))
+    with opened(runtime, interpreter, threads) as host:
+        host.load("trained", qdq_model, simulate=True)
+        deployed_file = host.load("deployed", deployed_model)
+        float_file = host.load("float", reference)
+        kernels = _kernels(host, deployed_model)
+        elsewhere = Elsewhere(host, deployed_model, kernels, score, decisions)
+        found = compare.compared(host, track(checked, "verify"), score, decisions, samples, paired, elsewhere.watch)
+        check_judged(max_drop, possible=paired is None or paired.baseline.can_judge)
+        outputs = compare.differences(found, deployed_model)
+        latency = _latency(host, found.first, samples)
+        worst = max(outputs, key=lambda output: output.steps)
+        saturation = elsewhere.result()
+        evidence = Evidence(
+            trained_score=found.score("trained"),
+            agreement=found.agreement,
+            runtime_hint=hint,
+            saturates=saturation.saturates_here,
+        )
+        report = Report(
+            runtime=host.version(),
+            samples=found.samples,
+            metric=metric_name,
+            trained=found.score("trained"),
+            deployed=found.score("deployed"),
+            agreement=found.agreement,
+            outputs=outputs,
+            divergence=(
+                compare.divergence(host, qdq_model, deployed_model, found.worst[worst.output])
+                if worst.steps > ALARMING_STEPS
+                else None
+            ),
+            kernels=tuple(kernels),
+            saturation=saturation,
+            size=Size(_size(deployed, deployed_file), _size(float_model, float_file)),
+            latency=latency,
+            verdict=None if paired is None else paired.verdict(evidence, max_drop),
+        )
+    integer, total = report.integer_count()
+    log.info("verify: %s: %d of %d layers with weights on integer kernels", report.runtime, integer, total)
+    return report
+
+
+def evaluate(  # noqa: PLR0913  (the public interface is this flat)
+    model: io.ModelLike,
+    batches: str | Path | sources.Source | sources.Batches,
+    *,
+    metric: str | Metric = "accuracy",
+    runtime: RuntimeName | None = None,
+    interpreter: str | os.PathLike[str] | None = None,
+    class_axis: int | None = None,
+    ignore_label: int | None = None,
+    sample_axis: int | None = None,
+    transform: sources.Transform | None = None,
+    threads: int = 2,
+) -> float:
+    """The metric of one model on labelled data, as the runtime executes it (see `verify` for the arguments)."""
+    loaded = io.load(model, oldest_opset=7)
+    _, score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
+    checked = sources.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
+    with opened(_runtime(runtime, loaded)[0], interpreter, threads) as host:
+        host.load("model", loaded)
+        return compare.scored(host, track(checked, "evaluate"), score, "model")
+
+
+def baseline(
+    model: io.ModelLike,
+    batches: str | Path | sources.Source | sources.Batches,
+    *,
+    metric: str | Metric = "accuracy",
+    runtime: RuntimeName | None = None,
+    interpreter: str | os.PathLike[str] | None = None,
+    labelling: Labelling | None = None,
+    threads: int = 2,
+) -> Baseline:
+    """How a float model does on data, and whether they belong together; without labels too (see `verify` for the arguments)."""
+    loaded = io.load(model, oldest_opset=7)
+    labelling = labelling or Labelling()
+    decisions = _decisions(loaded, labelling)
+    found = Baseline(*named(metric, decisions), decisions)
+    with opened(_runtime(runtime, loaded)[0], interpreter, threads) as host:
+        host.load("float", loaded)
+        for batch in track(sources.batches(batches, loaded, sample_axis=labelling.sample_axis), "float model"):
+            inputs = {name: array for name, array in batch.items() if name != compare.LABEL}
+            output = next(iter(host.run("float", inputs).values()))
+            found.add(inputs, output, batch.get(compare.LABEL))
+    return found
+
+
+def check_max_drop(max_drop: float | None, float_model: io.ModelLike | None) -> None:
+    """Raises InputError where a bound is no number that a drop can have, or there is no float model to judge against."""
+    if max_drop is None:
+        return
+    if not (np.isfinite(max_drop) and max_drop >= 0):
+        raise InputError(f"max drop is {max_drop}; it must be 0 or more")
+    if float_model is None:
+        raise InputError("max drop: is judged against the float model, which is not given; add --float MODEL")
+
+
+def _runtime(asked: RuntimeName | None, *made: ir.Model) -> tuple[RuntimeName, str | None]:
+    """The runtime to judge in, and what to say where it is not the one that the models name as their target."""
+    targets = [model.metadata_props["onnxqat.target"] for model in made if "onnxqat.target" in model.metadata_props]
+    target = targets[0] if targets and targets[0] in RUNTIME_OF else None
+    chosen = RUNTIME_OF[target] if asked is None else asked
+    if target is None or chosen == RUNTIME_OF[target]:
+        return chosen, None
+    hint = (
+        f"a model made for {target} was run in {PACKAGES[chosen]}; judge it with --runtime {RUNTIME_OF[target]}, or insert "
+        "for the other target"
+    )
+    return chosen, hint
+
+
+def _size(given: io.ModelLike | None, written: Path) -> int:
+    """Bytes of the user's file or model, or of the file written for the runtime where there is neither."""
+    if isinstance(given, onnx.ModelProto):
+        return int(given.ByteSize())
+    return models.size(given if isinstance(given, (str, os.PathLike)) else written)
+
+
+def _decisions(model: ir.Model, labelling: Labelling) -> Decisions:
+    """What the model's first output decides; shapes are inferred on a copy, as files need not hold them."""
+    inferred = model.clone()
+    infer(inferred)
+    output = inferred.graph.outputs[0]
+    samples = Samples.of(inferred, labelling.sample_axis)
+    return Decisions.of(output, labelling, samples.outputs.get(str(output.name), 0))
+
+
+def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:
+    taken = host.time(["float", "deployed"], inputs, TIMING_SECONDS)
+    return Latency(
+        deployed=1e3 * float(np.median(taken["deployed"])),
+        float_model=1e3 * float(np.median(taken["float"])),
+        ratio=float(np.median(taken["deployed"] / taken["float"])),
+        rounds=len(taken["float"]),
+        batch=samples.rows(inputs, list(inputs)),
+        threads=host.threads,
+    )
+
+
+def _kernels(host: Host, deployed: ir.Model) -> list[fusion.Kernel]:
+    executed = host.executed(fusion.marked(deployed))
+    if "layers" in executed:
+        return fusion_openvino.report(deployed, executed["layers"])
+    return fusion_ort.report(deployed, executed["model"])

@@ -1,0 +1,128 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from models import fashion_mnist
+from onnxqat.config import Config
+from onnxqat.graph import io
+from onnxqat.insertion import insert
+from onnxqat.runtime import Inference
+from tests.insertion.cases import INTEGER
+from tests.models import array, batches, model, outputs, random
+
+LOW = {"weight_bits": 4, "activation_bits": 8, "first_last_bits": None, "weight_granularity": "per_tensor"}
+
+
+def bias_of_output(proto: onnx.ModelProto, quantized: onnx.ModelProto) -> np.ndarray:
+    """Mean error of each channel of the last layer."""
+    differences = [q - f for b in batches(proto) for q, f in zip(outputs(quantized, b), outputs(proto, b), strict=True)]
+    return np.mean([d.mean(axis=tuple(i for i in range(d.ndim) if i != 1)) for d in differences], axis=0)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
+@pytest.mark.parametrize("name", ["conv", "gemm", "residual", "shared weight", "depthwise with relu6"])
+def test_mean_error_of_each_channel_of_the_output_is_taken_off(name, target):
+    proto = INTEGER[name]
+    plain, corrected = (
+        insert(proto, batches(proto), Config(target=target, **LOW, bias_correction=count)) for count in (0, 12)
+    )
+    before, after = (np.abs(bias_of_output(proto, quantized)) for quantized in (plain, corrected))
+    assert before.max() > 1e-3
+    # behind the last layer comes a quantizer of 8 bits on ONNX Runtime
+    assert after.max() < max(0.2 * before.max(), 2e-3)
+
+
+def test_correction_of_one_layer_is_the_difference_of_means_that_numpy_finds():
+    proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
+    settings = {"weight_bits": 3, "quantize_activations": False, "first_last_bits": None}
+    data = batches(proto, 5)
+    plain, corrected = (insert(proto, data, Config(**settings, bias_correction=count)) for count in (0, 10))
+    first = {"x": np.concatenate([batch["x"] for batch in data])[:10]}
+    shift = (outputs(proto, first)[0] - outputs(plain, first)[0]).mean(axis=0)
+    np.testing.assert_allclose(array(corrected, "b") - array(plain, "b"), shift, atol=1e-6)
+
+
+def test_layer_without_bias_gets_one_and_a_shared_bias_is_split():
+    proto = model(
+        "(float[N,4,8,8] x) => (float[N,4,8,8] y) { a = Conv(x, w) r = Relu(a) k = Conv(r, v, b) s = Relu(k) y = Conv(s, u, b) }",
+        w=random(4, 4, 1, 1, seed=1), v=random(4, 4, 1, 1, seed=2), u=random(4, 4, 1, 1, seed=3), b=random(4),
+    )  # fmt: skip
+    quantized = insert(proto, batches(proto), Config(**LOW, bias_correction=12))
+    biases = [node.input[2] for node in quantized.graph.node if node.op_type == "Conv"]
+    assert len(set(biases)) == 3
+
+
+def test_matmul_is_corrected_in_the_add_behind_it_and_left_alone_without_one(caplog):
+    caplog.set_level("INFO")
+    proto = model(
+        "(float[N,3,6] x) => (float[N,3,4] y) { [first] a = MatMul(x, w) b = Add(a, c) r = Relu(b) [last] y = MatMul(r, v) }",
+        w=random(6, 4, seed=1), v=random(4, 4, seed=2), c=random(4),
+    )  # fmt: skip
+    plain, corrected = (insert(proto, batches(proto), Config(**LOW, bias_correction=count)) for count in (0, 12))
+    assert not np.array_equal(array(plain, "c"), array(corrected, "c"))
+    assert "layers without a bias of their own, left as they are: last" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "data", "bits"),
+    [("resnet20", fashion_mnist.calibration, 8), ("separable", fashion_mnist.calibration_nhwc, 4)],
+    ids=["resnet20", "separable"],
+)
+def test_correction_lowers_the_error_of_a_real_model_at_few_bits(name, data, bits):
+    path = fashion_mnist.SLICE.with_name(f"{name}.onnx")
+    *seen, unseen = list(data())
+    reference, errors = logits(io.load(path), unseen), []
+    settings = {"weight_bits": 4, "activation_bits": bits, "weight_range": "min_max", "activation_range": "min_max"}
+    for count in (0, 192):
+        quantized = insert(path, seen, Config(**settings, bias_correction=count))
+        errors.append(float(np.square(logits(io.load(quantized), unseen) - reference).mean()))
+    assert errors[1] < 0.9 * errors[0], errors
+
+
+def logits(net: ir.Model, batch: dict[str, np.ndarray]) -> np.ndarray:
+    (found,) = Inference(net)(batch).values()
+    return found
+
+
+def test_convolutions_that_onnxruntime_would_fuse_with_their_sum_are_corrected():
+    weights = {name: random(16, 16, 3, 3, seed=seed) for seed, name in enumerate("wvu")}
+    proto = model(
+        "(float[N,16,8,8] x) => (float[N,16,8,8] y) { a = Conv<pads=[1,1,1,1]>(x, w, b) c = Conv<pads=[1,1,1,1]>(x, v, b) "
+        "s = Add(a, c) t = Relu(s) y = Conv<pads=[1,1,1,1]>(t, u) }",
+        **weights,
+        b=random(16),
+    )
+    plain, corrected = (
+        insert(proto, batches(proto), Config(target="openvino", **LOW, bias_correction=count)) for count in (0, 12)
+    )
+    assert np.abs(bias_of_output(proto, corrected)).max() < 0.2 * np.abs(bias_of_output(proto, plain)).max()
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_bias_of_a_matmul_by_a_vector_is_one_number_however_the_rows_are_cut(shape):
+    proto = model(
+        "(float[N,8] x) => (float[N] y) { h = MatMul(x, w) r = Relu(h) m = MatMul(r, v) y = Add(m, c) }",
+        w=random(8, 6), v=random(6), c=random(1).reshape(shape),
+    )  # fmt: skip
+    rows = random(24, 8, seed=3, scale=1.0)
+    settings = {"weight_bits": 3, "quantize_activations": False, "first_last_bits": None}
+    plain = insert(proto, [{"x": rows}], Config(**settings))
+    shift = (outputs(proto, {"x": rows[:20]})[0] - outputs(plain, {"x": rows[:20]})[0]).mean()
+    for cuts in ([], [8, 16], [16, 17]):
+        data = [{"x": part} for part in np.split(rows, cuts)]
+        corrected = array(insert(proto, data, Config(**settings, bias_correction=20)), "c")
+        assert corrected.shape == shape
+        np.testing.assert_allclose(corrected - array(plain, "c"), shift, atol=1e-6)
+
+
+def test_bias_of_one_element_becomes_one_of_each_channel():
+    proto = model(
+        "(float[N,3,6] x) => (float[N,3,4] y) { m = MatMul(x, w) y = Add(m, c) }", w=random(6, 4), c=random(1)
+    )
+    settings = {"weight_bits": 3, "quantize_activations": False, "first_last_bits": None}
+    data = batches(proto)
+    plain, corrected = (insert(proto, data, Config(**settings, bias_correction=count)) for count in (0, 12))
+    shift = np.mean([outputs(proto, b)[0] - outputs(plain, b)[0] for b in data], axis=(0, 1, 2))
+    np.testing.assert_allclose(array(corrected, "c") - array(plain, "c"), shift, atol=1e-6)

@@ -1,0 +1,223 @@
+"""Every entry of the targets' tables against what the runtimes execute: Conv → operator → Conv, inserted and folded."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxqat.config import Config
+from onnxqat.errors import InputError
+from onnxqat.folding import fold
+from onnxqat.graph import io
+from onnxqat.insertion import insert
+from onnxqat.insertion.patterns import MATCHERS
+from onnxqat.insertion.targets import TARGETS, target
+from onnxqat.verification import fusion
+from onnxqat.verification.host import opened
+from onnxqat.verification.run import _kernels
+from tests.models import batches, model
+from tests.models import random as r
+from tests.verification.conftest import stock_python  # noqa: F401  (a fixture)
+
+#: From t [4,4,8,8], what a Conv wrote, to k, which another Conv reads; u is what a second Conv wrote.
+OPERATORS = {
+    "Relu": "k = Relu(t)",
+    "Clip": "k = Clip(t, zero, one)",
+    "LeakyRelu": "k = LeakyRelu(t)",
+    "PRelu": "k = PRelu(t, slope)",
+    "Elu": "k = Elu(t)",
+    "Celu": "k = Celu(t)",
+    "Selu": "k = Selu(t)",
+    "Sigmoid": "k = Sigmoid(t)",
+    "Tanh": "k = Tanh(t)",
+    "HardSigmoid": "k = HardSigmoid(t)",
+    "HardSwish": "k = HardSwish(t)",
+    "Swish": "s = Sigmoid(t) k = Mul(t, s)",
+    "Mish": "k = Mish(t)",
+    "Gelu": "k = Gelu(t)",
+    "Softplus": "k = Softplus(t)",
+    "Softsign": "k = Softsign(t)",
+    "ThresholdedRelu": "k = ThresholdedRelu(t)",
+    "Erf": "k = Erf(t)",
+    "Exp": "k = Exp(t)",
+    "Abs": "k = Abs(t)",
+    "Softmax": "k = Softmax<axis=1>(t)",
+    "LogSoftmax": "k = LogSoftmax<axis=1>(t)",
+    "Add": "k = Add(t, u)",
+    "Sub": "k = Sub(t, u)",
+    "Mul": "k = Mul(t, u)",
+    "Min": "k = Min(t, u)",
+    "Max": "k = Max(t, u)",
+    "Pow": "p = Relu(t) q = Relu(u) k = Pow(p, q)",
+    "Div": "p = Relu(u) q = Exp(p) k = Div(t, q)",
+    "Sqrt": "p = Relu(t) k = Sqrt(p)",
+    "Sum": "k = Sum(t, u)",
+    "Mean": "k = Mean(t, u)",
+    "Concat": "k = Concat<axis=2>(t, u)",
+    "AveragePool": "k = AveragePool<kernel_shape=[2,2]>(t)",
+    "GlobalAveragePool": "k = GlobalAveragePool(t)",
+    "ReduceMean": "k = ReduceMean<keepdims=1>(t, last)",
+    "ReduceSum": "k = ReduceSum<keepdims=1>(t, last)",
+    "ReduceMax": "k = ReduceMax<keepdims=1>(t, last)",
+    "ReduceMin": "k = ReduceMin<keepdims=1>(t, last)",
+    "GlobalMaxPool": "k = GlobalMaxPool(t)",
+    "LpPool": "k = LpPool<kernel_shape=[2,2]>(t)",
+    "MaxPool": "k = MaxPool<kernel_shape=[2,2]>(t)",
+    "Reshape": "s = Reshape(t, flat) k = Reshape(s, back)",
+    "Transpose": "k = Transpose<perm=[0,1,3,2]>(t)",
+    "Squeeze": "s = Unsqueeze(t, axis) k = Squeeze(s, axis)",
+    "Unsqueeze": "s = Unsqueeze(t, axis) k = Squeeze(s, axis)",
+    "Slice": "k = Slice(t, start, stop, axis)",
+    "Flatten": "s = Flatten<axis=2>(t) k = Reshape(s, back)",
+    "Gather": "k = Gather<axis=2>(t, rows)",
+    "GatherElements": "k = GatherElements<axis=2>(t, elements)",
+    "Split": "k0, k1 = Split<axis=2>(t, sizes) k = Concat<axis=2>(k1, k0)",
+    "Resize": "k = Resize(t, , scales)",
+    "Expand": "g = GlobalAveragePool(t) k = Expand(g, big)",
+    "Tile": "k = Tile(t, times)",
+    "Pad": "p = Pad(t, pads) k = MaxPool<kernel_shape=[3,3]>(p)",
+    "DepthToSpace": "d2 = DepthToSpace<blocksize=2>(t) k = Reshape(d2, back)",
+    "SpaceToDepth": "s = SpaceToDepth<blocksize=2>(t) k = Reshape(s, back)",
+    "Compress": "k = Compress<axis=2>(t, chosen)",
+    "ReverseSequence": "k = ReverseSequence<batch_axis=0, time_axis=1>(t, lengths)",
+    "CumSum": "k = CumSum(t, two)",
+    "Trilu": "k = Trilu(t)",
+    "Einsum": 'k = Einsum<equation="nchw->ncwh">(t)',
+    "InstanceNormalization": "k = InstanceNormalization(t, gamma, beta)",
+    "LpNormalization": "k = LpNormalization<axis=1>(t)",
+    "LRN": "k = LRN<size=3>(t)",
+    "MeanVarianceNormalization": "k = MeanVarianceNormalization(t)",
+    "LayerNormalization": "k = LayerNormalization<axis=3>(t, gamma8, beta8)",
+    "Conv": "k = Conv(t, cw, gamma)",
+    "ConvTranspose": "k = ConvTranspose(t, cw, gamma)",
+    "MatMul": "k = MatMul(t, mw)",
+    "Gemm": "s = Reshape(t, rows8) g = Gemm(s, mw, beta8) k = Reshape(g, back)",
+    "LSTM": "s = Reshape(t, steps) l, h, c = LSTM<hidden_size=8>(s, lw, lr) k = Reshape(l, back)",
+    "GRU": "s = Reshape(t, steps) l, h = GRU<hidden_size=8>(s, gw, gr) k = Reshape(l, back)",
+}
+VALUES = {
+    "zero": np.float32(0),
+    "one": np.float32(1),
+    "slope": r(4, 1, 1),
+    "last": np.array([3]),
+    "flat": np.array([0, -1]),
+    "back": np.array([4, 4, 8, 8]),
+    "axis": np.array([2]),
+    "start": np.array([1]),
+    "stop": np.array([5]),
+    "rows": np.array([0, 2, 3]),
+    "elements": np.zeros((4, 4, 3, 8), np.int64),
+    "sizes": np.array([3, 5]),
+    "scales": np.array([1, 1, 2, 2], np.float32),
+    "big": np.array([4, 4, 8, 8]),
+    "times": np.array([1, 1, 2, 1]),
+    "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    "chosen": np.array([1, 0, 1, 1, 0, 0, 1, 1], bool),
+    "lengths": np.full(4, 3),
+    "two": np.array(2),
+    "gamma": r(4) + np.float32(1),
+    "beta": r(4),
+    "gamma8": r(8) + np.float32(1),
+    "beta8": r(8),
+    "cw": r(4, 4, 1, 1, seed=3),
+    "mw": r(8, 8),
+    "rows8": np.array([-1, 8]),
+    "steps": np.array([32, 4, 8]),
+    "lw": r(1, 32, 8),
+    "lr": r(1, 32, 8, seed=1),
+    "gw": r(1, 24, 8),
+    "gr": r(1, 24, 8, seed=1),
+}
+#: OpenVINO reads codes here, but its generated kernels compute in float.
+FLOAT_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Sqrt", "Pow"}
+#: Data movement for which there is no integer kernel: the pair behind it only keeps its scale.
+FLOAT_MOVEMENT = {("ort-cpu", "Pad"), ("openvino", "Tile")}
+
+
+def sandwich(nodes: str) -> onnx.ModelProto:
+    used = {name: array for name, array in VALUES.items() if re.search(rf"\b{name}\b", nodes)}
+    second = "u = Conv(r, v2, d)" if re.search(r"\bu\b", nodes) else ""
+    body = f"a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) t = Conv(r, v1, d) {second} {nodes} y = Conv(k, v, d)"
+    weights = {"w": r(4, 4, 3, 3), "b": r(4), "v": r(4, 4, 1, 1), "v1": r(4, 4, 1, 1, seed=1), "d": r(4, seed=1)}
+    if second:
+        weights["v2"] = r(4, 4, 1, 1, seed=2)
+    return model(f"(float[4,4,8,8] x) => (float[A,B,C,D] y) {{ {body} }}", opset=20, ir_version=9, **weights, **used)
+
+
+@pytest.fixture(scope="module")
+def runtimes(stock_python):  # noqa: F811
+    """The runtime of each target, started once."""
+    with opened("ort", stock_python) as ort, opened("openvino") as openvino:
+        yield {"ort-cpu": ort, "openvino": openvino}
+
+
+def executed(name: str, operator: str, runtimes) -> list[fusion.Kernel]:
+    proto = sandwich(OPERATORS[operator])
+    return _kernels(runtimes[name], io.load(fold(insert(proto, batches(proto, 1), Config(target=name)))))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_operator_runs_as_the_table_says_and_leaves_the_layers_around_it_integer(name, operator, runtimes, monkeypatch):
+    table = target(name)
+    hidden = {"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Identity"}
+    monkeypatch.setattr(fusion, "NOT_REPORTED", frozenset(hidden - {operator}))
+    kernels = executed(name, operator, runtimes)
+    in_float = [k for k in kernels if k.op_type in table.weighted and k.kind != "integer"]
+    assert not in_float
+    kinds = {k.kind for k in kernels if k.op_type == operator}
+    if operator in table.absorbs or (name == "openvino" and operator in FLOAT_ARITHMETIC):
+        assert len(kernels) > 2
+    elif (name, operator) in FLOAT_MOVEMENT:
+        assert kinds == {"float"}
+    elif operator in table.weighted | table.integer | table.moves | table.joins:
+        assert kinds <= {"integer", "absorbed"}
+    elif operator not in table.between:
+        assert "integer" not in kinds
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_operator_that_no_table_names_says_why_it_stays_in_float(name, operator):
+    table = target(name)
+    named = table.weighted | table.integer | table.moves | table.joins | table.absorbs
+    proto = sandwich(OPERATORS[operator])
+    quantized = insert(proto, batches(proto, 1), Config(target=name))
+    reasons = {n.op_type: p.value for n in quantized.graph.node for p in n.metadata_props if p.key == "onnxqat.float"}
+    if operator not in named and operator in {n.op_type for n in quantized.graph.node}:
+        assert reasons[operator] == f"{name} has no integer kernel for {operator}"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_operator_of_the_tables_is_tried(name):
+    table = target(name)
+    named = table.weighted | table.integer | table.moves | table.joins | table.absorbs | table.between
+    assert named <= set(OPERATORS)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_integer_operator_has_a_matcher(name):
+    table = target(name)
+    assert table.weighted | table.integer <= set(MATCHERS)
+
+
+def test_unknown_target_is_refused():
+    with pytest.raises(InputError, match="'tensorrt': not supported yet; choose one of ort-cpu, openvino"):
+        target("tensorrt")
+
+
+ATTENTION = """(float[2,6,8] x) => (float[2,6,8] y) { q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+    kt = Transpose<perm=[0,2,1]>(k) s = MatMul(q, kt) p = Softmax<axis=-1>(s) c = MatMul(p, v) y = MatMul(c, wo) }"""
+
+
+@pytest.mark.parametrize(
+    ("name", "products"), [("ort-cpu", ["integer", "integer"]), ("openvino", ["integer", "float"])]
+)
+def test_products_of_attention_run_as_the_table_says(name, products, runtimes):
+    weights = {key: r(8, 8, seed=number) for number, key in enumerate(("wq", "wk", "wv", "wo"))}
+    proto = model(ATTENTION, opset=20, ir_version=9, **weights)
+    kernels = _kernels(runtimes[name], io.load(fold(insert(proto, batches(proto, 1), Config(target=name)))))
+    assert [k.kind for k in kernels if k.op_type == "MatMul"] == ["integer"] * 6

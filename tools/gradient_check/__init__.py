@@ -1,0 +1,1 @@
+"""Checks gradients against directional finite differences of an independent evaluation."""
