@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxqat.graph import qdq
+from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.pairs import PairedLayer, Runtime, paired_layers
 from onnxqat.numerics import saturates
@@ -73,7 +74,7 @@ class Saturation:
     Attributes:
         layers: the layers whose kernels add pairs of weights.
         products: names of nodes on integer kernels that multiply two activations in pairs, as OpenVINO does: whether these
-            saturate depends on the data alone, and is not emulated.
+            saturate depends on the data alone, and is not emulated. Those of so few bits that none can are left out.
         other: what the other kind of processor computes; None where every processor computes the same integers.
     """
 
@@ -103,7 +104,7 @@ class Saturation:
         if self.products:
             names = ", ".join(map(repr, self.products[:NAMES_SHOWN]))
             more = len(self.products) - NAMES_SHOWN
-            same += f", but for products of two activations, which depend on the data: {names}"
+            same += f", but for products of two activations, which depend on the data and are not covered: {names}"
             same += f" and {more} more" * (more > 0)
         if not self.pairs:
             return f"x86 without VNNI: no layer adds products of weights in pairs that could saturate, {same}."
@@ -141,15 +142,30 @@ def integer_layers(deployed: ir.Model, kernels: Sequence[Kernel]) -> dict[int, P
 
 
 def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runtime) -> tuple[str, ...]:
-    """Names of integer kernels that add products of two activations in pairs (see `integer_layers` for the arguments).
+    """Names of integer kernels that add products of two activations in pairs, and whose codes are wide enough to saturate.
 
-    ONNX Runtime multiplies these as unsigned codes on both sides, which is exact; OpenVINO takes signed codes on the right.
+    ONNX Runtime multiplies these as unsigned codes on both sides, which is exact. OpenVINO adds neighbours of the reduction,
+    raw codes on the left and signed ones on the right. See `integer_layers` for the arguments.
     """
     if runtime == "ort":
         return ()
-    weights = {quantizer.output for quantizer in qdq.quantizers(deployed) if quantizer.is_weight}
-    found = (node for node in _integer_nodes(deployed, kernels).values() if node.op_type in ("MatMul", "Gemm"))
-    return tuple(name_of(node) for node in found if not weights.intersection(node.inputs[:2]))
+    produced_by = qdq.by_output(qdq.quantizers(deployed))
+    found = []
+    for node in _integer_nodes(deployed, kernels).values():
+        sides = [quantizer_above(value, produced_by) for value in node.inputs[:2]]
+        is_product = node.op_type in ("MatMul", "Gemm") and not any(side and side.is_weight for side in sides)
+        if is_product and _can_leave_sixteen_bits(*sides):
+            found.append(name_of(node))
+    return tuple(found)
+
+
+def _can_leave_sixteen_bits(left: qdq.Quantizer | None, right: qdq.Quantizer | None) -> bool:
+    """Whether two products of the codes of these quantizers can; it is taken for granted where one is not known."""
+    if left is None or right is None:
+        return True
+    largest = left.qmax + (128 if left.is_signed else 0)
+    codes = np.array([right.qmin, right.qmax]) - (0 if right.is_signed else 128)
+    return bool(saturates(codes, codes, largest).any())
 
 
 def _integer_nodes(deployed: ir.Model, kernels: Sequence[Kernel]) -> dict[int, ir.Node]:

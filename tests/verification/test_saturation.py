@@ -1,6 +1,7 @@
 """What verify says of processors without VNNI: a proof where no pair can saturate, else what they compute."""
 
 import json
+import sys
 from io import StringIO
 
 import numpy as np
@@ -114,6 +115,23 @@ def test_products_of_two_activations_in_openvino_are_named():
     proto = model(body, s=np.float32(0.05), o=np.int8(0))
     batch = {"x": random(2, 5, 8), "z": random(2, 8, 6)}
     openvino, ort = (run.verify(proto, proto, [batch], runtime=runtime) for runtime in ("openvino", "ort"))
-    assert "but for products of two activations, which depend on the data: 'scores'." in openvino.saturation.proof
+    named = "but for products of two activations, which depend on the data and are not covered: 'scores'."
+    assert named in openvino.saturation.proof
     assert json.loads(openvino.to_json())["saturation"]["products"] == ["scores"]
     assert ort.saturation.products == ()
+
+
+@pytest.mark.parametrize(
+    ("lowest", "largest", "named"), [(-128, 127, ["scores"]), (-64, 63, [])], ids=["8 bits", "7 bits"]
+)
+def test_products_of_two_activations_are_exact_where_one_side_has_7_bits(lowest, largest, named, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    body = """(float[N,5,8] x, float[N,8,6] z) => (float[N,5,6] y) {
+        p = QuantizeLinear(x, s, o) a = DequantizeLinear(p, s, o)
+        q = QuantizeLinear(z, s, o) c = Clip(q, low, high) b = DequantizeLinear(c, s, o) [scores] y = MatMul(a, b) }"""
+    proto = model(body, s=np.float32(1), o=np.int8(0), low=np.int8(lowest), high=np.int8(largest))
+    batch = {"x": np.full((2, 5, 8), 127, np.float32), "z": np.full((2, 8, 6), 127, np.float32)}
+    report = run.verify(proto, proto, [batch], runtime="openvino", interpreter=sys.executable)
+    assert list(report.saturation.products) == named
+    (product,) = report.outputs
+    assert (product.largest > 0) == bool(named)
