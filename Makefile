@@ -1,10 +1,21 @@
-# Two commands for a fresh machine: `make demo` and `make test`.
-PYTHON ?= python3.11
+# `make demo`, `make test`, `make docs`: each sets up what it needs, and needs nothing beforehand but a supported Python.
+SUPPORTED := 3.11 3.12 3.10
+# The first one on the path that can make environments; `make PYTHON=...` names another.
+PYTHON ?= $(shell for one in $(SUPPORTED:%=python%) python3; do \
+	$$one -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' && echo $$one && break; \
+	done 2>/dev/null)
 VENV := .venv
 RUNTIME := .venv-runtime
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
+PIP_INSTALL := pip install --quiet -c constraints.txt
 
-.PHONY: test models demo clean
+.PHONY: test models demo docs dist lowest clean
+.DELETE_ON_ERROR:
+
+# The main job on real data: both models of models/ at 8 and 4 bits, with a table.
+demo: $(VENV)/.core
+	$(BIN)/python -m tools.demo
 
 test: $(VENV)/.test $(RUNTIME)/.done
 	-$(BIN)/python -m tools.fetch_models # where that cannot be, tests that need them skip
@@ -18,24 +29,52 @@ test: $(VENV)/.test $(RUNTIME)/.done
 models: $(VENV)/.test
 	$(BIN)/python -m tools.fetch_models
 
-demo: $(VENV)/.core
-	$(BIN)/python -m tools.demo
+# The documentation, into site/; a dead link or an unknown name fails.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# sdist and wheel, into dist/, checked.
+dist: $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+
+# All dependencies at their lower bounds, and the README's quickstart in that environment.
+lowest: $(VENV)/.release
+	rm -rf $(LOWEST)
+	$(BIN)/uv venv --quiet --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct .
+	cd $$(mktemp -d) && $(CURDIR)/$(LOWEST)/bin/python $(CURDIR)/tools/run_page.py $(CURDIR)/docs/quickstart.md
 
 $(VENV)/.core: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e .
+	$(call make_environment,$(VENV))
+	$(BIN)/$(PIP_INSTALL) -e .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[torch,keras,openvino,tensorboard,dev]'
+	$(BIN)/$(PIP_INSTALL) torch
+	$(BIN)/$(PIP_INSTALL) -e '.[torch,keras,openvino,tensorboard,dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/$(PIP_INSTALL) -e '.[docs]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.core
+	$(BIN)/$(PIP_INSTALL) -e '.[release]'
 	touch $@
 
 # Today's onnxruntime deploys what the training wheel trained; the two never share an environment.
 $(RUNTIME)/.done: Makefile
-	$(PYTHON) -m venv $(RUNTIME)
+	$(call make_environment,$(RUNTIME))
 	$(RUNTIME)/bin/pip install --quiet onnxruntime==1.32.0 numpy==2.4.6
 	touch $@
 
+define make_environment
+@test -n "$(PYTHON)" || { echo "make: no Python of $(SUPPORTED) with venv and pip is on the path;" \
+	"install one (on Debian also python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+$(PYTHON) -m venv $(1)
+endef
+
 clean:
-	rm -rf $(VENV) $(RUNTIME) build *.egg-info
+	rm -rf $(VENV) $(RUNTIME) $(LOWEST) build dist site *.egg-info

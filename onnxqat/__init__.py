@@ -4,6 +4,8 @@ from onnxqat.search_path import put_current_folder_last
 
 put_current_folder_last()
 
+__version__ = "0.1.0"
+
 # isort: split
 from onnxqat import callbacks
 from onnxqat.config import Config, Override, Select

@@ -16,7 +16,7 @@ import onnx
 import typer
 from typer.exceptions import TyperException
 
-from onnxqat import interruption, nncf
+from onnxqat import __version__, interruption, nncf
 from onnxqat.config import Config, TargetName
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
@@ -128,8 +128,17 @@ Json = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"onnxqat {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def settings(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show a traceback on errors, and more of what happens.")
     ] = False,

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
+import onnxqat
 from models import fashion_mnist
 from onnxqat import cli, pipeline
 
@@ -202,3 +203,7 @@ def test_a_loss_that_is_not_finite_ends_with_status_1_and_the_last_good_model(ca
 
 def _batches(folder: Path) -> list[dict[str, np.ndarray]]:
     return [dict(np.load(path)) for path in sorted(folder.glob("*.npz"))]
+
+
+def test_version_is_the_one_of_the_package(call):
+    assert call("--version") == (0, f"onnxqat {onnxqat.__version__}\n", "")
