@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from onnxqat.autodiff import ort
 from onnxqat.autodiff.path import Step
-from onnxqat.autodiff.rule import Call, Custom, Expanded, GradientFormula, Ops, Registered, set_types
+from onnxqat.autodiff.rule import Call, Custom, Expanded, GradientFormula, Registered
+from onnxqat.graph.ops import Ops, set_types
 
 DOMAIN = "onnxqat.gradient"
 

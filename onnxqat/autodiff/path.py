@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import FLOAT_TYPES, Refused, Rule, Stopped
+from onnxqat.autodiff.rule import Refused, Rule, Stopped
 from onnxqat.autodiff.rules.table import rule_for
 from onnxqat.graph.nesting import captured_values, subgraphs
+from onnxqat.graph.ops import FLOAT_TYPES
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
+from onnxqat.graph.ops import Ops
 
 
 def sizes(op: Ops, x: ir.Value, axes: Sequence[int]) -> ir.Value:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Ops
+from onnxqat.autodiff.rule import Call
 from onnxqat.autodiff.shapes import sizes
+from onnxqat.graph.ops import Ops
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from onnxqat.autodiff.rule import Ops
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import moved
+from onnxqat.graph.ops import Ops
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
 from onnxqat.numerics import along_axis, clipped
 from onnxqat.terminal import Terminal, cells

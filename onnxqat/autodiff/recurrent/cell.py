@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxqat.autodiff.recurrent.cell_activations import Activation
-from onnxqat.autodiff.rule import Ops
+from onnxqat.graph.ops import Ops
 
 
 @dataclass(frozen=True)

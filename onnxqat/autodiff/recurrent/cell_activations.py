@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
+from onnxqat.graph.ops import Ops
 
 _Function: TypeAlias = Callable[[Ops, ir.Value, float, float], ir.Value]
 _Slope: TypeAlias = Callable[[Ops, ir.Value, ir.Value, float, float], ir.Value]

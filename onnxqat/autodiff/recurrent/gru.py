@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxqat.autodiff.recurrent.cell import Cell, CellGradients, halves, split
 from onnxqat.autodiff.recurrent.scan import Values, scan
-from onnxqat.autodiff.rule import Ops
+from onnxqat.graph.ops import Ops
 
 _F, _G = 0, 1  # activation functions of the gates and of the hidden state
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxqat.autodiff.recurrent.cell import Cell, CellGradients, split
 from onnxqat.autodiff.recurrent.rnn import pre_activations
 from onnxqat.autodiff.recurrent.scan import Values, scan
-from onnxqat.autodiff.rule import Ops
+from onnxqat.graph.ops import Ops
 
 _F, _G, _H = 0, 1, 2  # activation functions of the gates, the cell input and the cell output
 

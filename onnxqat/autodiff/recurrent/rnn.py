@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxqat.autodiff.recurrent.cell import Cell, CellGradients, halves
 from onnxqat.autodiff.recurrent.scan import Values, scan
-from onnxqat.autodiff.rule import Ops
+from onnxqat.graph.ops import Ops
 
 
 def backward(op: Ops, cell: Cell) -> CellGradients:

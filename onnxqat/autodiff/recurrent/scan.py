@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
+from onnxqat.graph.ops import Ops
 
 Values: TypeAlias = Sequence[ir.Value]
 #: From (states, this step's slices) to (states, this step's results).

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Ops
+from onnxqat.autodiff.rule import Call
+from onnxqat.graph.ops import Ops
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Ops, Rule, Trusted, same_shape
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Rule, Trusted
+from onnxqat.graph.ops import Ops, same_shape
 
 
 def pow_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Ops, Refused, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, Trusted
 from onnxqat.autodiff.windows import begins_and_ends, padded, spatial, window
+from onnxqat.graph.ops import Ops
 
 
 def conv_rule(node: ir.Node) -> Rule:

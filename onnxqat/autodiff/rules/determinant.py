@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused
 from onnxqat.autodiff.shapes import reshape, sizes
+from onnxqat.graph.ops import Ops
 
 _LARGEST = 8  # rows: the minors take n² times the memory of the matrix
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused
 from onnxqat.autodiff.shapes import size, zeros
+from onnxqat.graph.ops import Ops
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from functools import reduce
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Refused, Rule
+from onnxqat.autodiff.rule import Call, Custom, Refused, Rule
+from onnxqat.graph.ops import Ops
 
 
 def _present(call: Call) -> list[ir.Value]:

@@ -13,9 +13,10 @@ from functools import reduce
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused
 from onnxqat.autodiff.rules.resize import cubic_weights
 from onnxqat.autodiff.shapes import reshape, size, sizes, zeros
+from onnxqat.graph.ops import Ops
 
 _INT64 = ir.DataType.INT64
 _TAPS = {"nearest": (0, 0), "linear": (0, 1), "cubic": (-1, 2)}  # first and last, from ⌊p⌋ (nearest: from p rounded)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Refused, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Refused, Rule, Trusted
 from onnxqat.autodiff.shapes import added_up, arange
+from onnxqat.graph.ops import Ops
 
 _FIRST = frozenset({0})
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Ops, Refused
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes, zeros
+from onnxqat.graph.ops import Ops
 
 _FIRST = frozenset({0})
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Rule, Trusted
 from onnxqat.autodiff.shapes import size
+from onnxqat.graph.ops import Ops
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Refused, Rule
+from onnxqat.autodiff.rule import Call, Custom, Refused, Rule
 from onnxqat.autodiff.shapes import reshape, size, zeros
+from onnxqat.graph.ops import Ops
 
 
 def _mean(op: Ops, x: ir.Value, axes: Sequence[int]) -> ir.Value:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Ops, Refused, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, Trusted
 from onnxqat.autodiff.shapes import added_up, reshape
 from onnxqat.autodiff.windows import Window, begins_and_ends, padded, spatial, window
+from onnxqat.graph.ops import Ops
 
 
 def average_pool_rule(node: ir.Node) -> Rule:

@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from onnxqat.autodiff.recurrent import cell_activations, gru, lstm, rnn
 from onnxqat.autodiff.recurrent.cell import Cell, CellGradients
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Ops, Refused
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes, zeros
+from onnxqat.graph.ops import Ops
 
 _LENGTHS, _H0, _C0, _PEEPHOLES = 4, 5, 6, 7
 

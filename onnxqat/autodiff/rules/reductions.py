@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Ops
+from onnxqat.autodiff.rule import Call
+from onnxqat.graph.ops import Ops
 
 
 def _axes(call: Call) -> ir.Value | list[int] | None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Ops, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes
+from onnxqat.graph.ops import Ops
 
 _FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 _BLOCKS = {  # where output o of a whole scale s reads input ⌊o/s⌋: rounding modes by coordinate mode

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.autodiff.rule import FLOAT_TYPES
 from onnxqat.graph.naming import label
+from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.training.engine import Program, as_value
 from onnxqat.training.training_graph.losses import LOSS
 

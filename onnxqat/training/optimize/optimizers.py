@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
 from onnxqat.errors import InputError
+from onnxqat.graph.ops import Ops
 
 LARGEST_LOG_STEP = 0.1
 _OPSET = 17

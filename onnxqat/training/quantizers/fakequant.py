@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
 from onnxqat.autodiff.rules.table import register
+from onnxqat.graph.ops import Ops
 
 DOMAIN = "onnxqat"
 _MICROSOFT = "com.microsoft"

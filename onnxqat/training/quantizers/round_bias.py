@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
 from onnxqat.autodiff.rules.table import register
 from onnxqat.graph.biases import Bias
 from onnxqat.graph.edit import fresh_name, fresh_value_name
 from onnxqat.graph.io import opset
+from onnxqat.graph.ops import Ops
 
 DOMAIN, NAME = "onnxqat.bias", "RoundBias"
 

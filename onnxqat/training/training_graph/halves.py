@@ -18,9 +18,9 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from onnxqat.autodiff.differentiate import differentiate
-from onnxqat.autodiff.rule import FLOAT_TYPES
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, constant, quantizers
 from onnxqat.training.engine import Floats, Program, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum

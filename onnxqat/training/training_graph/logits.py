@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
 from onnxqat.errors import InputError
 from onnxqat.graph.ending import ending
 from onnxqat.graph.naming import label
+from onnxqat.graph.ops import Ops
 
 log = logging.getLogger(__name__)
 

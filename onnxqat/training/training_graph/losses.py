@@ -24,13 +24,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Ops
 from onnxqat.data.labels import Decisions, Labelling
 from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.foreign import guarded
 from onnxqat.graph.ending import ending, varies_in_size
 from onnxqat.graph.io import opset
+from onnxqat.graph.ops import Ops
 from onnxqat.training.training_graph.logits import CLASS_AXIS, by_class, logits_of, moved
 
 log = logging.getLogger(__name__)
