@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,22 @@ def chain(proto: onnx.ModelProto) -> list[str]:
             fixed.update(item.output)
     short = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}
     return [short.get(n.op_type, n.op_type) for n in proto.graph.node if n.output[0] not in fixed]
+
+
+def quantized_by_onnxruntime(
+    proto: onnx.ModelProto, folder: Path, data: Iterable[dict[str, np.ndarray]] | None = None, **settings: object
+) -> onnx.ModelProto:
+    """The Q/DQ model of uint8 and int8 that ONNX Runtime's own tool makes with the data, or `batches`, by way of files."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter(batches(proto) if data is None else data)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rest, None)
+
+    onnx.save(proto, folder / "m.onnx")
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(folder / "m.onnx", folder / "q.onnx", Reader(), quant_format=QuantFormat.QDQ, **types | settings)
+    return onnx.load(folder / "q.onnx")

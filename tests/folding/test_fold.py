@@ -15,7 +15,18 @@ from onnxqat.folding import fold
 from onnxqat.graph import io, qdq
 from onnxqat.insertion import insert
 from tests.insertion.cases import INTEGER, between, image
-from tests.models import FLOAT_KERNELS, array, batches, float_kernels, kernels, model, operators, outputs, random
+from tests.models import (
+    FLOAT_KERNELS,
+    array,
+    batches,
+    float_kernels,
+    kernels,
+    model,
+    operators,
+    outputs,
+    quantized_by_onnxruntime,
+    random,
+)
 
 
 def inserted(proto: onnx.ModelProto, **settings) -> onnx.ModelProto:
@@ -264,25 +275,8 @@ def test_activation_behind_a_value_that_is_read_elsewhere_stays():
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_model_of_another_quantizer_passes_through_unharmed(tmp_path, per_channel):
-    quantization = pytest.importorskip("onnxruntime.quantization")
     proto = INTEGER["residual"]
-    io.save(proto, tmp_path / "m.onnx")
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(batches(proto))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.rest, None)
-
-    quantization.quantize_static(
-        tmp_path / "m.onnx",
-        tmp_path / "q.onnx",
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=per_channel,
-    )
-    foreign = onnx.load(tmp_path / "q.onnx")
+    foreign = quantized_by_onnxruntime(proto, tmp_path, per_channel=per_channel)
     (batch,) = batches(proto, 1)
     assert np.array_equal(outputs(fold(foreign), batch)[0], outputs(foreign, batch)[0])
 

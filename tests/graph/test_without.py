@@ -1,12 +1,10 @@
 import numpy as np
-import onnx
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import onnxqat
 from onnxqat.graph import io, qdq
 from onnxqat.graph.without import without_quantizers
-from tests.models import model, operators, outputs, random
+from tests.models import model, operators, outputs, quantized_by_onnxruntime, random
 
 WEIGHT = random(3, 2)
 NODES = {
@@ -96,29 +94,11 @@ def test_activation_that_fold_carried_out_on_codes_comes_back(nodes):
     np.testing.assert_allclose(outputs(floats, given[0])[0], outputs(proto, given[0])[0], atol=1e-3)
 
 
-class Reader(CalibrationDataReader):
-    def __init__(self, given):
-        self.items = iter(given)
-
-    def get_next(self):
-        return next(self.items, None)
-
-
 @pytest.mark.parametrize("nodes", [BOUNDS[name] for name in ("relu", "from 0 to 1", "from -1 to 1")])
 def test_activation_that_another_tool_left_to_the_quantizer_comes_back(nodes, tmp_path):
     proto = bounded(nodes)
     given = [{"x": random(64, 8, seed=seed, scale=1)} for seed in range(3)]
-    onnx.save(proto, tmp_path / "float.onnx")
-    quantize_static(
-        tmp_path / "float.onnx",
-        tmp_path / "qdq.onnx",
-        Reader(given),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-    )
-    foreign = onnx.load(tmp_path / "qdq.onnx")
+    foreign = quantized_by_onnxruntime(proto, tmp_path, given, per_channel=True)
     assert not {"Relu", "Clip"} & set(operators(foreign))
     floats = io.to_proto(without_quantizers(io.load(foreign)))
     # half a step of the range's rounded ends

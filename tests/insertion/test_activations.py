@@ -5,6 +5,7 @@ from io import StringIO
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import QuantType
 from rich.console import Console
 
 from onnxqat import verify
@@ -14,7 +15,7 @@ from onnxqat.insertion import insert
 from onnxqat.insertion.prepare import prepare
 from tests import stock
 from tests.insertion.cases import INTEGER, image
-from tests.models import batches, kernels, model, optimized, outputs, random
+from tests.models import batches, kernels, model, optimized, outputs, quantized_by_onnxruntime, random
 
 NUMBERS = {"three": 3.0, "six": 6.0, "sixth": 1 / 6, "half": 0.5, "zero": 0.0, "one": 1.0, "fifth": 0.2, "five": 5.0}
 NUMBERS |= {"low": -3.0, "high": 3.0}
@@ -153,21 +154,9 @@ def test_every_pair_that_is_left_has_an_integer_kernel_beside_it(name):
 
 
 def test_fewer_pairs_are_left_than_by_onnxruntimes_own_tool(tmp_path):
-    quantization = pytest.importorskip("onnxruntime.quantization")
     proto = mobile()
-    io.save(proto, tmp_path / "m.onnx")
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(batches(proto))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.rest, None)
-
-    quantization.quantize_static(
-        tmp_path / "m.onnx", tmp_path / "q.onnx", Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
-    )
-    ours, theirs = (kernels(one) for one in (fold(insert(proto, batches(proto))), onnx.load(tmp_path / "q.onnx")))
+    theirs = kernels(quantized_by_onnxruntime(proto, tmp_path, per_channel=True, activation_type=QuantType.QInt8))
+    ours = kernels(fold(insert(proto, batches(proto))))
     pairs = ("QuantizeLinear", "DequantizeLinear")
     assert sum(ours[kind] for kind in pairs) < sum(theirs[kind] for kind in pairs)
     assert ours["QLinearMul"] == 2

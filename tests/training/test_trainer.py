@@ -8,7 +8,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from models import fashion_mnist
 from onnxqat.config import Config
@@ -19,7 +18,7 @@ from onnxqat.training.callbacks import Callback, EarlyStopping, JsonLines
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer
-from tests.models import model, random
+from tests.models import model, quantized_by_onnxruntime, random
 
 BODY = """(float[N,3,8,8] x) => (float[N,5] y)
 {
@@ -162,38 +161,21 @@ def torch_gradients(proto, batch, inputs=()):
     return loss.item(), {n: v.grad.numpy() for n, v in leaves.items() if v.grad is not None}
 
 
-class Reader(CalibrationDataReader):
-    def __init__(self):
-        self.left = [{"x": b["x"]} for b in batches(2)]
-
-    def get_next(self):
-        return self.left.pop() if self.left else None
-
-
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
 def test_a_model_of_onnxruntimes_quantizer_trains(per_channel, tmp_path):
-    onnx.save(model(BODY, **WEIGHTS), tmp_path / "float.onnx")
+    batch, *_ = batches(1)
+    given = [{"x": one["x"]} for one in batches(2)]
     logging.disable(logging.WARNING)
     try:
-        quantize_static(
-            tmp_path / "float.onnx",
-            tmp_path / "qdq.onnx",
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=per_channel,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        foreign = quantized_by_onnxruntime(model(BODY, **WEIGHTS), tmp_path, given, per_channel=per_channel)
     finally:
         logging.disable(logging.NOTSET)
-    batch = batches(1)[0]
-    foreign = onnx.load(tmp_path / "qdq.onnx")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     logits = ort.InferenceSession(foreign.SerializeToString(), options).run(None, {"x": batch["x"]})[0]
     expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(batch["label"])).item()
 
-    trainer = Trainer(tmp_path / "qdq.onnx", optimizer=AdamW(lr=3e-3))
+    trainer = Trainer(foreign, optimizer=AdamW(lr=3e-3))
     assert trainer.evaluate([batch])["loss"] == pytest.approx(expected, rel=1e-5)
     before = trainer.evaluate(batches())
     trainer.fit(batches(), epochs=5)

@@ -1,4 +1,4 @@
-"""Small deployed models as text, and the other environment that holds stock onnxruntime."""
+"""Small deployed models as text, hosts of the runtimes, and the other environment that holds stock onnxruntime."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,8 @@ import onnx.parser
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import pytest
+
+from onnxqat.verification.host import opened
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,3 +65,18 @@ def stock_python():
             pytest.fail(message)
         pytest.skip(message)
     return str(path)
+
+
+@pytest.fixture(scope="module", params=["1.19.2", "stock"])
+def ort(request):
+    """A host of ONNX Runtime, the one of training and the one of today."""
+    interpreter = None if request.param == "1.19.2" else request.getfixturevalue("stock_python")
+    with opened("ort", interpreter) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def openvino():
+    """A host of OpenVINO."""
+    with opened("openvino") as host:
+        yield host

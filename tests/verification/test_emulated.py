@@ -16,22 +16,9 @@ from tests.stock import needs_stock
 from tests.verification.saturating import LAYERS, OPENVINO_LAYERS, expected, openvino_pairing
 
 
-@pytest.fixture(scope="module", params=["1.19.2", "stock"])
-def ort(request):
-    interpreter = None if request.param == "1.19.2" else request.getfixturevalue("stock_python")
-    with opened("ort", interpreter) as host:
-        yield host
-
-
 @pytest.fixture(scope="module")
 def default_ort():
     with opened("ort") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def openvino():
-    with opened("openvino") as host:
         yield host
 
 

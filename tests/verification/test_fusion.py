@@ -17,19 +17,6 @@ TWO_CONVS = """
 """
 
 
-@pytest.fixture(scope="module", params=["1.19.2", "stock"])
-def ort(request):
-    interpreter = None if request.param == "1.19.2" else request.getfixturevalue("stock_python")
-    with opened("ort", interpreter) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def openvino():
-    with opened("openvino") as host:
-        yield host
-
-
 def kernels_of(host, proto):
     model = io.load(proto)
     executed = host.executed(fusion.marked(model))

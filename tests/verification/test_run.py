@@ -15,6 +15,7 @@ from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.insertion import insert
 from onnxqat.verification.run import evaluate, verify
+from tests.models import quantized_by_onnxruntime
 
 MODEL = str(Path(__file__).parents[2] / "models" / "resnet20.onnx")
 
@@ -126,26 +127,8 @@ def test_models_in_memory_have_the_size_of_their_files(pair, batches, report):
 
 
 def test_models_that_another_quantizer_wrote_can_be_verified(batches, tmp_path):
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.left = iter(map(unlabelled, batches[:2]))
-
-        def get_next(self):
-            return next(self.left, None)
-
-    path = tmp_path / "ort.onnx"
-    quantize_static(
-        MODEL,
-        path,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    report = verify(path, path, batches[:2])
+    foreign = quantized_by_onnxruntime(onnx.load(MODEL), tmp_path, map(unlabelled, batches[:2]), per_channel=True)
+    report = verify(foreign, foreign, batches[:2])
     assert report.integer_count() == (22, 22)
     assert report.agreement > 0.97
 
