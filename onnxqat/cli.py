@@ -93,7 +93,9 @@ WeightBits = Annotated[int | None, typer.Option(help="Width of weights, 2 to 8. 
 ActivationBits = Annotated[
     int | None, typer.Option(help="Width of what weighted layers read, 2 to 8. (default: 8)", show_default=False)
 ]
-Losses = Annotated[list[str], typer.Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")]
+Losses = Annotated[
+    list[str], typer.Option(help="Such as cross_entropy, mse, l1, bce_with_logits or distill; several add up.")
+]
 Teacher = Annotated[
     Path | None,
     typer.Option(

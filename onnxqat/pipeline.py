@@ -32,6 +32,7 @@ from onnxqat.training.optimize.optimizers import AdamW
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer, check_epochs
 from onnxqat.training.training_graph.losses import Loss
+from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
 from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.host import RUNTIME_OF, RuntimeName
 from onnxqat.verification.judge import check_judged, shown
@@ -46,7 +47,7 @@ WARMUP_STEPS = 20
 #: Samples of the training data that calibration reads where no data of its own is given; more change ranges little.
 CALIBRATION_SAMPLES = 1024
 #: By what a model is judged where no metric is named: by what the labels of its loss are.
-METRIC_OF = {"cross_entropy": "accuracy", "bce_with_logits": "binary_accuracy", "mse": "mse", "l1": "mse"}
+METRIC_OF = {"classes": "accuracy", "sides": "binary_accuracy", "values": "mse"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class Training:
     def metric(self) -> str:
         """What models are judged by where the user names no metric: what the labels of the loss are."""
         names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
-        return next((METRIC_OF[name] for name in names if name in METRIC_OF), "accuracy")
+        labels = (NAMED_LOSSES[name].labels for name in names if name in NAMED_LOSSES)
+        return next((METRIC_OF[kind] for kind in labels if kind is not None), "accuracy")
 
     def __post_init__(self) -> None:
         check_epochs(self.epochs)

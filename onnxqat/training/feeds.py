@@ -21,7 +21,8 @@ from onnxqat.graph.without import without_quantizers
 from onnxqat.numerics import fake_quantize
 from onnxqat.runtime import Inference
 from onnxqat.training.training_graph.logits import CLASS_AXIS
-from onnxqat.training.training_graph.losses import LABEL, TEACHER, AttachedLoss
+from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
+from onnxqat.training.training_graph.losses import AttachedLoss
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +106,13 @@ class Feeds:
 
     def counted(self, batch: Batch) -> int:
         """How much a batch weighs in a mean: its labels that count, of classes or sides; else its samples."""
-        if self.loss.judged in ("classes", "sides"):
+        if self.loss.counts_accuracy:
             return int(self.loss.decisions.counted(batch["label"]).sum())
         return self.base.samples.rows(batch, list(self.base.inputs))
 
     def share(self, part: Batch, batch: Batch, of_rows: float) -> float:
         """What the mean over a part weighs in that over the batch: its share of rows, or of the labels that count."""
-        if self.loss.decisions.ignored is None or self.loss.judged not in ("classes", "sides"):
+        if self.loss.decisions.ignored is None or not self.loss.counts_accuracy:
             return of_rows
         ours, all_of_them = self.counted(part), self.counted(batch)
         return ours / all_of_them if all_of_them else of_rows

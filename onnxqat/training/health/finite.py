@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import OnnxqatError
 from onnxqat.training.engine import Engine, Floats
 from onnxqat.training.health.locate import Place, first_not_finite
-from onnxqat.training.training_graph.losses import LABEL
+from onnxqat.training.training_graph.loss_inputs import LABEL
 
 #: Operators that are not defined everywhere, or whose slope has no bound.
 _EDGES = frozenset({"Acos", "Acosh", "Asin", "Atanh", "Div", "Log", "Mod", "Pow", "Reciprocal", "ReduceLogSum", "Sqrt"})

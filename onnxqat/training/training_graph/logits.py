@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -16,12 +16,17 @@ log = logging.getLogger(__name__)
 
 #: Graph input [1]: the class axis, where the labels of a batch must tell it.
 CLASS_AXIS = "onnxqat.class_axis"
-_FITTING = {"Softmax": "cross_entropy", "LogSoftmax": "cross_entropy", "Sigmoid": "bce_with_logits"}
 _END = 2**31 - 1
 
 
-def logits_of(op: Ops, output: ir.Value, loss: str, activations: tuple[str, ...]) -> ir.Value:
+def logits_of(op: Ops, output: ir.Value, loss: str, losses: Mapping[str, str]) -> ir.Value:
     """What the activation behind an output reads, moved as its result is; the output itself where there is none.
+
+    Args:
+        op: the writer of nodes.
+        output: an output of the model.
+        loss: name of the loss.
+        losses: for each activation, the loss that takes its input as logits.
 
     Raises:
         InputError: the output comes from an activation whose result the loss would take for logits.
@@ -30,13 +35,13 @@ def logits_of(op: Ops, output: ir.Value, loss: str, activations: tuple[str, ...]
     if found is None:
         return output
     node = found.activation
-    if node.op_type not in activations or found.merged:
+    if losses.get(node.op_type) != loss or found.merged:
         why = (
             "parts of it are left out or put together behind it" if found.merged else f"{loss} takes no {node.op_type}"
         )
         raise InputError(
             f"loss {loss!r}: output {output.name!r} comes from {label(node)}, and {why}; use "
-            f"{_FITTING[node.op_type]!r}, make the logits the first output, or give a function of your own"
+            f"{losses[node.op_type]!r}, make the logits the first output, or give a function of your own"
         )
     log.info("the loss takes the input of %s as logits", label(node))
     return moved(op, found.movement, found.logits)

@@ -11,7 +11,8 @@ from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph.types import infer
 from onnxqat.training.training_graph.logits import CLASS_AXIS
-from onnxqat.training.training_graph.losses import LABEL, LOSS, TEACHER, attach_loss
+from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
+from onnxqat.training.training_graph.losses import LOSS, attach_loss
 from tests.models import model, random
 
 F = torch.nn.functional

@@ -10,8 +10,11 @@ from onnxscript.values import Opset
 
 from onnxqat.errors import InputError
 from onnxqat.training.engine import session_options
-from onnxqat.training.training_graph.losses import LABEL, LOSS, TEACHER, attach_loss
+from onnxqat.training.training_graph import named_losses
+from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
+from onnxqat.training.training_graph.losses import LOSS, attach_loss
 from onnxqat.training.training_graph.memory import schedule
+from onnxqat.training.training_graph.named_losses import NamedLoss
 from tests.models import model, random
 
 F = torch.nn.functional
@@ -151,3 +154,14 @@ class SickFunction:
 def test_a_loss_that_does_not_fit_is_refused(loss, words):
     with pytest.raises(InputError, match=words):
         attach_loss(ir.from_proto(model(IDENTITY)), loss)
+
+
+def test_a_row_of_the_table_is_all_that_a_new_loss_needs(monkeypatch):
+    row = NamedLoss(lambda op, site: op.ReduceMean(op.Abs(site.output), keepdims=0), over="all")
+    monkeypatch.setitem(named_losses.NAMED_LOSSES, "sparsity", row)
+    body = "(float[N,4] x) => (float[N,4] y, float[N,4] z) { y = Identity (x) z = Neg (x) }"
+    value, attached = loss_of(body, {"sparsity": 0.5}, {"x": Z})
+    np.testing.assert_allclose(value, np.abs(Z).mean(), rtol=1e-6)
+    assert (attached.labels, attached.distilled, attached.counts_accuracy) == ({}, (), False)
+    with pytest.raises(InputError, match=r"use one of cross_entropy, .*, sparsity, or"):
+        loss_of(body, "sparse", {"x": Z})
