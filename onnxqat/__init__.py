@@ -1,46 +1,84 @@
-"""Quantization-aware training on the ONNX graph itself."""
+"""Quantization-aware training on the ONNX graph itself.
+
+Public names load on use (PEP 562), so that importing the package takes no longer than it must.
+"""
+
+from __future__ import annotations
 
 from onnxqat.search_path import put_current_folder_last
 
 put_current_folder_last()
 
+# isort: split
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-# isort: split
-from onnxqat import callbacks
-from onnxqat.config import Config, Override, Select
-from onnxqat.errors import InputError, MissingExtraError, OnnxqatError, TrainingError, UnsupportedModelError
-from onnxqat.folding import fold
-from onnxqat.graph.io import save
-from onnxqat.insertion import insert
-from onnxqat.training.gradients import gradients
-from onnxqat.training.optimize.optimizers import SGD, AdamW
-from onnxqat.training.optimize.schedules import Constant, Cosine, StepDecay
-from onnxqat.training.trainer import Trainer
-from onnxqat.verification.report import Report
-from onnxqat.verification.run import evaluate, verify
+#: Where each public name is; the module itself where it has the same name.
+_HOMES = {
+    "SGD": "onnxqat.training.optimize.optimizers",
+    "AdamW": "onnxqat.training.optimize.optimizers",
+    "Config": "onnxqat.config",
+    "Constant": "onnxqat.training.optimize.schedules",
+    "Cosine": "onnxqat.training.optimize.schedules",
+    "InputError": "onnxqat.errors",
+    "MissingExtraError": "onnxqat.errors",
+    "OnnxqatError": "onnxqat.errors",
+    "Override": "onnxqat.config",
+    "Report": "onnxqat.verification.report",
+    "Select": "onnxqat.config",
+    "StepDecay": "onnxqat.training.optimize.schedules",
+    "Trainer": "onnxqat.training.trainer",
+    "TrainingError": "onnxqat.errors",
+    "UnsupportedModelError": "onnxqat.errors",
+    "callbacks": "onnxqat.callbacks",
+    "data": "onnxqat.data",
+    "evaluate": "onnxqat.verification.run",
+    "fold": "onnxqat.folding",
+    "gradients": "onnxqat.training.gradients",
+    "insert": "onnxqat.insertion",
+    "save": "onnxqat.graph.io",
+    "verify": "onnxqat.verification.run",
+}
 
-__all__ = [
-    "SGD",
-    "AdamW",
-    "Config",
-    "Constant",
-    "Cosine",
-    "InputError",
-    "MissingExtraError",
-    "OnnxqatError",
-    "Override",
-    "Report",
-    "Select",
-    "StepDecay",
-    "Trainer",
-    "TrainingError",
-    "UnsupportedModelError",
-    "callbacks",
-    "evaluate",
-    "fold",
-    "gradients",
-    "insert",
-    "save",
-    "verify",
-]
+__all__ = list(_HOMES)
+
+if TYPE_CHECKING:
+    from onnxqat import callbacks as callbacks
+    from onnxqat import data as data
+    from onnxqat.config import Config as Config
+    from onnxqat.config import Override as Override
+    from onnxqat.config import Select as Select
+    from onnxqat.errors import InputError as InputError
+    from onnxqat.errors import MissingExtraError as MissingExtraError
+    from onnxqat.errors import OnnxqatError as OnnxqatError
+    from onnxqat.errors import TrainingError as TrainingError
+    from onnxqat.errors import UnsupportedModelError as UnsupportedModelError
+    from onnxqat.folding import fold as fold
+    from onnxqat.graph.io import save as save
+    from onnxqat.insertion import insert as insert
+    from onnxqat.training.gradients import gradients as gradients
+    from onnxqat.training.optimize.optimizers import SGD as SGD
+    from onnxqat.training.optimize.optimizers import AdamW as AdamW
+    from onnxqat.training.optimize.schedules import Constant as Constant
+    from onnxqat.training.optimize.schedules import Cosine as Cosine
+    from onnxqat.training.optimize.schedules import StepDecay as StepDecay
+    from onnxqat.training.trainer import Trainer as Trainer
+    from onnxqat.verification.report import Report as Report
+    from onnxqat.verification.run import evaluate as evaluate
+    from onnxqat.verification.run import verify as verify
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A public name, from its home."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'onnxqat' has no attribute {name!r}")
+        home = import_module(_HOMES[name])
+        found = home if home.__name__ == f"onnxqat.{name}" else getattr(home, name)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -10,23 +10,24 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from json import JSONDecodeError, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import onnx
 import typer
 from typer.exceptions import TyperException
 
-from onnxqat import __version__, interruption, nncf
-from onnxqat.config import Config, TargetName
-from onnxqat.data.labels import Labelling
-from onnxqat.distributed import LostProcessError, give_way, in_words, launched, rank
-from onnxqat.errors import InputError, OnnxqatError
+from onnxqat import __version__, interruption
+from onnxqat.errors import InputError, LostProcessError, OnnxqatError
 from onnxqat.foreign import described, is_own_exit
-from onnxqat.graph import files, io
+from onnxqat.graph import files
 from onnxqat.interruption import Interrupted, Raiser
+from onnxqat.launch import give_way, in_words, launched, rank
+from onnxqat.names import RuntimeName, TargetName
 from onnxqat.terminal import PlainFormatter, Terminal, close_streams, open_streams, plain
 
 if TYPE_CHECKING:
+    import onnx
+
+    from onnxqat.config import Config
     from onnxqat.recovery import Recovery
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ TestData = Annotated[
     typer.Option(help="What the report is made on. (default: --validation, or else --data)", show_default=False),
 ]
 Runtime = Annotated[
-    Literal["ort", "openvino"] | None,
+    RuntimeName | None,
     typer.Option(help="Runtime that executes the models. (default: the target's)", show_default=False),
 ]
 MaxDrop = Annotated[
@@ -210,10 +211,10 @@ def insert(
     sample_axis: SampleAxis = None,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train."""
+    _check([output], inputs=[calibration, config], models=[model])
     from onnxqat.data import sources as datasets
     from onnxqat.insertion import insert as stage
 
-    _check([output], inputs=[model, calibration, config])
     settings = _config(config, target, weight_bits, activation_bits, fix_input)
     source = datasets.read(calibration, batch_size)
     _write(stage(model, source, settings, sample_axis=sample_axis, distributed=launched()), output)
@@ -244,13 +245,14 @@ def train(
     threads: Annotated[int, typer.Option(help="Threads inside an operator; 0: one for each core.")] = 0,
 ) -> None:
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
+    _check([output], lines=log_file, inputs=[data, validation], models=[model, teacher])
+    _check_resume(checkpoint, resume=resume)
     from onnxqat.callbacks import from_options
     from onnxqat.data import sources as datasets
+    from onnxqat.data.labels import Labelling
     from onnxqat.pipeline import Training, trainer
     from onnxqat.recovery import fit
 
-    _check([output], lines=log_file, inputs=[model, data, validation, teacher])
-    _check_resume(checkpoint, resume=resume)
     callbacks = from_options(log_file, tensorboard, patience, checkpoint, checkpoint_every)
     taught = None if teacher is None else str(teacher)
     labelling = Labelling(class_axis, ignore_label, sample_axis)
@@ -266,9 +268,9 @@ def train(
 @app.command()
 def fold(model: Model, output: Output) -> None:
     """Fold a Q/DQ model into the deployed one: integer weights, int32 biases."""
+    _check([output], models=[model])
     from onnxqat.folding import fold as stage
 
-    _check([output], inputs=[model])
     _write(stage(model), output)
 
 
@@ -285,7 +287,9 @@ def evaluate(
     batch_size: BatchSize = 64,
 ) -> None:
     """Print the metric of a model on labelled data."""
+    _check(models=[model])
     from onnxqat.data import sources as datasets
+    from onnxqat.data.labels import Labelling
     from onnxqat.pipeline import Judge
 
     judge = Judge(runtime, interpreter, metric, Labelling(class_axis, ignore_label, sample_axis))
@@ -311,10 +315,11 @@ def verify(
     json: Json = None,
 ) -> None:
     """Compare a trained and its deployed model in a real runtime: answers, kernels, size, time."""
+    _check(json=json, inputs=[data], models=[trained, deployed, float_model])
     from onnxqat.data import sources as datasets
+    from onnxqat.data.labels import Labelling
     from onnxqat.pipeline import Judge, conclude
 
-    _check(json=json, inputs=[trained, deployed, data, float_model])
     judge = Judge(runtime, interpreter, metric, Labelling(class_axis, ignore_label, sample_axis), max_drop)
     report = judge.compare((trained, deployed), float_model, datasets.read(data, batch_size))
     if json is not None:
@@ -362,11 +367,12 @@ def run(
     on --validation, and reports on --test (or --validation, or --data). At 8 bits --max-drop is 1 point of accuracy, 0.3 dB, or
     5 % of a loss unless given, and 1 % of other answers without labels; with fewer bits, more is a warning.
     """
+    _check([output], json=json, inputs=[data, calibration, validation, test, config], models=[model, teacher])
+    _check_resume(checkpoint, resume=resume)
     from onnxqat import pipeline
     from onnxqat.callbacks import from_options
+    from onnxqat.data.labels import Labelling
 
-    _check_resume(checkpoint, resume=resume)
-    _check([output], json=json, inputs=[model, data, calibration, validation, test, config, teacher])
     labelling = Labelling(class_axis, ignore_label, sample_axis)
     taught = None if teacher is None else str(teacher)
     training = pipeline.Training(
@@ -398,7 +404,9 @@ def inspect(
     trainable: Annotated[bool, typer.Option(help="Show which operators gradients pass instead.")] = False,
 ) -> None:
     """Show what is quantized, how, what is not and why."""
+    _check(models=[model])
     from onnxqat import inspection
+    from onnxqat.graph import io
     from onnxqat.runtime import check_loads
 
     loaded = io.load(model, oldest_opset=7)
@@ -495,17 +503,30 @@ def _recovery(checkpoint: Path | None, output: Path) -> Recovery | None:
 
 
 def _check(
-    models: Sequence[Path] = (),
+    written: Sequence[Path] = (),
     *,
     json: Path | None = None,
     lines: Path | None = None,
     inputs: Sequence[str | Path | None] = (),
+    models: Sequence[Path | None] = (),
 ) -> None:
-    """Checks what is to be written, before the work; where one of it is standard output, messages go to standard error."""
-    outputs = [*((path, io.MODEL) for path in models), (json, files.JSON), (lines, files.JSON_LINES)]
+    """Checks what is read and written, before anything large is loaded; what is said goes to standard error where one is output.
+
+    Args:
+        written: models to write.
+        json: a report to write.
+        lines: a log to write.
+        inputs: what is read besides models.
+        models: models that are read.
+    """
+    for model in filter(None, models):
+        files.check_present(model)
+    from onnxqat.graph import io
+
+    outputs = [*((path, io.MODEL) for path in written), (json, files.JSON), (lines, files.JSON_LINES)]
     console.stderr = any(path is not None and files.is_standard_output(path) for path, _ in outputs)
     if rank() == 0:
-        files.check_all(outputs, inputs)
+        files.check_all(outputs, [*models, *inputs])
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
@@ -531,6 +552,9 @@ def _config(
     fixed: list[str] | None,
 ) -> Config:
     """The configuration file's settings, those of the command line over them."""
+    from onnxqat import nncf
+    from onnxqat.config import Config
+
     given: dict[str, Any] = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
     if fixed:
         given["fixed_inputs"] = dict(map(_fixed_input, fixed))

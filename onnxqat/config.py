@@ -11,6 +11,7 @@ import onnx_ir as ir
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from onnxqat.errors import InputError
+from onnxqat.names import TargetName
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 Granularity = Literal["per_tensor", "per_channel"]
@@ -18,7 +19,6 @@ RangeEstimator = Literal[
     "min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"
 ]
 OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
-TargetName = Literal["ort-cpu", "openvino", "tensorrt", "qnn"]
 
 #: Metadata of a node that preparation rewrote: the operator that the user's model had there, so that rules find it.
 ORIGINAL_TYPE = "onnxqat.original_type"

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import FrameType
@@ -24,7 +23,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch, Signature
-from onnxqat.errors import InputError, MissingExtraError, TrainingError
+from onnxqat.errors import InputError, LostProcessError, MissingExtraError, TrainingError
+from onnxqat.launch import in_words
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -36,10 +36,6 @@ _REMEDY = "start all again, from the last checkpoint with --resume"
 
 class Ended(SystemExit):
     """This process ends because a signal says so."""
-
-
-class LostProcessError(TrainingError):
-    """Another process of the run has died or does not answer."""
 
 
 class Workers:
@@ -213,27 +209,6 @@ class Workers:
 
 def _cut(array: NDArray[Any], axis: int | None, start: int, stop: int) -> NDArray[Any]:
     return array if axis is None else array[(slice(None),) * axis + (slice(start, stop),)]
-
-
-def launched() -> bool:
-    """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def rank() -> int:
-    """Number of this process before it has joined the others; 0 where it was started alone."""
-    return int(os.environ["RANK"]) if launched() else 0
-
-
-def in_words(message: str) -> str:
-    """An error as standard error shows it, with the number of the process unless it is the first."""
-    return f"error: process {rank()}: {message}" if rank() else f"error: {message}"
-
-
-def give_way() -> None:
-    """Waits before this process reports its error: where the first has met the same, torchrun ends this one meanwhile."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(5)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

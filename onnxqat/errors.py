@@ -17,6 +17,10 @@ class TrainingError(OnnxqatError):
     """Training could not go on; the last good state is kept."""
 
 
+class LostProcessError(TrainingError):
+    """Another process of the run has died or does not answer."""
+
+
 class DropError(OnnxqatError):
     """A deployed model is worse than its float model by more than is allowed; it is written all the same."""
 

@@ -18,13 +18,14 @@ from rich.table import Table
 from onnxqat.config import Config, Range
 from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
-from onnxqat.distributed import rank
 from onnxqat.errors import DropError
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.insertion.fixed import with_fixed_inputs
 from onnxqat.insertion.prepare import prepare
+from onnxqat.launch import rank
+from onnxqat.names import RuntimeName
 from onnxqat.recovery import Recovery, fit
 from onnxqat.training import preflight
 from onnxqat.training.callbacks import Callback
@@ -34,7 +35,7 @@ from onnxqat.training.trainer import Trainer, check_epochs
 from onnxqat.training.training_graph.losses import Loss
 from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.host import RUNTIME_OF, RuntimeName
+from onnxqat.verification.host import RUNTIME_OF
 from onnxqat.verification.judge import check_judged, shown
 from onnxqat.verification.metrics import named
 from onnxqat.verification.report import Report

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from rich.progress import track as rich_track
 
-from onnxqat.distributed import rank
+from onnxqat.launch import rank
 from onnxqat.terminal import Terminal
 
 T = TypeVar("T")

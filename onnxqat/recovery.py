@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx
 
 from onnxqat.data import sources as datasets
-from onnxqat.distributed import rank
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
+from onnxqat.launch import rank
 from onnxqat.training.callbacks import Callback
 from onnxqat.training.resume import checkpoint_files
 from onnxqat.training.trainer import Trainer

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import onnxqat
-from onnxqat.distributed import Workers, launched
+from onnxqat.distributed import Workers
+from onnxqat.launch import launched
 from tools.networks import NETWORKS
 
 #: Processes and threads of each contestant.

@@ -96,6 +96,12 @@ def check_all(outputs: Iterable[tuple[PathLike | None, Kind]], inputs: Iterable[
         seen.append(path)
 
 
+def check_present(path: PathLike) -> None:
+    """Raises InputError if there is no such file to read."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; check the path")
+
+
 def check(path: PathLike, kind: Kind) -> None:
     """Raises InputError if nothing of this kind can be written to `path`."""
     if is_standard_output(path):

@@ -142,8 +142,7 @@ def opset(model: ir.Model) -> int:
 
 
 def _from_file(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+    files.check_present(path)
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:

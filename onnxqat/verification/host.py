@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError
 from onnxqat.graph import files, io
+from onnxqat.names import RuntimeName
 from onnxqat.verification import worker
 
 Arrays = dict[str, NDArray[Any]]
-RuntimeName = Literal["ort", "openvino"]
 
 PACKAGES: dict[RuntimeName, str] = {"ort": "onnxruntime", "openvino": "openvino"}
 #: Where a model is run that names no runtime, and where one is that was made for a target (`onnxqat.target`).

@@ -17,10 +17,11 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
+from onnxqat.names import RuntimeName
 from onnxqat.progress import track
 from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, RuntimeName, opened
+from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, opened
 from onnxqat.verification.judge import Evidence, check_judged
 from onnxqat.verification.metrics import Metric, named
 from onnxqat.verification.other_processor import Elsewhere

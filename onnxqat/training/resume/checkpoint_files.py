@@ -58,8 +58,7 @@ def read(path: Path) -> tuple[Tensors, Facts]:
         InputError: there is no such file.
         DamagedError: the checksum is not that of the content.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+    files.check_present(path)
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

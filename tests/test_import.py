@@ -1,0 +1,74 @@
+"""What importing the package costs, and what its public names are."""
+
+from __future__ import annotations
+
+import ast
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onnxqat
+
+HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "sympy", "tensorflow", "torch"}
+CALL = "import sys; sys.argv[1:] = {}\nfrom onnxqat.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+STARTS = {
+    "import": "import onnxqat",
+    "help": CALL.format(["--help"]),
+    "help of a command": CALL.format(["run", "--help"]),
+    "version": CALL.format(["--version"]),
+    "no such file": CALL.format(["inspect", "nofile.onnx"]),
+    "no such model to train": CALL.format(["train", "nofile.onnx", "--data", "d.npz", "-o", "o.onnx"]),
+}
+
+
+@pytest.mark.parametrize("code", STARTS.values(), ids=STARTS)
+def test_nothing_heavy_loads_before_it_is_used(code):
+    shown = f"{code}\nimport sys\nprint('loaded:', *sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(ended.stdout.rpartition("loaded:")[2].split())
+    assert ended.stderr in ("", "error: nofile.onnx: no such file; check the path\n")
+
+
+def test_import_and_help_take_little_longer_than_importing_onnx():
+    calls = {"onnx": ["-c", "import onnx"], "package": ["-c", "import onnxqat"], "help": ["-m", "onnxqat", "--help"]}
+    least = dict.fromkeys(calls, float("inf"))
+    for _ in range(3):
+        for name, arguments in calls.items():
+            least[name] = min(least[name], _seconds_of_cpu(arguments))
+    assert least["package"] < 2 * least["onnx"]
+    assert least["help"] < 2 * least["onnx"]
+
+
+def test_every_public_name_loads_and_is_listed():
+    assert set(onnxqat.__all__) <= set(dir(onnxqat))
+    for name in onnxqat.__all__:
+        found = getattr(onnxqat, name)
+        assert getattr(found, "__name__", "").rpartition(".")[2] == name
+
+
+def test_type_checkers_see_the_same_names_in_the_same_places():
+    tree = ast.parse(Path(onnxqat.__file__).read_text())
+    (checked,) = [part for part in tree.body if isinstance(part, ast.If)]
+    imports = [part for part in checked.body if isinstance(part, ast.ImportFrom)]
+    seen = {
+        name.asname: f"onnxqat.{name.name}" if part.module == "onnxqat" else part.module
+        for part in imports
+        for name in part.names
+    }
+    assert seen == onnxqat._HOMES
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Trainr'"):
+        _ = onnxqat.Trainr
+
+
+def _seconds_of_cpu(arguments: list[str]) -> float:
+    """User and system time of a Python process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
