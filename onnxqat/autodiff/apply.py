@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxqat.autodiff import ort
 from onnxqat.autodiff.path import Step
-from onnxqat.autodiff.rule import Call, Custom, Expanded, GradientFormula, Registered
+from onnxqat.autodiff.rule import Call, Custom, Differentiable, Expanded, FunctionGradient, GradientFormula
 from onnxqat.graph.ops import Ops, set_types
 
 DOMAIN = "onnxqat.gradient"
@@ -31,7 +31,7 @@ def expand(graph: ir.Graph, step: Step, rule: Expanded, opset: int) -> None:
 
 def complete_outputs(step: Step, opset: int) -> None:
     """Gives the node the optional outputs that its gradient needs."""
-    node, count = step.node, getattr(step.rule, "outputs", 0)
+    node, count = step.node, step.rule.outputs if isinstance(step.rule, Differentiable) else 0
     if count > len(node.outputs):
         node.resize_outputs(count)
     for index, value in enumerate(node.outputs[:count]):
@@ -65,8 +65,8 @@ def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> list[tuple[ir
     return [(call, present.index(index)) for index in step.cut]
 
 
-def attach(model: ir.Model, step: Step, rule: Registered) -> None:
-    """Adds the gradient functions of a registered function to the model.
+def attach(model: ir.Model, step: Step, rule: FunctionGradient) -> None:
+    """Adds the gradient of the function that the node calls to the model.
 
     The builder crashes on a gradient function whose last outputs nobody asks for: a node where that is so calls a copy
     of the function, whose gradient lacks them.
@@ -81,10 +81,9 @@ def attach(model: ir.Model, step: Step, rule: Registered) -> None:
         function = function.clone()
         function.name = f"{called.name}_gradient"
         del function.outputs[len(results) :]
-    for added in (function, *rule.helpers):
-        model.functions.setdefault(added.identifier(), added)
-        for domain, version in added.opset_imports.items():
-            model.graph.opset_imports.setdefault(domain, version)
+    model.functions.setdefault(function.identifier(), function)
+    for domain, version in function.opset_imports.items():
+        model.graph.opset_imports.setdefault(domain, version)
     model.graph.opset_imports.setdefault(function.domain, 1)
     ort.register_gradient(node.domain, node.op_type, (function.domain, function.name), rule.arguments, results)
 

@@ -12,7 +12,7 @@ from onnxqat.autodiff.build import with_gradients
 from onnxqat.autodiff.names import free_gradient_names
 from onnxqat.autodiff.path import Step, control_flow_uses, may_be_float, trace
 from onnxqat.autodiff.prepare import prepare
-from onnxqat.autodiff.rule import Custom, Expanded, Refused, Registered
+from onnxqat.autodiff.rule import Custom, Expanded, FunctionGradient, Refused
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.nesting import captured_values
@@ -52,9 +52,9 @@ def blocked_text(blocked: Sequence[Blocked]) -> str:
 
 def blocking_nodes(model: ir.Model, wrt: Iterable[str]) -> list[Blocked]:
     """Returns every node between the values `wrt` (float inputs, initializers) and a graph output without gradient."""
-    graph = prepare(model).graph
-    parameters = _parameters(graph, wrt)
-    return _blocked(trace(graph, parameters, graph.outputs), parameters)
+    prepared = prepare(model)
+    parameters = _parameters(prepared.graph, wrt)
+    return _blocked(trace(prepared, parameters, prepared.graph.outputs), parameters)
 
 
 def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
@@ -84,7 +84,7 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
             cuts += wrap(result, step, step.rule, graph.opset_imports[""])
             continue
         cuts += [(step.node, index) for index in step.cut]
-        if step.outputs and isinstance(step.rule, Registered):
+        if step.outputs and isinstance(step.rule, FunctionGradient):
             attach(result, step, step.rule)
     cuts += [use for use in control_flow_uses(graph) if use not in cuts]
     return with_gradients(result, str(target.name), list(wrt), reached, cuts, requested)
@@ -95,7 +95,7 @@ def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Valu
     opset, graph = model.graph.opset_imports[""], model.graph
     name = str(target.name)
     while True:
-        steps = trace(graph, parameters, [_value(graph, name)])
+        steps = trace(model, parameters, [_value(graph, name)])
         blocked = _blocked(steps, parameters)
         if blocked:
             raise UnsupportedModelError(blocked_text(blocked))

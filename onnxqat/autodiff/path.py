@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
@@ -46,29 +47,30 @@ def may_be_float(value: ir.Value | None) -> bool:
     return value.dtype is None or value.dtype in FLOAT_TYPES
 
 
-def trace(graph: ir.Graph, wrt: Iterable[ir.Value], targets: Iterable[ir.Value]) -> list[Step]:
+def trace(model: ir.Model, wrt: Iterable[ir.Value], targets: Iterable[ir.Value]) -> list[Step]:
     """Returns the nodes that depend on `wrt`, in graph order; `outputs` is empty where no target depends on them."""
     carried = {value for value in wrt if may_be_float(value)}
-    forward = [step for node in graph if (step := _forward_step(node, carried)) is not None]
+    rules = partial(rule_for, functions=model.functions)
+    forward = [step for node in model.graph if (step := _forward_step(node, rules, carried)) is not None]
     live = {value for value in targets if may_be_float(value)}
     return [_backward_step(step, live) for step in reversed(forward)][::-1]
 
 
-def _forward_step(node: ir.Node, carried: set[ir.Value]) -> Step | None:
+def _forward_step(node: ir.Node, rules: Callable[[ir.Node], Rule], carried: set[ir.Value]) -> Step | None:
     reached = frozenset(i for i, value in enumerate(node.inputs) if value in carried)
     captured = any(value in carried for value in captured_values(node))
     if not reached and not captured:
         return None
-    rule = rule_for(node)
+    rule = rules(node)
     none: frozenset[int] = frozenset()
-    codes = getattr(rule, "codes", False) or any(not may_be_float(node.inputs[i]) for i in reached)
+    codes = (isinstance(rule, Refused) and rule.codes) or any(not may_be_float(node.inputs[i]) for i in reached)
     carriers = [value for value in node.outputs if codes or may_be_float(value)]
     if isinstance(rule, Stopped) or not carriers:
         return Step(node, rule, none, none, reached, none)
     if isinstance(rule, Refused):
         carried.update(carriers)
         return Step(node, rule, reached, none, none, none)
-    steering = getattr(rule, "steering", none) & reached
+    steering = rule.steering & reached
     covered = reached - steering if rule.inputs is None else reached & rule.inputs
     barred = reached - covered - steering
     if covered or barred:

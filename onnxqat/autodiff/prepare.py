@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.autodiff.branches import resolve_branches
-from onnxqat.autodiff.rules.table import is_registered
+from onnxqat.autodiff.functions import gradient_of
 from onnxqat.conversion import converted
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.io import OLDEST_OPSET, opset
@@ -18,7 +18,7 @@ from onnxqat.graph.types import infer
 def prepare(model: ir.Model) -> ir.Model:
     """Returns a copy of `model` in which every node has a name and, where inference reaches, every value a type.
 
-    Functions are inlined except those with a registered gradient. Identity nodes go: an exporter puts them between a
+    Functions are inlined except those that carry a gradient. Identity nodes go: an exporter puts them between a
     shared initializer and its users, where the gradient builder would miss that both are one. Automatic padding is
     written out: ONNX Runtime's gradients ignore it. Branches that are decided already are taken. Operator sets older
     than 13 are upgraded.
@@ -37,7 +37,7 @@ def supported(model: ir.Model) -> ir.Model:
     """Returns a copy of an operator set that rules know, without functions and decided branches."""
     copy = converted(model) if opset(model) < OLDEST_OPSET else model.clone()
     if copy.functions:
-        passes.InlinePass(lambda function: not is_registered((function.domain, function.name)))(copy)
+        passes.InlinePass(lambda function: gradient_of(function) is None)(copy)
     resolve_branches(copy)
     return copy
 

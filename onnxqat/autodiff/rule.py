@@ -1,9 +1,9 @@
-"""What a gradient rule is: the five ways in which an operator can stand on the path from a parameter to the loss."""
+"""Gradient rules: the ways in which an operator can stand on the path from a parameter to the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
@@ -68,12 +68,12 @@ Formula: TypeAlias = Callable[[Ops, Call], "ir.Value | Sequence[ir.Value]"]
 GradientFormula: TypeAlias = Callable[..., "ir.Value | Sequence[ir.Value | None]"]
 
 
-@dataclass(frozen=True)
-class Trusted:
-    """ONNX Runtime's own gradient, found right by finite differences.
+@dataclass(frozen=True, kw_only=True)
+class Differentiable:
+    """An operator that gradients pass: one of the four kinds below.
 
     Attributes:
-        inputs: indices of the inputs that it covers; None: all.
+        inputs: indices of the inputs that get a gradient; None: all.
         steering: indices of float inputs that only steer: no gradient flows to them and none is missed.
         outputs: how many outputs the node must have: optional ones that it lacks are added.
     """
@@ -84,26 +84,41 @@ class Trusted:
 
 
 @dataclass(frozen=True)
-class Expanded:
-    """The node is replaced by `formula`, made of differentiable operators."""
-
-    formula: Formula
-    inputs: frozenset[int] | None = None
-    steering: frozenset[int] = frozenset()
+class Trusted(Differentiable):
+    """ONNX Runtime's own gradient, found right by finite differences."""
 
 
 @dataclass(frozen=True)
-class Custom:
+class Expanded(Differentiable):
+    """The node is replaced by `formula`, made of differentiable operators."""
+
+    formula: Formula
+
+
+@dataclass(frozen=True)
+class Custom(Differentiable):
     """The node keeps its kernel; `gradient(op, call, *output gradients)` writes the gradient function.
 
     An output gradient is None where the loss does not depend on the output. The function returns one value per
-    input, None where there is none, or a single value for the first input alone. `outputs` is as in `Trusted`.
+    input, None where there is none, or a single value for the first input alone.
     """
 
     gradient: GradientFormula
-    inputs: frozenset[int] | None = None
-    steering: frozenset[int] = frozenset()
-    outputs: int = 0
+
+
+@dataclass(frozen=True)
+class FunctionGradient(Differentiable):
+    """The gradient of a model-local function: one call of another function.
+
+    Attributes:
+        gradient: the gradient function.
+        arguments: what it is called with: `GO(i)`, the gradient of output i; `I(i)`, input i; `O(i)`, output i.
+        results: what it returns: `GI(i)`, the gradient of input i.
+    """
+
+    gradient: ir.Function
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -126,30 +141,5 @@ class Refused:
     codes: bool = False
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A call of a model-local function whose gradient is another function, given by its owner.
-
-    Attributes:
-        gradient: the gradient function.
-        arguments: what it is called with, as `GO(i)`, `I(i)`, `O(i)`.
-        results: what it returns, as `GI(i)`.
-        helpers: other functions that it calls.
-        steering: indices of float inputs that only steer: no gradient flows to them and none is missed.
-    """
-
-    gradient: ir.Function
-    arguments: tuple[str, ...]
-    results: tuple[str, ...]
-    helpers: tuple[ir.Function, ...] = field(default=())
-    steering: frozenset[int] = frozenset()
-
-    @property
-    def inputs(self) -> frozenset[int]:
-        """Indices of the inputs that get a gradient."""
-        return frozenset(int(result[3:-1]) for result in self.results)
-
-
-Differentiable: TypeAlias = Trusted | Expanded | Custom | Registered
 Rule: TypeAlias = Differentiable | Stopped | Refused
 RuleOrChoice: TypeAlias = "Rule | Callable[[ir.Node], Rule]"

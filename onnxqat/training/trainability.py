@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from onnxqat.autodiff.differentiate import Blocked, blocking_nodes
 from onnxqat.autodiff.path import may_be_float
 from onnxqat.autodiff.prepare import supported
-from onnxqat.autodiff.rule import Custom, Expanded, Refused, Registered, Stopped
+from onnxqat.autodiff.rule import Custom, Expanded, FunctionGradient, Refused, Stopped
 from onnxqat.autodiff.rules.table import rule_for
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import is_quantized, quantizers
@@ -18,6 +19,8 @@ from onnxqat.graph.types import infer
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.restore_float import restore_float
 from onnxqat.training.training_graph.parameters import trainable
+
+_PART_OF_A_QUANTIZER = (True, "part of a quantizer")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def trainability(model: ir.Model) -> list[OperatorRow]:
     infer(copy)
     trained = {node for quantizer in quantizers(copy) for node in quantizer.nodes}
     rows = Counter(
-        (node.op_type, node.domain, *((True, "part of a quantizer") if node in trained else _outlook(node)))
+        (node.op_type, node.domain, *(_PART_OF_A_QUANTIZER if node in trained else _outlook(node, copy.functions)))
         for node in copy.graph
     )
     return [OperatorRow(op, domain, count, yes, reason) for (op, domain, yes, reason), count in rows.items()]
@@ -56,14 +59,14 @@ def obstacles(model: ir.Model) -> list[Blocked]:
     return blocking_nodes(forward, names)
 
 
-def _outlook(node: ir.Node) -> tuple[bool, str]:
-    rule = rule_for(node)
+def _outlook(node: ir.Node, functions: Mapping[ir.OperatorIdentifier, ir.Function]) -> tuple[bool, str]:
+    rule = rule_for(node, functions)
     if isinstance(rule, Stopped):
         return False, rule.reason
-    if not any(may_be_float(output) for output in node.outputs) and not getattr(rule, "codes", False):
+    if not any(may_be_float(output) for output in node.outputs) and not (isinstance(rule, Refused) and rule.codes):
         return False, "its outputs are not floats"
     if isinstance(rule, Refused):
         return False, rule.reason
-    if isinstance(rule, Custom | Registered):
+    if isinstance(rule, Custom | FunctionGradient):
         return True, "onnxqat's gradient"
     return True, "rewritten as differentiable operators" if isinstance(rule, Expanded) else "ONNX Runtime's gradient"

@@ -6,11 +6,11 @@ Below, x is the input, y the output, dy the output's gradient, s the logistic fu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call
+from onnxqat.autodiff.rule import Call, Custom, Expanded, RuleOrChoice, Trusted
 from onnxqat.graph.ops import Ops
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -136,3 +136,23 @@ def gelu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     density = op.Mul(op.Exp(op.Mul(squared, -0.5)), 1 / math.sqrt(2 * math.pi))
     cumulative = op.Mul(op.Add(op.Erf(op.Mul(x, math.sqrt(0.5))), 1.0), 0.5)
     return op.Mul(dy, op.Add(cumulative, op.Mul(x, density)))
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    **dict.fromkeys(["LogSoftmax", "Sigmoid", "Softmax", "Tanh"], Trusted()),
+    "Relu": Custom(relu_gradient),
+    "LeakyRelu": Custom(leaky_relu_gradient),
+    "HardSwish": Expanded(hard_swish),
+    "HardSigmoid": Custom(hard_sigmoid_gradient),
+    "Elu": Custom(elu_gradient),
+    "Celu": Custom(celu_gradient),
+    "Selu": Custom(selu_gradient),
+    "Softplus": Custom(softplus_gradient),
+    "Softsign": Custom(softsign_gradient),
+    "ThresholdedRelu": Custom(thresholded_relu_gradient),
+    "Shrink": Custom(shrink_gradient),
+    "Mish": Custom(mish_gradient),
+    "PRelu": Custom(prelu_gradient, inputs=frozenset({0, 1})),
+    "Swish": Expanded(swish),
+    "Gelu": Custom(gelu_gradient),
+}

@@ -5,9 +5,11 @@ x is the first input, y the output, dy the output's gradient.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Rule, RuleOrChoice, Trusted
 from onnxqat.graph.ops import Ops, same_shape
 
 
@@ -114,8 +116,8 @@ def dropout_rule(node: ir.Node) -> Rule:
     training = node.inputs[2] if len(node.inputs) > 2 else None
     known = None if training is None else ir.convenience.get_const_tensor(training)
     if training is None or (known is not None and not known.numpy().any()):
-        return Expanded(identity_dropout, frozenset({0}), steering=frozenset({1}))
-    return Custom(dropout_gradient, frozenset({0}), steering=frozenset({1}), outputs=2)
+        return Expanded(identity_dropout, inputs=frozenset({0}), steering=frozenset({1}))
+    return Custom(dropout_gradient, inputs=frozenset({0}), steering=frozenset({1}), outputs=2)
 
 
 def identity_dropout(op: Ops, call: Call) -> list[ir.Value]:
@@ -132,3 +134,13 @@ def dropout_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = Non
     half = half if half.dtype == dy.dtype else op.Cast(half, to=dy.dtype)
     scale = op.Where(training, op.Reciprocal(op.Sub(1.0, half)), op.like(1.0, dy))
     return op.masked(op.Mul(dy, scale), call.outputs[1])
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "Pow": Custom(pow_gradient),
+    "Where": Custom(where_gradient, inputs=frozenset({1, 2})),
+    "Clip": Custom(clip_gradient),
+    "MatMul": matmul_rule,
+    "Gemm": gemm_rule,
+    "Dropout": dropout_rule,
+}

@@ -7,11 +7,12 @@ convolution, with dy in the place of its input and x in the place of its output'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice, Trusted
 from onnxqat.autodiff.windows import begins_and_ends, padded, spatial, window
 from onnxqat.graph.ops import Ops
 
@@ -101,3 +102,9 @@ def _conv_attributes(call: Call) -> dict[str, Any] | None:
 def _size(value: ir.Value | None, axis: int) -> int | None:
     size = value.shape[axis] if value is not None and value.shape is not None else None
     return size if isinstance(size, int) else None
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "Conv": conv_rule,
+    "ConvTranspose": conv_transpose_rule,
+}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused, RuleOrChoice
 from onnxqat.autodiff.shapes import reshape, sizes
 from onnxqat.graph.ops import Ops
 
@@ -42,3 +44,8 @@ def _rows(x: ir.Value | None) -> int | None:
     if x is None or x.shape is None:
         return None
     return next((side for side in (x.shape[-1], x.shape[-2]) if isinstance(side, int)), None)
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "Det": det_rule,
+}

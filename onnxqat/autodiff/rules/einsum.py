@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused, RuleOrChoice
 from onnxqat.autodiff.shapes import size, zeros
 from onnxqat.graph.ops import Ops
 
@@ -102,3 +102,8 @@ def _identity(op: Ops, x: ir.Value, axis: int) -> ir.Value:
     side = op.Unsqueeze(size(op, x, axis), op.ints([0]))
     square = zeros(op, op.Concat(side, side, axis=0), x.dtype or ir.DataType.FLOAT)
     return op.EyeLike(square)
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "Einsum": einsum_rule,
+}

@@ -6,12 +6,12 @@ domain, where a derivative has no bound, it counts as 0 (see `Ops.finite`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused, Rule
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice, Trusted
 from onnxqat.graph.ops import Ops
 
 
@@ -119,7 +119,7 @@ def mod_rule(node: ir.Node) -> Rule:
     """ONNX Runtime's kernel computes the remainder of floats in C's sense alone."""
     if not node.attributes.get_int("fmod", 0):
         return Refused("ONNX Runtime takes the remainder of floats with fmod=1 alone")
-    return Custom(mod_gradient, frozenset({0, 1}))
+    return Custom(mod_gradient, inputs=frozenset({0, 1}))
 
 
 def mod_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
@@ -131,3 +131,25 @@ def mod_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]
         return da, None
     quotient = op.finite(op.Round(op.Div(op.Sub(a, y), b)))
     return da, op.sum_to(op.Neg(op.Mul(dy, quotient)), b, y)
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    **dict.fromkeys(["Abs", "Add", "Cos", "Erf", "Max", "Min", "Mul", "Neg", "Sin", "Sub"], Trusted()),
+    "Div": Custom(div_gradient),
+    "Exp": Custom(exp_gradient),
+    "Log": Custom(log_gradient),
+    "Reciprocal": Custom(reciprocal_gradient),
+    "Sqrt": Custom(sqrt_gradient),
+    "Acos": Custom(acos_gradient),
+    "Acosh": Custom(acosh_gradient),
+    "Asin": Custom(asin_gradient),
+    "Asinh": Custom(asinh_gradient),
+    "Atan": Custom(atan_gradient),
+    "Atanh": Custom(atanh_gradient),
+    "Cosh": Custom(cosh_gradient),
+    "Sinh": Custom(sinh_gradient),
+    "Tan": Custom(tan_gradient),
+    "Sum": Expanded(sum_as_adds),
+    "Mean": Expanded(mean_as_adds),
+    "Mod": mod_rule,
+}

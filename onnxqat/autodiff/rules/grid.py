@@ -7,13 +7,13 @@ Positions, padding and Keys' cubic kernel (a = −0.75) are those of the ONNX sp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused, RuleOrChoice
 from onnxqat.autodiff.rules.resize import cubic_weights
 from onnxqat.autodiff.shapes import reshape, size, sizes, zeros
 from onnxqat.graph.ops import Ops
@@ -45,7 +45,7 @@ def grid_sample_rule(node: ir.Node) -> Custom | Refused:
     x = node.inputs[0]
     if x is None or x.shape is None:
         return Refused("the rank of its input is not known; give the input a shape")
-    return Custom(grid_sample_gradient, frozenset({0, 1}))
+    return Custom(grid_sample_gradient, inputs=frozenset({0, 1}))
 
 
 def grid_sample_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
@@ -174,3 +174,9 @@ def _reflected(op: Ops, taps: ir.Value, last: ir.Value, *, aligned: bool) -> ir.
     shifted = op.Where(op.Less(taps, 0.0), op.Sub(op.Neg(taps), 1.0), taps)
     turned = op.Mod(shifted, period, fmod=1)
     return op.Min(turned, op.Sub(op.Sub(period, turned), 1.0))
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "GridSample": grid_sample_rule,
+    "AffineGrid": Custom(affine_grid_gradient, inputs=frozenset({0})),
+}

@@ -6,9 +6,11 @@ there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Refused, Rule, RuleOrChoice, Trusted
 from onnxqat.autodiff.shapes import added_up, arange
 from onnxqat.graph.ops import Ops
 
@@ -38,7 +40,7 @@ def slice_rule(node: ir.Node) -> Rule:
     steps = node.inputs[4] if len(node.inputs) > 4 else None
     known = None if steps is None else ir.convenience.get_const_tensor(steps)
     forward = steps is None or (known is not None and bool((known.numpy() > 0).all()))
-    return Trusted(_FIRST) if forward else Custom(slice_gradient, _FIRST)
+    return Trusted(inputs=_FIRST) if forward else Custom(slice_gradient, inputs=_FIRST)
 
 
 def slice_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -51,9 +53,13 @@ def scatter_rule(node: ir.Node) -> Rule:
     """ONNX Runtime's gradient without reduction: indices must then be distinct."""
     reduction = node.attributes.get_string("reduction", "none")
     if reduction == "none":
-        return Trusted(frozenset({0, 2}))
+        return Trusted(inputs=frozenset({0, 2}))
     known = reduction in ("add", "mul", "max", "min")
-    return Custom(scatter_gradient, frozenset({0, 2})) if known else Refused(f"reduction {reduction!r} has no gradient")
+    return (
+        Custom(scatter_gradient, inputs=frozenset({0, 2}))
+        if known
+        else Refused(f"reduction {reduction!r} has no gradient")
+    )
 
 
 def scatter_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
@@ -99,3 +105,12 @@ def _gathered(op: Ops, call: Call, x: ir.Value) -> ir.Value:
     if call.op_type == "ScatterND":
         return op.GatherND(x, call.inputs[1])
     return op.GatherElements(x, call.inputs[1], axis=call.get("axis", 0))
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    **dict.fromkeys(["Gather", "GatherElements", "GatherND", "TopK"], Trusted()),
+    "Pad": Custom(pad_gradient, inputs=frozenset({0, 2})),
+    "Slice": slice_rule,
+    "ScatterElements": scatter_rule,
+    "ScatterND": scatter_rule,
+}

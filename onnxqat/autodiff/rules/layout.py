@@ -5,9 +5,11 @@ Each is linear in x, so that the gradient is the transposed map of dy: elements 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, RuleOrChoice, Trusted
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes, zeros
 from onnxqat.graph.ops import Ops
 
@@ -50,8 +52,8 @@ def reverse_sequence_rule(node: ir.Node) -> Custom | Expanded:
     known = ir.convenience.get_const_tensor(lengths)
     producer = lengths.producer()
     if (known is not None and known.numpy().min(initial=1) > 0) or (producer is not None and producer.op_type == "Max"):
-        return Custom(reverse_sequence_gradient, _FIRST)
-    return Expanded(reverse_sequence_of_positive_length, _FIRST)
+        return Custom(reverse_sequence_gradient, inputs=_FIRST)
+    return Expanded(reverse_sequence_of_positive_length, inputs=_FIRST)
 
 
 def reverse_sequence_of_positive_length(op: Ops, call: Call) -> ir.Value:
@@ -85,7 +87,7 @@ def compress_rule(node: ir.Node) -> Custom | Refused:
     x = node.inputs[0]
     if "axis" in node.attributes and (x is None or x.shape is None):
         return Refused("the rank of its input is not known; give the input a shape")
-    return Custom(compress_gradient, _FIRST)
+    return Custom(compress_gradient, inputs=_FIRST)
 
 
 def compress_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -107,7 +109,7 @@ def col2im_rule(node: ir.Node) -> Custom | Refused:
     block = node.inputs[2]
     if block is None or block.shape is None or not isinstance(block.shape[0], int):
         return Refused("the number of the image's axes is not known; give its block shape a shape")
-    return Custom(col2im_gradient, _FIRST)
+    return Custom(col2im_gradient, inputs=_FIRST)
 
 
 def col2im_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -163,7 +165,7 @@ def max_unpool_rule(node: ir.Node) -> Custom | Refused:
         return Refused("it names its output's shape, and ONNX Runtime takes the indices for ones into that shape")
     if any(stride < side for stride, side in zip(strides, kernel, strict=True)):
         return Refused("its windows overlap, so that which element wins is not defined")
-    return Custom(max_unpool_gradient, _FIRST)
+    return Custom(max_unpool_gradient, inputs=_FIRST)
 
 
 def max_unpool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -173,3 +175,21 @@ def max_unpool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 def _dtype(x: ir.Value) -> ir.DataType:
     return x.dtype or ir.DataType.FLOAT
+
+
+_TRUSTED = "Cast Concat Expand Flatten Identity Reshape Split Squeeze Tile Transpose Unsqueeze"
+RULES: Mapping[str, RuleOrChoice] = {
+    **dict.fromkeys(_TRUSTED.split(), Trusted()),
+    "DepthToSpace": Custom(depth_to_space_gradient),
+    "SpaceToDepth": Custom(space_to_depth_gradient),
+    "CenterCropPad": Custom(center_crop_pad_gradient),
+    "ReverseSequence": reverse_sequence_rule,
+    "Trilu": Custom(trilu_gradient),
+    "CumSum": Custom(cumsum_gradient),
+    "Compress": compress_rule,
+    "Col2Im": col2im_rule,
+    "OneHot": Custom(one_hot_gradient, inputs=frozenset({2}), steering=frozenset({0, 1})),
+    "Range": Custom(range_gradient, inputs=frozenset({0, 2}), steering=frozenset({1})),
+    "CastLike": Custom(cast_like_gradient, inputs=_FIRST, steering=frozenset({1})),
+    "MaxUnpool": max_unpool_rule,
+}

@@ -6,11 +6,12 @@ With log-probabilities l [N, C, …], labels t [N, …] and weights w [C] (ones 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Rule, RuleOrChoice, Trusted
 from onnxqat.autodiff.shapes import size
 from onnxqat.graph.ops import Ops
 
@@ -93,3 +94,9 @@ def _likelihood(op: Ops, call: Call, log: ir.Value | None, dy: ir.Value) -> _Lik
         rows = op.OneHot(op.Reshape(labels, op.ints([-1])), depth, values, axis=-1)
         dweight = op.Squeeze(op.MatMul(op.Reshape(each, op.ints([1, -1])), rows), op.ints([0]))
     return _Likelihood(dlog, dweight)
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "NegativeLogLikelihoodLoss": Custom(negative_log_likelihood_gradient, inputs=frozenset({0, 2})),
+    "SoftmaxCrossEntropyLoss": softmax_cross_entropy_rule,
+}

@@ -6,11 +6,11 @@ gradient g of x̂, dx = (g − mean g − x̂·mean(g·x̂))/σ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused, Rule
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice
 from onnxqat.autodiff.shapes import reshape, size, zeros
 from onnxqat.graph.ops import Ops
 
@@ -168,3 +168,14 @@ def lrn_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     through = mean(op.Div(op.Mul(dy, y), scale), back, front)
     direct = op.Mul(dy, op.Pow(scale, op.like(-beta, x)))
     return op.Sub(direct, op.Mul(op.Mul(x, through), 2 * alpha * beta))
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "BatchNormalization": batch_normalization_rule,
+    "InstanceNormalization": Custom(instance_normalization_gradient),
+    "GroupNormalization": Expanded(group_normalization),
+    "MeanVarianceNormalization": Expanded(mean_variance_normalization),
+    "LayerNormalization": Custom(layer_normalization_gradient, outputs=3),
+    "LpNormalization": Custom(lp_normalization_gradient),
+    "LRN": Custom(lrn_gradient),
+}

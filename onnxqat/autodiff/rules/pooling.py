@@ -7,10 +7,12 @@ is dynamic its MaxPoolGrad crashes the process. Its AveragePoolGrad knows at mos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice, Trusted
 from onnxqat.autodiff.shapes import added_up, reshape
 from onnxqat.autodiff.windows import Window, begins_and_ends, padded, spatial, window
 from onnxqat.graph.ops import Ops
@@ -155,3 +157,13 @@ def _inner(op: Ops, x: ir.Value, p: int) -> ir.Value:
     if p == 2:
         return x
     return op.Mul(op.Sign(x), op.Pow(op.Abs(x), op.like(p - 1.0, x)))
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "GlobalAveragePool": Trusted(),
+    "AveragePool": average_pool_rule,
+    "MaxPool": max_pool_rule,
+    "LpPool": Custom(lp_pool_gradient),
+    "GlobalLpPool": Custom(global_lp_pool_gradient),
+    "GlobalMaxPool": Custom(global_max_pool_gradient),
+}

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxqat.autodiff.recurrent import cell_activations, gru, lstm, rnn
 from onnxqat.autodiff.recurrent.cell import Cell, CellGradients
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, RuleOrChoice
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes, zeros
 from onnxqat.graph.ops import Ops
 
@@ -45,8 +45,8 @@ def recurrent_rule(node: ir.Node) -> Custom | Expanded | Refused:
         return Refused(f"its activation function {unknown[0]} is unknown to the ONNX specification")
     inputs = frozenset({0, 1, 2, 3, _H0, _C0, _PEEPHOLES})
     if "layout" in node.attributes and node.attributes["layout"].as_int() == 1:
-        return Expanded(time_first, inputs)
-    return Custom(recurrent_gradient, inputs)
+        return Expanded(time_first, inputs=inputs)
+    return Custom(recurrent_gradient, inputs=inputs)
 
 
 def time_first(op: Ops, call: Call) -> Sequence[ir.Value]:
@@ -189,3 +189,6 @@ def _product(op: Ops, da: ir.Value, state: ir.Value) -> ir.Value:
     """Returns Σ over time and batch of daᵀ·state."""
     flat = [op.Reshape(v, op.Concat(op.ints([-1]), sizes(op, v, [2]), axis=0)) for v in (da, state)]
     return op.MatMul(op.Transpose(flat[0], perm=[1, 0]), flat[1])
+
+
+RULES: Mapping[str, RuleOrChoice] = dict.fromkeys(_KINDS, recurrent_rule)

@@ -6,9 +6,11 @@ Where several elements are the maximum, they share the gradient equally.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call
+from onnxqat.autodiff.rule import Call, Custom, RuleOrChoice, Trusted
 from onnxqat.graph.ops import Ops
 
 
@@ -83,3 +85,16 @@ def reduce_extremum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     dy, y = _kept(op, call, dy, call.outputs[0])
     chosen = op.Cast(op.Equal(x, y), to=x.dtype)
     return op.Mul(chosen, op.Div(dy, _reduce(op, call, "Sum", chosen)))
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    **dict.fromkeys(["ReduceMean", "ReduceSum"], Trusted()),
+    "ReduceL1": Custom(reduce_l1_gradient),
+    "ReduceL2": Custom(reduce_l2_gradient),
+    "ReduceLogSum": Custom(reduce_log_sum_gradient),
+    "ReduceLogSumExp": Custom(reduce_log_sum_exp_gradient),
+    "ReduceSumSquare": Custom(reduce_sum_square_gradient),
+    "ReduceProd": Custom(reduce_prod_gradient),
+    "ReduceMax": Custom(reduce_extremum_gradient),
+    "ReduceMin": Custom(reduce_extremum_gradient),
+}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxqat.autodiff.rule import Refused, Stopped
+from onnxqat.autodiff.rule import Refused, RuleOrChoice, Stopped
 
 _STEERS = Stopped("its result only steers (a shape, an index or a condition)")
 _STEP = Stopped("piecewise constant: its gradient is zero")
@@ -67,3 +67,5 @@ REFUSED: Mapping[str, Refused] = {
     ),
     "RoiAlign": Refused("its gradient is not implemented; let training end before it"),
 }
+
+RULES: Mapping[str, RuleOrChoice] = {**STOPPED, **REFUSED}

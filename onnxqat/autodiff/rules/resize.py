@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused
+from onnxqat.autodiff.rule import Call, Custom, Refused, RuleOrChoice
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes
 from onnxqat.graph.ops import Ops
 
@@ -62,7 +62,7 @@ def resize_rule(node: ir.Node) -> Custom | Refused:
     nearest = _text(call, "mode", "nearest") == "nearest"
     if nearest and coordinates == "half_pixel_symmetric" and _whole_factors(call, _axes(call)) is None:
         return Refused("half_pixel_symmetric: which of two equally near elements is taken is not known; use half_pixel")
-    return Custom(resize_gradient, frozenset({0}))
+    return Custom(resize_gradient, inputs=frozenset({0}))
 
 
 def _region_counts(call: Call, axis: _Axis) -> bool:
@@ -306,3 +306,8 @@ def _contract(op: Ops, dy: ir.Value, matrix: ir.Value, axis: int, rank: int) -> 
     swap: list[Any] = list(range(rank))
     swap[axis], swap[-1] = rank - 1, axis
     return op.Transpose(op.MatMul(op.Transpose(dy, perm=swap), matrix), perm=swap)
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "Resize": resize_rule,
+}

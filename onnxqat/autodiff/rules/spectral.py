@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, RuleOrChoice
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes, zeros
 from onnxqat.graph.ops import Ops
 
@@ -17,7 +19,7 @@ def dft_rule(node: ir.Node) -> Custom | Refused:
         return Refused("the rank of its input or its axis is not known; give the input a shape, the axis as a constant")
     if call.get("inverse", 0) and call.get("onesided", 0):
         return Refused("ONNX Runtime 1.19 cannot run a one-sided inverse")
-    return Custom(dft_gradient, frozenset({0}))
+    return Custom(dft_gradient, inputs=frozenset({0}))
 
 
 def dft_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -49,7 +51,7 @@ def stft_rule(node: ir.Node) -> Expanded | Refused:
         return Refused(
             "its signal is complex or of unknown shape; only real signals of shape (batch, length, 1) are handled"
         )
-    return Expanded(stft_as_dft, frozenset({0, 2}))
+    return Expanded(stft_as_dft, inputs=frozenset({0, 2}))
 
 
 def stft_as_dft(op: Ops, call: Call) -> ir.Value:
@@ -93,3 +95,9 @@ def _to_length(op: Ops, x: ir.Value, axis: int, length: ir.Value) -> ir.Value:
     missing = op.Sub(ends, sizes(op, cut, [axis]))
     shape = op.ScatterElements(op.Shape(cut), op.ints([axis]), missing)
     return op.Concat(cut, zeros(op, shape, x.dtype or ir.DataType.FLOAT), axis=axis)
+
+
+RULES: Mapping[str, RuleOrChoice] = {
+    "DFT": dft_rule,
+    "STFT": stft_rule,
+}

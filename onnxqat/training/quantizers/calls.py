@@ -98,7 +98,7 @@ def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None)
     graph = model.graph
     variant = _variant(quantizer, rectified=rectifier is not None)
     function = fakequant.function(variant, opset(model))
-    model.functions.setdefault(function.identifier(), function)
+    model.functions[function.identifier()] = function
     inputs: list[ir.Value | None] = [
         _source(quantizer),
         quantizer.scale,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.autodiff.rules.table import register
+from onnxqat.autodiff.functions import give_gradient
 from onnxqat.graph.ops import Ops
 
 DOMAIN = "onnxqat"
@@ -69,7 +69,7 @@ def is_call(node: ir.Node) -> bool:
 
 
 def function(variant: Variant, opset: int) -> ir.Function:
-    """The function of a variant, with its gradient registered.
+    """The function of a variant, with its gradient.
 
     Its inputs are x, scale and zero point, and the upper bound of the Clip (infinity for Relu) where it is rectified.
     """
@@ -81,14 +81,14 @@ def function(variant: Variant, opset: int) -> ir.Function:
         codes = op.Clip(codes, *(_number(op, bound, variant.dtype) for bound in variant.bounds))
     y = op.one("DequantizeLinear", codes, scale, zero_point, **along)
     inputs = [x, scale, zero_point] + ([ceiling] if variant.rectified else [])
-    register(
-        variant.name,
-        DOMAIN,
+    forward = _function(variant.name, inputs, [y], op)
+    give_gradient(
+        forward,
         _gradient(variant, opset),
-        inputs=("GO(0)", "I(0)", "O(0)", "I(1)", *(("I(3)",) if variant.rectified else ())),
-        outputs=("GI(0)", "GI(1)"),
+        arguments=("GO(0)", "I(0)", "O(0)", "I(1)", *(("I(3)",) if variant.rectified else ())),
+        results=("GI(0)", "GI(1)"),
     )
-    return _function(variant.name, inputs, [y], op)
+    return forward
 
 
 def _gradient(variant: Variant, opset: int) -> ir.Function:

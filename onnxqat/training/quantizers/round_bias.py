@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rules.table import register
+from onnxqat.autodiff.functions import give_gradient
 from onnxqat.graph.biases import Bias
 from onnxqat.graph.edit import fresh_name, fresh_value_name
 from onnxqat.graph.io import opset
@@ -28,7 +28,7 @@ def call_rounding(model: ir.Model, biases: list[Bias]) -> None:
     if not biases:
         return
     function = _function(opset(model))
-    model.functions.setdefault(function.identifier(), function)
+    model.functions[function.identifier()] = function
     model.graph.opset_imports[DOMAIN] = 1
     for bias in biases:
         name = fresh_value_name(graph, f"{bias.value.name}_rounded")
@@ -47,7 +47,7 @@ def _function(version: int) -> ir.Function:
     forward = _named(NAME, [bias, data_scale, weight_scale], op.Mul(op.Round(op.Div(bias, step)), step), op)
     op = Ops(version)
     gradient = _named(f"{NAME}_gradient", [upstream], op.Identity(upstream), op)
-    register(NAME, DOMAIN, gradient, inputs=("GO(0)",), outputs=("GI(0)",), steering=(1, 2))
+    give_gradient(forward, gradient, arguments=("GO(0)",), results=("GI(0)",), steering=(1, 2))
     return forward
 
 
