@@ -142,13 +142,6 @@ class _Rewriting:
         """Sum of products, and the integer bias where the kernel adds one; int32."""
         node, write = self._layer.node, self._write
         codes, zero = self._layer.weight.codes, self._layer.weight.zero_points
-        if node.op_type == "ConvTranspose":
-            shifted = write("Sub", self._floats(raw), np.float32(self._zero))
-            group = node.attributes.get_int("group", 1)
-            total = write(
-                "ConvTranspose", shifted, (codes - zero.max()).astype(np.float32), group=group, **placing(node)
-            )
-            return write.cast(total, ir.DataType.INT32)
         if node.op_type != "Conv" and is_transposed(node):
             codes = np.ascontiguousarray(codes.T)
         attributes = {"group": node.attributes.get_int("group", 1), **placing(node)} if node.op_type == "Conv" else {}
@@ -200,8 +193,8 @@ class _Rewriting:
 
     def _along_channels(self, array: Array) -> Array:
         """An array per channel so that it broadcasts along the channels of the output."""
-        convolution = self._layer.node.op_type in ("Conv", "ConvTranspose")
-        return array.reshape(-1, *[1] * (len(self._layer.shape) - 2)) if convolution and array.ndim else array
+        is_convolution = self._layer.node.op_type == "Conv"
+        return array.reshape(-1, *[1] * (len(self._layer.shape) - 2)) if is_convolution and array.ndim else array
 
     def _float_bias(self, bias: ir.Value) -> ir.Value:
         if self._layer.node.op_type == "Gemm":

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.data.labels import Decisions
+from onnxqat.graph.naming import name_of
 from onnxqat.verification import compare
 from onnxqat.verification.emulated import emulated
 from onnxqat.verification.fusion import Kernel
@@ -27,6 +28,7 @@ from onnxqat.verification.saturation import (
     counted,
     integer_layers,
     paired_products,
+    unknown_layers,
 )
 
 #: Samples computed at once: every pair that can saturate is as large as one channel of its layer's output.
@@ -65,8 +67,9 @@ class Elsewhere:
     def __init__(
         self, host: Host, deployed: ir.Model, kernels: Sequence[Kernel], metric: Metric, decisions: Decisions
     ) -> None:
-        layers = integer_layers(deployed, kernels)
+        layers = integer_layers(deployed, kernels, host.runtime)
         self._products = paired_products(deployed, kernels, host.runtime)
+        self._unknown = tuple(map(name_of, unknown_layers(deployed, kernels, host.runtime)))
         self._counts = [counted(layer, host.runtime) for layer in layers.values()]
         numbers = [number for number, count in zip(layers, self._counts, strict=True) if count.on_avx2]
         self._emulation = _Emulation(host, deployed, numbers, metric, decisions) if numbers else None
@@ -79,8 +82,8 @@ class Elsewhere:
     def result(self) -> Saturation:
         """What is known after all batches."""
         if self._emulation is None:
-            return Saturation(tuple(self._counts), self._products)
-        return replace(self._emulation.result(self._counts), products=self._products)
+            return Saturation(tuple(self._counts), self._products, self._unknown)
+        return replace(self._emulation.result(self._counts), products=self._products, unknown=self._unknown)
 
 
 class _Emulation:

@@ -75,11 +75,13 @@ class Saturation:
         layers: the layers whose kernels add pairs of weights.
         products: names of nodes on integer kernels that multiply two activations in pairs, as OpenVINO does: whether these
             saturate depends on the data alone, and is not emulated. Those of so few bits that none can are left out.
+        unknown: names of the integer layers of which it is not known what a processor without VNNI computes.
         other: what the other kind of processor computes; None where every processor computes the same integers.
     """
 
     layers: tuple[LayerSaturation, ...]
     products: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     other: OtherProcessor | None = None
 
     @property
@@ -99,22 +101,32 @@ class Saturation:
 
     @property
     def proof(self) -> str:
-        """What holds on every processor, whatever the data, in one sentence."""
+        """What holds on every processor, whatever the data, and for which layers it is not known."""
+        sentences = [f"x86 without VNNI: {self._finding}."]
+        if self.unknown:
+            which = f"{_layers(len(self.unknown))} ({_named(self.unknown)})"
+            sentences.append(
+                f"Not covered: {which}: what a processor without VNNI computes for "
+                f"{'it' if len(self.unknown) == 1 else 'them'} is not known."
+            )
+        return " ".join(sentences)
+
+    @property
+    def _finding(self) -> str:
+        """What is known of the layers that are covered."""
         same = "so it computes the same integers"
         if self.products:
-            names = ", ".join(map(repr, self.products[:NAMES_SHOWN]))
-            more = len(self.products) - NAMES_SHOWN
-            same += f", but for products of two activations, which depend on the data and are not covered: {names}"
-            same += f" and {more} more" * (more > 0)
+            same += ", but for products of two activations, which depend on the data and are not covered: "
+            same += _named(self.products)
         if not self.pairs:
-            return f"x86 without VNNI: no layer adds products of weights in pairs that could saturate, {same}."
+            other = "other " if self.unknown else ""
+            return f"no {other}layer adds products of weights in pairs that could saturate, {same}"
         if not self.can_saturate:
-            count = f"0 of {self.pairs:,} pairs of weights, in {_layers(len(self.layers))}, can saturate"
-            return f"x86 without VNNI: {count}, {same}."
+            return f"0 of {self.pairs:,} pairs of weights, in {_layers(len(self.layers))}, can saturate, {same}"
         layers = f"{sum(layer.can_saturate > 0 for layer in self.layers)} of {_layers(len(self.layers))}"
         return (
-            f"x86 without VNNI: {self.can_saturate:,} of {self.pairs:,} pairs of weights, in {layers}, can saturate, "
-            "so it computes other integers."
+            f"{self.can_saturate:,} of {self.pairs:,} pairs of weights, in {layers}, can saturate, "
+            "so it computes other integers"
         )
 
     def table(self) -> Table:
@@ -129,16 +141,42 @@ class Saturation:
         return table
 
 
-def integer_layers(deployed: ir.Model, kernels: Sequence[Kernel]) -> dict[int, PairedLayer]:
+def integer_layers(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runtime) -> dict[int, PairedLayer]:
     """The layers of the main graph that run on integer kernels which add pairs, by the number of their node.
 
     Args:
         deployed: the deployed model.
         kernels: what became of each node that `fusion.reported` names, in that order.
+        runtime: where.
     """
-    integer = _integer_nodes(deployed, kernels)
-    found = {id(layer.node): layer for layer in paired_layers(deployed)}
-    return {number: found[id(node)] for number, node in integer.items() if id(node) in found}
+    unknown = set(unknown_layers(deployed, kernels, runtime))
+    found = {layer.node: layer for layer in paired_layers(deployed) if layer.node not in unknown}
+    return {n: found[node] for n, node in _integer_nodes(deployed, kernels).items() if node in found}
+
+
+def unknown_layers(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runtime) -> list[ir.Node]:
+    """The integer layers of which it is not known what a processor without VNNI computes.
+
+    OpenVINO 2026.4 computes a ConvTranspose in float on some of these processors and in integers of its own on others, and a
+    grouped 3-D Conv in a way that is neither exact nor explained by pairs that saturate. See `integer_layers` for the arguments.
+    """
+    if runtime != "openvino":
+        return []
+    produced_by = qdq.by_output(qdq.quantizers(deployed))
+    return [
+        node
+        for node in _integer_nodes(deployed, kernels).values()
+        if node.op_type == "ConvTranspose" or _is_grouped_volume(node, produced_by)
+    ]
+
+
+def _is_grouped_volume(node: ir.Node, produced_by: dict[ir.Value, qdq.Quantizer]) -> bool:
+    """Whether the node is a 3-D Conv of several groups, depthwise ones included."""
+    if node.op_type != "Conv" or node.attributes.get_int("group", 1) == 1:
+        return False
+    weight = quantizer_above(node.inputs[1], produced_by)
+    stored = None if weight is None else qdq.constant(weight.source)
+    return stored is not None and stored.ndim == 5
 
 
 def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runtime) -> tuple[str, ...]:
@@ -184,6 +222,12 @@ def counted(layer: PairedLayer, runtime: Runtime) -> LayerSaturation:
         pairs += int(np.count_nonzero(~alone))
         found.append(int(np.count_nonzero(saturates(members[..., 0], members[..., 1], layer.largest))))
     return LayerSaturation(name_of(layer.node), layer.node.op_type, pairs, sum(found), found[0])
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(map(repr, names[:NAMES_SHOWN])) + f" and {more} more" * (more > 0)
 
 
 def _layers(count: int) -> str:

@@ -6,7 +6,7 @@ A 1 × 1 convolution, or a MatMul, adds up the losses of each output. All number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,17 +75,16 @@ def two_taps(layer: PairedLayer, runtime: Runtime) -> TwoTaps:
     found = saturates(weights[..., 0], weights[..., 1], layer.largest)
     at = np.unravel_index(places[found], layer.shape)
     inputs, outputs, taps = _located(layer, at)
-    return TwoTaps(inputs, taps, weights[found].astype(np.float32), outputs[:, 0], output_channels(layer))
+    channels = layer.shape[0] if layer.node.op_type == "Conv" or is_transposed(layer.node) else layer.shape[-1]
+    return TwoTaps(inputs, taps, weights[found].astype(np.float32), outputs[:, 0], channels)
 
 
 def _located(layer: PairedLayer, at: tuple[Array, ...]) -> tuple[Array, Array, Array]:
     """Input channel, output channel and tap of elements of the weight, given their indices [P, 2] along each axis."""
-    kind, groups = layer.node.op_type, layer.node.attributes.get_int("group", 1)
+    groups = layer.node.attributes.get_int("group", 1)
     taps = np.stack(at[2:], axis=-1) if len(at) > 2 else np.zeros((*at[0].shape, 0), np.int64)
-    if kind == "Conv":
+    if layer.node.op_type == "Conv":
         return at[0] // (layer.shape[0] // groups) * layer.shape[1] + at[1], at[0], taps
-    if kind == "ConvTranspose":
-        return at[0], at[0] // (layer.shape[0] // groups) * layer.shape[1] + at[1], taps
     outputs, inputs = at if is_transposed(layer.node) else at[::-1]
     return inputs, outputs, np.zeros((*at[0].shape, 0), np.int64)
 
@@ -103,7 +102,7 @@ def loss(write: Writer, layer: PairedLayer, runtime: Runtime, raw: ir.Value, zer
     if layer.node.op_type == "MatMul" and len(layer.shape) != 2:
         return _loss_of_every_pair(write, raw, layer.weight.codes.astype(np.float32))
     parts = [_loss_of_channels(write, layer, pairs, raw, zero) for pairs in _by_channels(two_taps(layer, runtime))]
-    axis = 1 if layer.node.op_type in _SUMS else -1
+    axis = 1 if layer.node.op_type == "Conv" else -1
     return parts[0] if len(parts) == 1 else write("Concat", *parts, axis=axis)
 
 
@@ -120,19 +119,13 @@ def _by_channels(pairs: TwoTaps) -> Iterator[TwoTaps]:
 
 
 def _loss_of_channels(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, zero: int) -> ir.Value:
-    lost = _beyond_sixteen_bits(write, _SUMS.get(layer.node.op_type, _products)(write, layer, pairs, raw, zero))
     scatter = (pairs.outputs == np.arange(pairs.channels)[:, None]).astype(np.float32)
-    if layer.node.op_type not in _SUMS:
-        return write("MatMul", lost, np.ascontiguousarray(scatter.T))
+    if layer.node.op_type != "Conv":
+        return write(
+            "MatMul", _beyond_sixteen_bits(write, _products(write, pairs, raw)), np.ascontiguousarray(scatter.T)
+        )
+    lost = _beyond_sixteen_bits(write, _convolved(write, layer, pairs, raw, zero))
     return write("Conv", lost, scatter.reshape(*scatter.shape, *[1] * pairs.taps.shape[2]))
-
-
-def output_channels(layer: PairedLayer) -> int:
-    """How many output channels a layer has, over all groups."""
-    shape, node = layer.shape, layer.node
-    if node.op_type == "ConvTranspose":
-        return shape[1] * node.attributes.get_int("group", 1)
-    return shape[0] if node.op_type == "Conv" or is_transposed(node) else shape[-1]
 
 
 def is_transposed(node: ir.Node) -> bool:
@@ -171,19 +164,8 @@ def _convolved(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value,
     return write("Add", *members)
 
 
-def _transposed(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, zero: int) -> ir.Value:
-    """Sums of pairs in a transposed convolution: one tap gives each output at most one of them; none where it has no input."""
-    del zero
-    members = [
-        write("ConvTranspose", data, kernels, group=len(weights), **placing(layer.node))
-        for data, kernels, weights in _members(write, layer, pairs, raw)
-    ]
-    return write("Add", *members)
-
-
-def _products(write: Writer, layer: PairedLayer, pairs: TwoTaps, raw: ir.Value, zero: int) -> ir.Value:
+def _products(write: Writer, pairs: TwoTaps, raw: ir.Value) -> ir.Value:
     """Sums of pairs in a MatMul or Gemm."""
-    del layer, zero
     members = [
         write("Mul", write("Gather", raw, pairs.inputs[:, side], axis=-1), pairs.weights[:, side]) for side in (0, 1)
     ]
@@ -204,9 +186,3 @@ def _members(
 def placing(node: ir.Node) -> dict[str, Any]:
     """A convolution's attributes that say which inputs meet in an output."""
     return {name: node.attributes[name].value for name in _PLACING if name in node.attributes}
-
-
-_SUMS: dict[str, Callable[[Writer, PairedLayer, TwoTaps, ir.Value, int], ir.Value]] = {
-    "Conv": _convolved,
-    "ConvTranspose": _transposed,
-}

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -141,8 +142,12 @@ def read_arrays(names: list[str], file: str) -> dict[str, Any]:
         return {name: archive[f"arr_{index}"] for index, name in enumerate(names)}
 
 
+@cache
 def _import(runtime: str) -> Any:
-    """The module beside this one, by path: in another environment there is no onnxqat to import it from."""
+    """The module beside this one, by path: in another environment there is no onnxqat to import it from.
+
+    It is run once in a process, so that what it keeps is one.
+    """
     spec = importlib.util.spec_from_file_location(f"_onnxqat_verify_{runtime}", HERE / f"{runtime}.py")
     assert spec is not None
     assert spec.loader is not None

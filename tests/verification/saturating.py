@@ -186,17 +186,6 @@ LAYERS = {
     "matrices": Layer("MatMul", (3, 5, 9), (3, 9, 11), per_channel=False),
     "int8 matmul": Layer("MatMul", (3, 5, 8), (8, 11), signed=True, zero=0),
 }
-#: What ONNX Runtime computes in float.
-OPENVINO_LAYERS = {
-    "transposed": Layer(
-        "ConvTranspose",
-        (2, 5, 7, 7),
-        (5, 8, 3, 3),
-        zero=0,
-        writes=False,
-        attributes={"strides": [2, 2], "pads": [1, 0, 1, 1]},
-    )
-}
 
 
 def openvino_pairing(layer: Layer) -> str:

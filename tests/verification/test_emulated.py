@@ -13,7 +13,7 @@ from onnxqat.verification.host import opened
 from onnxqat.verification.other_processor import saturates_here
 from tests import stock
 from tests.stock import needs_stock
-from tests.verification.saturating import LAYERS, OPENVINO_LAYERS, expected, openvino_pairing
+from tests.verification.saturating import LAYERS, expected, openvino_pairing
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_codes_are_those_of_openvinos_kernels_for_either_kind_of_processor(isa, 
         saturating = saturates_here(host)
         assert saturating or isa != "AVX2"
         # several matrices it multiplies in float
-        for layer in (layer for name, layer in (LAYERS | OPENVINO_LAYERS).items() if name != "matrices"):
+        for layer in (layer for name, layer in LAYERS.items() if name != "matrices"):
             host.load("deployed", io.load(layer.model()))
             real = host.run("deployed", layer.inputs())["y"]
             output, _ = emulation(host, layer.model(), layer.inputs(), saturating=saturating)

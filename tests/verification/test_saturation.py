@@ -135,3 +135,36 @@ def test_products_of_two_activations_are_exact_where_one_side_has_7_bits(lowest,
     assert list(report.saturation.products) == named
     (product,) = report.outputs
     assert (product.largest > 0) == bool(named)
+
+
+def _up(group):
+    attributes = {"strides": [2, 2], "group": group}
+    return Layer("ConvTranspose", (2, 4, 7, 7), (4, 3, 3, 3), zero=0, writes=False, attributes=attributes)
+
+
+def _volume(inputs):
+    attributes = {"kernel_shape": [3, 3, 3], "group": 2}
+    return Layer("Conv", (1, 2 * inputs, 4, 5, 6), (2 * inputs, inputs, 3, 3, 3), attributes=attributes)
+
+
+@pytest.mark.parametrize(
+    "layer", [_up(1), _volume(2), _volume(1)], ids=["ConvTranspose", "grouped 3-D Conv", "depthwise 3-D Conv"]
+)
+@pytest.mark.parametrize("change", [lambda proto: proto, tamed], ids=["extreme weights", "small weights"])
+def test_layers_of_openvino_that_follow_no_known_rule_are_named_and_left_as_they_are(layer, change):
+    found = report_of(layer, change(layer.model()), runtime="openvino").saturation
+    assert (found.layers, found.unknown, found.other) == ((), ("layer",), None)
+    assert found.proof == (
+        "x86 without VNNI: no other layer adds products of weights in pairs that could saturate, so it computes the same "
+        "integers. Not covered: 1 layer ('layer'): what a processor without VNNI computes for it is not known."
+    )
+
+
+def test_grouped_transposed_convolution_of_a_scale_per_channel_runs_in_float_in_openvino():
+    found = report_of(_up(2), runtime="openvino").saturation
+    assert (found.layers, found.unknown, found.other) == ((), (), None)
+
+
+def test_grouped_3d_convolutions_of_onnxruntime_follow_the_rule():
+    found = report_of(_volume(2)).saturation
+    assert ([layer.node for layer in found.layers], found.unknown) == (["layer"], ())
