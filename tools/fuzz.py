@@ -50,7 +50,7 @@ class Failure:
 
 
 def campaign(numbers: list[int], seed: int) -> Iterator[Failure]:
-    """Runs the cases of these numbers, and gives those that fail."""
+    """Runs the cases of these numbers, and gives those that fail; how far it is goes to standard error."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         _in_child(lambda: write_seeds(folder / "seeds"))
@@ -63,6 +63,7 @@ def campaign(numbers: list[int], seed: int) -> Iterator[Failure]:
                 what = case(folder / "seeds", seed, left[0], folder / "work").what
                 failures.append(Failure(left.pop(0), what, ended))
             yield from failures
+            print(f"{len(numbers) - len(left)} of {len(numbers)} cases done", file=sys.stderr, flush=True)
 
 
 def _share(numbers: list[int], seed: int, folder: Path, failures: list[Failure]) -> tuple[int, str | None]:
