@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.errors import InputError, OnnxqatError, UnsupportedModelError
 from onnxqat.graph import external, files, io
 from onnxqat.graph.validity import check_valid
 from onnxqat.graph.without import without_quantizers
@@ -129,6 +130,25 @@ def _not_finite(outputs: Mapping[str, NDArray[Any]], *, nan: bool = True) -> dic
 def check_loads(model: ir.Model | onnx.ModelProto) -> None:
     """Raises UnsupportedModelError with ONNX Runtime's own reason if it cannot load the model with all of its optimizations."""
     _loaded(model, ort.SessionOptions())
+
+
+@contextmanager
+def explained(model: io.ModelLike) -> Iterator[None]:
+    """Gives ONNX Runtime's reason where work on a model fails unexpectedly, and the runtime cannot load that model either.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        yield
+    except (OnnxqatError, MemoryError):
+        raise
+    except Exception as error:
+        try:
+            check_loads(io.load(model, oldest_opset=1))
+        except InputError as reason:
+            raise reason from error
+        raise
 
 
 def _loaded(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:

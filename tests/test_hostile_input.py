@@ -107,6 +107,10 @@ def weight_type(proto: onnx.ModelProto, dtype: type) -> None:
     del weight_node(proto).input[2:]
 
 
+def no_shape(value: onnx.ValueInfoProto) -> None:
+    value.type.tensor_type.ClearField("shape")
+
+
 def spoiled(name: str, number: float) -> Callable[[onnx.ModelProto], None]:
     def change(proto: onnx.ModelProto) -> None:
         array = numpy_helper.to_array(initializer(proto, name)).copy()
@@ -132,6 +136,32 @@ FLOAT_MODELS = {
             w=random(8, 3),
         ),
         "NaN",
+    ),
+    "input that is missing, behind an output without a shape": (
+        changed(lambda p: (p.graph.node[1].ClearField("input"), no_shape(p.graph.output[0]))),
+        "has input size 0 not in range",
+    ),
+    "name that nothing makes, behind an input without a shape": (
+        changed(lambda p: (p.graph.node[0].input.__setitem__(2, "nothing"), no_shape(p.graph.input[0]))),
+        "input 'nothing'",
+    ),
+    "normalization of other channels than the layer": (
+        changed(
+            lambda p: None,
+            "(float[N,8] x) => (float[N,3] y) { a = Gemm(x, w, b) y = BatchNormalization(a, s, s, s, s) }",
+            w=random(8, 3),
+            b=random(3),
+            s=np.ones(4, np.float32),
+        ),
+        "ONNX Runtime cannot load it",
+    ),
+    "weight of another type": (
+        changed(lambda p: set_array(p, "v", np.ones((6, 3), bool))),
+        "Gemm 'y' its input 'v' is of type bool",
+    ),
+    "bias of another layer": (
+        changed(lambda p: p.graph.node[0].input.__setitem__(2, "c")),
+        "Gemm 'a' its bias of shape [3] does not fit 6 results",
     ),
     "tensor of no known type": (changed(lambda p: setattr(initializer(p, "w"), "data_type", 99)), "99"),
     "tensor of float8": (

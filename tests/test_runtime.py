@@ -6,7 +6,7 @@ import pytest
 from onnxqat import runtime
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.numerics import quantize
-from onnxqat.runtime import Inference, check_packages
+from onnxqat.runtime import Inference, check_packages, explained
 from tests.models import model, random
 
 MODEL = model("(float[N,3] x) => (float[N,2] y, float[N,2] z) { y = MatMul(x, w) z = Relu(y) }", w=random(3, 2))
@@ -28,6 +28,14 @@ def test_model_that_the_runtime_cannot_load_is_refused_in_one_line():
     with pytest.raises(UnsupportedModelError, match="ONNX Runtime cannot load it") as caught:
         Inference(broken)
     assert "\n" not in str(caught.value)
+
+
+def test_work_that_fails_on_a_model_that_no_runtime_loads_gives_the_runtimes_reason():
+    broken = model("(float[N,3] x) => (float[N,2] y) { a = MatMul(x, w) y = Add(a, b) }", w=random(3, 2), b=random(4))
+    with pytest.raises(UnsupportedModelError, match=r"ONNX Runtime cannot load it.*Add"), explained(broken):
+        raise IndexError
+    with pytest.raises(IndexError), explained(MODEL):
+        raise IndexError
 
 
 def test_batch_that_the_model_cannot_take_is_refused_in_one_line():

@@ -18,7 +18,7 @@ from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.qdq import quantizers, write_scalars
 from onnxqat.graph.types import infer
-from onnxqat.runtime import checked
+from onnxqat.runtime import checked, explained
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,16 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     Raises:
         InputError: the model has no quantizers, a weight, bias or scale is not finite, a bias does not fit int32.
     """
-    folded = io.load(model)
+    with explained(model):
+        folded = _folded(io.load(model))
+    proto = io.to_proto(folded)
+    # runtimes infer these again; in a small net they would be a twentieth of the file
+    del proto.graph.value_info[:]
+    return checked(proto)
+
+
+def _folded(folded: ir.Model) -> ir.Model:
+    """The deployed form of a Q/DQ model, which is changed in place."""
     found = quantizers(folded)
     if not found:
         raise InputError("model: has no quantizers; run `onnxqat insert` first")
@@ -67,10 +76,7 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     _state_shapes(folded)
     graph.sort()
     log.info("folded %d weights", len(weights))
-    proto = io.to_proto(folded)
-    # runtimes infer these again; in a small net they would be a twentieth of the file
-    del proto.graph.value_info[:]
-    return checked(proto)
+    return folded
 
 
 def _state_shapes(model: ir.Model) -> None:

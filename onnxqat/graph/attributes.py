@@ -106,7 +106,15 @@ def check_attributes(model: ir.Model) -> None:
         _check_types(node, onnx.defs.get_schema(node.op_type, version))
         for check in (_check_numbers, _check_constants, _check_window, _check_group, _check_hidden_size):
             check(node)
-        for check in (_check_axis, _check_order, _check_axes, _check_blocks, _check_parameters, _check_vectors):
+        for check in (
+            _check_axis,
+            _check_order,
+            _check_axes,
+            _check_blocks,
+            _check_parameters,
+            _check_vectors,
+            _check_value,
+        ):
             check(node)
 
 
@@ -261,6 +269,14 @@ def _check_vectors(node: ir.Node) -> None:
         raise InputError(
             f"model: {label(node)}: its parameters have the shapes {listed}, not one number for each channel; "
             "export the model again"
+        )
+
+
+def _check_value(node: ir.Node) -> None:
+    """A Constant has one value, in one of its attributes."""
+    if node.op_type == "Constant" and len(node.attributes) != 1:
+        raise InputError(
+            f"model: {label(node)} has {len(node.attributes)} values instead of one; export the model again"
         )
 
 

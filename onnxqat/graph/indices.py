@@ -51,28 +51,38 @@ def check_indices(model: ir.Model, *, inferred: bool = False) -> None:
     """
     for node in model.graph.all_nodes():
         if node.op_type in _INDEXED:
-            _check(node, _Sizes(node, inferred))
+            _check(node, Sizes(node, inferred))
         _check_trips(node)
 
 
-class _Sizes(NamedTuple):
-    """The sizes of a node's inputs, as far as they are to be believed."""
+class Sizes(NamedTuple):
+    """Sizes and types of a node's inputs, as far as they are to be believed."""
 
     node: ir.Node
     inferred: bool
 
     def of(self, place: int) -> list[int | None] | None:
-        value = self.node.inputs[place] if len(self.node.inputs) > place else None
-        if value is None or value.shape is None or not (self.inferred or _is_stored(value)):
+        """The size of each axis; None where it is not known."""
+        value = self._believed(place)
+        if value is None or value.shape is None:
             return None
         return [size if isinstance(size, int) else None for size in value.shape]
+
+    def dtype(self, place: int) -> ir.DataType | None:
+        """The type of a tensor's elements; None where it is not known, or no tensor."""
+        value = self._believed(place)
+        return value.dtype if value is not None and isinstance(value.type, ir.TensorType) else None
+
+    def _believed(self, place: int) -> ir.Value | None:
+        value = self.node.inputs[place] if len(self.node.inputs) > place else None
+        return value if value is not None and (self.inferred or _is_stored(value)) else None
 
 
 def _is_stored(value: ir.Value) -> bool:
     return value.producer() is None or constant(value) is not None
 
 
-def _check(node: ir.Node, sizes: _Sizes) -> None:
+def _check(node: ir.Node, sizes: Sizes) -> None:
     indexed = _INDEXED[node.op_type](node, sizes)
     array = None if indexed is None else _constant(node, indexed.place)
     if indexed is None or array is None or not array.size or array.dtype.kind not in "iu":
@@ -111,12 +121,12 @@ def _refused(node: ir.Node, fact: str) -> InputError:
     return InputError(f"model: {label(node)}: {fact}; export the model again")
 
 
-def _along_axis(node: ir.Node, sizes: _Sizes) -> Indexed | None:
+def _along_axis(node: ir.Node, sizes: Sizes) -> Indexed | None:
     data, axis = sizes.of(0), node.attributes.get_int("axis", 0)
     return None if not data or not -len(data) <= axis < len(data) else Indexed(1, [data[axis]])
 
 
-def _columns(node: ir.Node, sizes: _Sizes) -> Indexed | None:
+def _columns(node: ir.Node, sizes: Sizes) -> Indexed | None:
     """Each row of GatherND's and ScatterND's indices is a place: one number for each of the leading axes."""
     data, indices = sizes.of(0), sizes.of(1)
     first = node.attributes.get_int("batch_dims", 0)
@@ -126,20 +136,20 @@ def _columns(node: ir.Node, sizes: _Sizes) -> Indexed | None:
     return Indexed(1, data[first : first + width])
 
 
-def _labels(node: ir.Node, sizes: _Sizes) -> Indexed | None:
+def _labels(node: ir.Node, sizes: Sizes) -> Indexed | None:
     """Labels are classes of the scores, and each class has a weight where there are weights."""
     known = [found[at] for found, at in ((sizes.of(0), 1), (sizes.of(2), 0)) if found is not None and len(found) > at]
     limit = min((size for size in known if size is not None), default=None)
     return Indexed(1, [limit], from_end=False, other=node.attributes.get_int("ignore_index", None))
 
 
-def _batches(node: ir.Node, sizes: _Sizes) -> Indexed | None:
+def _batches(node: ir.Node, sizes: Sizes) -> Indexed | None:
     """Of a batch that may be of one sample, the first alone is certain to be there."""
     data = sizes.of(0)
     return Indexed(2, [(data[0] or 1) if data else None], from_end=False)
 
 
-def _unpooled(node: ir.Node, sizes: _Sizes) -> Indexed | None:
+def _unpooled(node: ir.Node, sizes: Sizes) -> Indexed | None:
     """Places in the whole output, whose size is given, or follows from the windows."""
     pooled, given = sizes.of(1), _constant(node, 2)
     if given is not None:
@@ -155,12 +165,12 @@ def _unpooled(node: ir.Node, sizes: _Sizes) -> Indexed | None:
     return Indexed(1, [math.prod([pooled[0] or 1, pooled[1] or 1, *spread])], from_end=False)
 
 
-def _axes(node: ir.Node, sizes: _Sizes) -> Indexed | None:
+def _axes(node: ir.Node, sizes: Sizes) -> Indexed | None:
     data = sizes.of(0)
     return None if data is None else Indexed(3, [len(data)])
 
 
-_INDEXED: Mapping[str, Callable[[ir.Node, _Sizes], Indexed | None]] = {
+_INDEXED: Mapping[str, Callable[[ir.Node, Sizes], Indexed | None]] = {
     **dict.fromkeys(("Gather", "GatherElements", "Scatter", "ScatterElements"), _along_axis),
     **dict.fromkeys(("GatherND", "ScatterND"), _columns),
     **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), _labels),

@@ -18,6 +18,7 @@ from onnxqat.graph.attributes import check_attributes
 from onnxqat.graph.codes import move_floats
 from onnxqat.graph.indices import check_indices
 from onnxqat.graph.limits import check_depth, check_growth
+from onnxqat.graph.operands import check_operands
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.sparse import dense
 from onnxqat.graph.types import check_ranks
@@ -68,6 +69,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     check_depth(loaded)
     check_attributes(loaded)
     check_indices(loaded)
+    check_operands(loaded)
     check_ranks(loaded)
     check_growth(loaded)
     if opset(loaded) > NEWEST_OPSET:

@@ -13,6 +13,7 @@ from onnxqat.graph.attributes import check_attributes
 from onnxqat.graph.indices import check_indices
 from onnxqat.graph.limits import check_sizes
 from onnxqat.graph.naming import label
+from onnxqat.graph.operands import check_operands
 
 _NOT_TENSORS = frozenset(
     {
@@ -45,6 +46,7 @@ def infer(model: ir.Model) -> None:
     check_ranks(model)
     check_attributes(model)
     check_indices(model, inferred=True)
+    check_operands(model, inferred=True)
     check_sizes(model.graph)
     version = model.opset_imports[""]
     for node in model.graph:

@@ -37,7 +37,7 @@ from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites
 from onnxqat.insertion.targets import Target, target
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.progress import track
-from onnxqat.runtime import check_answers, checked
+from onnxqat.runtime import check_answers, checked, explained
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,9 @@ def insert(
     config = config or Config()
     workers = Workers.join() if distributed else Workers()
     table = target(config.target)
-    prepared = prepare(model, config.fixed_inputs)
-    groups, skips = find_groups(prepared, table, config)
+    with explained(model):
+        prepared = prepare(model, config.fixed_inputs)
+        groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
     batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)

@@ -22,7 +22,7 @@ from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError, TrainingError
 from onnxqat.graph import io
-from onnxqat.runtime import check_packages, checked
+from onnxqat.runtime import check_packages, checked, explained
 from onnxqat.training.callbacks import BestModel, Callback, Progress
 from onnxqat.training.calling import Callers
 from onnxqat.training.engine import Engine
@@ -113,9 +113,9 @@ class Trainer:
             raise InputError(f"clip_norm is {clip_norm}; it must be above 0")
         if accumulate < 1:
             raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
-        model = load_qdq(qdq)
         labelling = Labelling(class_axis, ignore_label, sample_axis)
-        self._graph = training_graph(model, loss, freeze, labelling)
+        with explained(qdq):
+            self._graph = training_graph(load_qdq(qdq), loss, freeze, labelling)
         self._graph = same_graph(self._graph, self._workers)
         self._stages = Stages(self._graph, loss)
         self._feeds = feeds_for(self._graph, teacher)

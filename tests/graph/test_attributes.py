@@ -68,6 +68,12 @@ ENDING = {
     "negative part of Split": ("Split(x, w)", np.array([1000, -992]), "input 1 is 1000, -992, below 0"),
     "order of axes that there are not": ("Transpose<perm=[0,1,2,4]>(x)", None, "perm is 0, 1, 2, 4, which is no order"),
     "axis twice in an order": ("Transpose<perm=[0,1,1,2]>(x)", None, "perm is 0, 1, 1, 2, which is no order of 4"),
+    "constant of two values": (
+        "Constant<value_int=1, value_float=1.0>()",
+        None,
+        "Constant 'n' has 2 values instead of",
+    ),
+    "constant without a value": ("Constant()", None, "Constant 'n' has 0 values instead of one"),
     "negative axis of Resize": ("Resize<axes=[2,-1]>(x, , w)", np.ones(2, np.float32), "axes is 2, -1, below 0"),
 }
 

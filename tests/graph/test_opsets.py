@@ -221,6 +221,6 @@ def test_names_and_listed_weights_survive_an_upgrade():
 
 def test_operator_without_a_newer_form_is_named():
     scan = "Scan<num_scan_inputs=1, body=g(float[8] i) => (float[8] o) { o = Relu(i) }>(n, x)"
-    proto = model(f"(float[N,M,8] x, string n) => (float[N,M,8] y) {{ y = {scan} }}", opset=8)
+    proto = model(f"(float[N,M,8] x, int64[N] n) => (float[N,M,8] y) {{ y = {scan} }}", opset=8)
     with pytest.raises(InputError, match="opset 8 cannot be converted to 17: Scan 'y' runs over batches"):
         upgraded(io.load(proto, oldest_opset=7), 17)
