@@ -1,7 +1,7 @@
 """Six pretrained models through insert, train, fold and verify: `python -m tools.benchmark_real_models [NAME ...] [--readme]`.
 
-Prints a table, and with `--readme` writes it into its section of the README. Results of earlier runs are kept in
-.cache/real_models.json, so that single models can be run again.
+Prints a table, and with `--readme` writes it into docs/benchmarks.md and a digest of it into README.md. Results of earlier
+runs are kept in .cache/real_models_results.json, so that single models can be run again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tools.fetch_models import FOLDER
-from tools.readme import replace_section
+from tools.readme import BENCHMARKS, README, digest, replace_section
 from tools.real_models.recipes import MODELS, RealModel
 from tools.real_models.run import Result, run
 
@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(model.name for model in MODELS))
     parser.add_argument("--only", choices=WIDTHS, help="run one of the two widths; the other is as it was")
     parser.add_argument("--interpreter", type=Path, help="Python of an environment whose onnxruntime verifies")
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the table into docs/benchmarks.md, a digest into README.md"
+    )
     arguments = parser.parse_args()
     for model in [m for m in MODELS if m.name in (arguments.names or [m.name for m in MODELS])]:
         data = model.data()
@@ -43,7 +45,8 @@ def main() -> None:
     text = table(_kept())
     print(text)
     if arguments.readme:
-        replace_section("real-models", text)
+        replace_section("real-models", text, BENCHMARKS)
+        replace_section("real-models", digest(text), README)
 
 
 def _kept() -> Results:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.processor import processor
-from tools.readme import replace_section
+from tools.readme import BENCHMARKS, replace_section
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = {"resnet20": "", "separable": "_nhwc"}
@@ -64,7 +64,7 @@ def _row(model: str, state: str, accuracy: float, size: int, latency: float, nod
 def main() -> None:
     """Runs all four and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md too")
+    parser.add_argument("--readme", action="store_true", help="write the table into docs/benchmarks.md too")
     arguments = parser.parse_args()
     start = time.monotonic()
     lines = [HEADER]
@@ -74,7 +74,7 @@ def main() -> None:
     table = "\n".join([*lines, "", f"Measured on {processor()}."])
     print(f"\n{table}\n\n{time.monotonic() - start:.0f} s")
     if arguments.readme:
-        replace_section("demo", table)
+        replace_section("demo", table, BENCHMARKS)
 
 
 if __name__ == "__main__":

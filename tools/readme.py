@@ -1,18 +1,48 @@
-"""Sections of the README that tools write, between `<!-- name:begin -->` and `<!-- name:end -->`."""
+"""Sections of pages that tools write, between `<!-- name:begin -->` and `<!-- name:end -->`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 
 
-def replace_section(name: str, text: str, path: Path = README) -> None:
-    """Puts `text` in place of what stands between the marks of the section `name`."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    whole = path.read_text(encoding="utf-8")
-    before, found, rest = whole.partition(begin)
-    _, closed, after = rest.partition(end)
+def replace_section(name: str, text: str, path: Path) -> None:
+    """Writes `text` between the marks of the section `name`."""
+    before, _, after = _parts(name, path)
+    begin, end = _marks(name)
+    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def section(name: str, path: Path) -> str:
+    """The text between the marks of the section `name`."""
+    return _parts(name, path)[1].strip()
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def _parts(name: str, path: Path) -> tuple[str, str, str]:
+    """What stands before the section, in it and behind it."""
+    begin, end = _marks(name)
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    text, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{path}: has no section {name!r}; write {begin} and {end} where it goes")
-    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+    return before, text, after
+
+
+def digest(table: str) -> str:
+    """Digest of the table of pretrained models: one line for each, its two widths side by side."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    lines = [
+        "| model | float | 8 bits, trained | few bits | not trained | trained |",
+        "| --- | --: | --: | --- | --: | --: |",
+    ]
+    for eight, low in zip(rows[2::2], rows[3::2], strict=True):
+        (title, score, _, _, _, deployed, *_), (_, _, width, inserted, _, rescued, *_) = eight, low
+        lines.append(f"| {title} | {score} | {deployed} | {width} | {inserted} | **{rescued}** |")
+    return "\n".join(lines)

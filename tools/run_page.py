@@ -1,17 +1,20 @@
 """Runs the code blocks of documentation pages, one page after the other, in the current folder.
 
-    python tools/run_page.py PAGE ...
+    python tools/run_page.py [--given PROGRAM] PAGE ...
 
 - `console`: each line behind `$ onnxqat` is a call of the command line, in this process; lines without `$` are its output.
 - `python`: run; the blocks of a page share their names. With a title (`python title="net.py"`) the block is a file, and written.
 - `json title=...`, `text title=...`: files as well.
 - `sh` and `text` are not run: set-up, and what programs print.
 
+The program behind `--given` makes what the pages' readers have. It is run first; pages see its names.
+
 A comment `<!-- needs: torch -->` in front of a page names the packages that its blocks import.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import sys
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxqat
 from onnxqat import cli
 
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.M | re.S)
@@ -66,9 +70,9 @@ def needs(page: Path) -> list[str]:
     return [name.strip() for match in NEEDS.findall(page.read_text(encoding="utf-8")) for name in match.split(",")]
 
 
-def run(page: Path) -> None:
+def run(page: Path, given: dict[str, Any] | None = None) -> None:
     """Runs a page in the current folder; where a block fails, says which."""
-    names: dict[str, Any] = {"__name__": "page"}
+    names: dict[str, Any] = {**(given or {}), "__name__": "page"}
     for block in blocks(page):
         try:
             _run_block(block, f"{page.name}:{block.line}", names)
@@ -101,6 +105,20 @@ def _call(arguments: list[str]) -> None:
         sys.argv = before
 
 
+def main() -> None:
+    """Runs the pages that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
+    parser.add_argument("--given", type=Path, metavar="PROGRAM")
+    arguments = parser.parse_args()
+    print(f"onnxqat is in {Path(onnxqat.__file__).parent}", file=sys.stderr)
+    sys.path.append(str(Path.cwd()))  # files that pages write are modules
+    given: dict[str, Any] = {}
+    if arguments.given is not None:
+        exec(compile(arguments.given.read_text(encoding="utf-8"), str(arguments.given), "exec"), given)
+    for page in arguments.pages:
+        run(page, given)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        run(Path(name))
+    main()
