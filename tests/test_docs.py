@@ -108,6 +108,13 @@ def test_targets_and_extras_that_pages_name_exist():
     assert set(re.findall(r"onnxqat\[(\w+)\]", text)) <= set(re.findall(r"^(\w+) = \[", optional, re.M))
 
 
+def test_files_that_extending_names_exist():
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:onnxqat|tests)/[\w/.]+)`", text))
+    assert len(named) > 10
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
 def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
     said = " ".join(_texts())
     rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
