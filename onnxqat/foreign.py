@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -83,9 +84,15 @@ def _is_hidden(top: str, found: ModuleSpec, here: str) -> bool:
     """Whether a module of the same name, loaded or installed, would be taken for the one in the current folder."""
     loaded = sys.modules.get(top)
     if loaded is not None:
-        return getattr(loaded, "__file__", None) != found.origin
+        return not _is_same_file(getattr(loaded, "__file__", None), found.origin)
     elsewhere = PathFinder.find_spec(top, [entry for entry in sys.path if entry != here])
-    return top in sys.builtin_module_names or (elsewhere is not None and elsewhere.origin not in (None, found.origin))
+    return top in sys.builtin_module_names or (
+        elsewhere is not None and elsewhere.origin is not None and not _is_same_file(elsewhere.origin, found.origin)
+    )
+
+
+def _is_same_file(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _load(name: str, found: ModuleSpec) -> None:
