@@ -1,5 +1,9 @@
 """The errors a user can meet: one line each, naming the thing, the fact and the remedy."""
 
+from __future__ import annotations
+
+import re
+
 
 class OnnxqatError(Exception):
     """The work could not be done: exit status 1 on the command line."""
@@ -27,3 +31,13 @@ class DropError(OnnxqatError):
 
 class MissingExtraError(InputError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def short_reason(error: Exception) -> str:
+    """ONNX Runtime's own words without codes and source locations, one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    for mark in (" Status Message: ", "[ONNXRuntimeError] : ", " was false. "):
+        text = text.split(mark)[-1]
+    text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)( const)?( \[with [^\]]*\])? ?", "", text)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -14,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxqat.errors import InputError, OnnxqatError, UnsupportedModelError
+from onnxqat.errors import InputError, OnnxqatError, UnsupportedModelError, short_reason
 from onnxqat.graph import external, files, io
 from onnxqat.graph.validity import check_valid
 from onnxqat.graph.without import without_quantizers
@@ -173,16 +172,6 @@ def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> 
         # Weights in the order that kernels like best would be copies of all of them.
         options.add_session_config_entry("session.disable_prepacking", "1")
         return ort.InferenceSession(str(path), options, providers=providers)
-
-
-def short_reason(error: Exception) -> str:
-    """ONNX Runtime's own words without codes and source locations, one line of at most 200 characters."""
-    text = " ".join(str(error).split())
-    for mark in (" Status Message: ", "[ONNXRuntimeError] : ", " was false. "):
-        text = text.split(mark)[-1]
-    text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
-    text = re.sub(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)( const)?( \[with [^\]]*\])? ?", "", text)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def check_packages() -> None:

@@ -8,8 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.autodiff import ort
-from onnxqat.errors import UnsupportedModelError
-from onnxqat.runtime import short_reason
+from onnxqat.errors import UnsupportedModelError, short_reason
 
 _LARGE = 1024  # elements: larger initializers stay out of what the gradient builder is given
 _CUT = "/stop"

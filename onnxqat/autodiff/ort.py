@@ -10,8 +10,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import _pybind_state as ort_state
 
-from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.runtime import short_reason
+from onnxqat.errors import InputError, UnsupportedModelError, short_reason
 
 _SILENT = 4  # ONNX Runtime's log level: what goes wrong is in the exception
 _registered: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {}

@@ -12,10 +12,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
-from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.errors import InputError, UnsupportedModelError, short_reason
 from onnxqat.graph import files, io
 from onnxqat.graph.identities import eliminate_identities
-from onnxqat.runtime import Inference, checked, short_reason
+from onnxqat.runtime import Inference, checked
 
 Arrays = Mapping[str, NDArray[Any]]
 

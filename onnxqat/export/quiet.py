@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnxqat.runtime import short_reason
+from onnxqat.errors import short_reason
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.runtime import check_packages, short_reason
+from onnxqat.errors import InputError, UnsupportedModelError, short_reason
+from onnxqat.runtime import check_packages
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 
