@@ -146,7 +146,7 @@ def processor_seconds(nodes: int) -> tuple[float, float]:
     """Of insert and fold; a busy machine disturbs them less than it does the wall clock (see tools/benchmark_stages.py)."""
     proto = network(nodes)
     start = time.process_time()
-    quantized = insert(proto, [{"x": np.zeros((1, 8, 8, 8), np.float32)}])
+    quantized = insert(proto, [{"x": np.ones((1, 8, 8, 8), np.float32)}])
     inserted = time.process_time()
     fold(quantized)
     assert len(qdq.quantizers(io.load(quantized))) > nodes / 2

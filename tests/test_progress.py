@@ -5,6 +5,7 @@ import pytest
 from onnxqat import progress
 from onnxqat.data import sources
 from onnxqat.graph import io
+from onnxqat.terminal import Terminal
 from tests.models import batches, model
 
 NET = model("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
@@ -14,7 +15,7 @@ NET = model("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
 def terminal(monkeypatch):
     """Standard error is a terminal; what is drawn on it."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(progress, "console", progress.Console(force_terminal=True, width=80, record=True))
+    monkeypatch.setattr(progress, "console", Terminal(force_terminal=True, width=80, record=True))
     return progress.console
 
 

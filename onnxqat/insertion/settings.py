@@ -12,7 +12,7 @@ from onnxqat.config import Config, Range, RangeEstimator
 from onnxqat.errors import InputError
 from onnxqat.graph.naming import name_of
 from onnxqat.insertion.groups import Group, inputs
-from onnxqat.insertion.targets import Target
+from onnxqat.insertion.targets import PER_TENSOR, Target
 
 #: Width of weights that fit into products added in pairs in 16 bits.
 SAFE_BITS = 7
@@ -108,7 +108,8 @@ def activation(nodes: Collection[ir.Node], config: Config, target: Target) -> Ac
     return Activation(
         symmetric=symmetric,
         signed=bool(settings["activation_signed"]),
-        per_channel=settings["activation_granularity"] == "per_channel",
+        per_channel=settings["activation_granularity"] == "per_channel"
+        and not any(node.op_type in PER_TENSOR for node in nodes),
         estimate=Estimate.of(settings["activation_range"], config.percentile),
     )
 

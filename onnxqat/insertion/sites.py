@@ -16,7 +16,7 @@ from onnxqat.insertion.calibrate import Observed
 from onnxqat.insertion.groups import Group, is_float
 from onnxqat.insertion.origins import origins
 from onnxqat.insertion.settings import SAFE_BITS, Activation, Estimate
-from onnxqat.insertion.targets import Target
+from onnxqat.insertion.targets import PER_TENSOR, Target
 
 #: For each value, the nodes that read it as integers: by width, and by the value behind data movement that they read.
 Readers = dict[ir.Value, dict[int, dict[ir.Value, list[ir.Node]]]]
@@ -68,8 +68,10 @@ class ActivationSite:
     @property
     def axis(self) -> int | None:
         """Channel axis of its scales; None per tensor, under a shared scale, and without a fixed number of channels."""
-        shape = self.value.shape
+        shape, producer = self.value.shape, self.value.producer()
         if not self.settings.per_channel or len(self.joined) > 1 or shape is None or shape.rank() < 2:
+            return None
+        if producer is not None and producer.op_type in PER_TENSOR:
             return None
         return 1 if isinstance(shape[1], int) else None
 

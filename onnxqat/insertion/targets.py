@@ -66,6 +66,8 @@ def _operators(names: str) -> frozenset[str]:
 
 
 _ORT_INTEGER = _operators("Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid")
+#: Around these a value has one scale, whatever the granularity: ONNX Runtime refuses to load a model where it has several.
+PER_TENSOR = _ORT_INTEGER | {"Softmax"}
 
 ORT_CPU = Target(
     name="ort-cpu",

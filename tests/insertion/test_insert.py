@@ -170,7 +170,10 @@ def test_every_estimator_gives_a_working_model(estimator):
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
-@pytest.mark.parametrize("name", ["residual", "concat", "flatten", "gather", "gemm", "matmul of rank 3"])
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "concat", "flatten", "gather", "gemm", "matmul of rank 3", "squeeze-excite", "leaky relu", "swish"],
+)
 def test_activations_may_have_a_scale_per_channel(name, target):
     proto = INTEGER[name]
     quantized = inserted(proto, target=target, activation_granularity="per_channel")
