@@ -25,9 +25,9 @@ _HOMES = {
     "InputError": "onnxqat.errors",
     "MissingExtraError": "onnxqat.errors",
     "OnnxqatError": "onnxqat.errors",
-    "Override": "onnxqat.config",
+    "Override": "onnxqat.config_parts",
     "Report": "onnxqat.verification.report",
-    "Select": "onnxqat.config",
+    "Select": "onnxqat.config_parts",
     "StepDecay": "onnxqat.training.optimize.schedules",
     "Trainer": "onnxqat.training.trainer",
     "TrainingError": "onnxqat.errors",
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from onnxqat import callbacks as callbacks
     from onnxqat import data as data
     from onnxqat.config import Config as Config
-    from onnxqat.config import Override as Override
-    from onnxqat.config import Select as Select
+    from onnxqat.config_parts import Override as Override
+    from onnxqat.config_parts import Select as Select
     from onnxqat.errors import InputError as InputError
     from onnxqat.errors import MissingExtraError as MissingExtraError
     from onnxqat.errors import OnnxqatError as OnnxqatError

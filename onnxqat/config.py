@@ -3,158 +3,33 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import onnx_ir as ir
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field
 
+from onnxqat import nncf
+from onnxqat.config_parts import (
+    Bits,
+    Frozen,
+    Granularity,
+    Input,
+    Override,
+    Range,
+    RangeSetting,
+    Select,
+    Selects,
+    as_tuple,
+    as_tuples,
+    shown,
+)
 from onnxqat.errors import InputError
 from onnxqat.names import TargetName
 
-Bits = Annotated[int, Field(ge=2, le=8)]
-Granularity = Literal["per_tensor", "per_channel"]
-RangeEstimator = Literal[
-    "min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"
-]
 OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
 
-#: Metadata of a node that preparation rewrote: the operator that the user's model had there, so that rules find it.
-ORIGINAL_TYPE = "onnxqat.original_type"
 
-
-class _Frozen(BaseModel):
-    """Validated, immutable, without unknown keys; an invalid one raises InputError in one line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    def __init__(self, /, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise InputError(one_line(type(self).__name__, error)) from None
-
-
-class Select(_Frozen):
-    """Names nodes: by exact `name`, by regular expression `pattern` (anywhere in the name), or by operator `type`."""
-
-    name: str | None = None
-    pattern: str | None = None
-    type: str | None = None
-
-    @model_validator(mode="after")
-    def _names_one_way(self) -> Select:
-        if sum(v is not None for v in (self.name, self.pattern, self.type)) != 1:
-            raise ValueError("give exactly one of name, pattern and type")
-        if self.pattern is not None:
-            try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise ValueError(f"pattern {self.pattern!r} is not a regular expression ({error})") from error
-        return self
-
-    @property
-    def shown(self) -> str:
-        """How messages name it: `pattern '^head'`."""
-        kind = next(kind for kind in ("name", "pattern", "type") if getattr(self, kind) is not None)
-        return f"{kind} {getattr(self, kind)!r}"
-
-    def matches(self, node: ir.Node) -> bool:
-        """Whether the node is one that this selects."""
-        if self.name is not None:
-            return node.name == self.name
-        if self.pattern is not None:
-            return re.search(self.pattern, node.name or "") is not None
-        return self.type in (node.op_type, node.metadata_props.get(ORIGINAL_TYPE))
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-Selects = Annotated[tuple[Select, ...], BeforeValidator(_as_tuple)]
-
-
-class Range(_Frozen):
-    """How a range is found; written as the name of the estimator alone where the rest is left to the configuration.
-
-    Attributes:
-        type: `min_max`: smallest and largest value. `mean_min_max`: their means over samples. `mixed_min_max`: the mean of the
-            largest values over samples and, where the zero point is fitted, of the smallest ones (per channel: `min_max`).
-            `percentile`: of all values. `mean_percentile`: means over samples of each sample's percentiles. `threesigma`:
-            the median of what is not 0, give or take three of its deviations (1.4826 times the median absolute deviation).
-            `mse`: the share of the full range with the least squared error. A weight counts as one sample.
-        min_percentile: lower end for the percentiles; None: as far from 0 as `Config.percentile` is from 100.
-        max_percentile: upper end; None: `Config.percentile`.
-        samples: how many samples of the calibration data count; None: all.
-    """
-
-    type: RangeEstimator
-    min_percentile: float | None = Field(default=None, ge=0, lt=50)
-    max_percentile: float | None = Field(default=None, gt=50, le=100)
-    samples: int | None = Field(default=None, ge=1)
-
-
-def _as_range(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
-
-
-RangeSetting = Annotated[Range, BeforeValidator(_as_range)]
-
-
-class Override(Select):
-    """Settings for the nodes that it selects, over those of the whole configuration.
-
-    Those of activations hold for the values that the node reads, or, for a node that reads none as integers (Relu), for the
-    one that it computes; `activation_bits` for what a weighted node reads.
-    """
-
-    exclude: Selects = ()
-    quantize_weights: bool | None = None
-    quantize_activations: bool | None = None
-    weight_bits: Bits | None = None
-    weight_symmetric: bool | None = None
-    weight_granularity: Granularity | None = None
-    weight_range: RangeSetting | None = None
-    activation_bits: Bits | None = None
-    activation_symmetric: bool | None = None
-    activation_signed: bool | None = None
-    activation_granularity: Granularity | None = None
-    activation_range: RangeSetting | None = None
-
-    def matches(self, node: ir.Node) -> bool:
-        """Whether the node is one that this selects and does not exclude."""
-        return super().matches(node) and not any(rule.matches(node) for rule in self.exclude)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The fields it sets."""
-        fields = set(type(self).model_fields) - {"name", "pattern", "type", "exclude"}
-        return {name: value for name in sorted(fields) if (value := getattr(self, name)) is not None}
-
-
-class Input(_Frozen):
-    """What an input of the model must be: checked before anything else is done.
-
-    Attributes:
-        name: which input; None: the one in this place of the list.
-        shape: sizes of a sample batch.
-        dtype: element type.
-        filler: what the sample batch is filled with, on which the model is run once.
-    """
-
-    name: str | None = None
-    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple)]
-    dtype: Literal["float32", "int64"] = "float32"
-    filler: Literal["ones", "zeros", "random"] = "ones"
-
-
-class Config(_Frozen):
+class Config(Frozen):
     """How `insert` quantizes a model.
 
     Attributes:
@@ -212,12 +87,12 @@ class Config(_Frozen):
     quantize_outputs: bool = False
     only: Selects = ()
     ignore: Selects = ()
-    overrides: Annotated[tuple[Override, ...], BeforeValidator(_as_tuple)] = ()
-    unified_scales: Annotated[tuple[tuple[Select, ...], ...], BeforeValidator(_as_tuples)] = ()
+    overrides: Annotated[tuple[Override, ...], BeforeValidator(as_tuple)] = ()
+    unified_scales: Annotated[tuple[tuple[Select, ...], ...], BeforeValidator(as_tuples)] = ()
     bias_correction: int = Field(default=0, ge=0)
     activation_start_epoch: int = Field(default=0, ge=0)
     weight_start_epoch: int = Field(default=0, ge=0)
-    inputs: Annotated[tuple[Input, ...], BeforeValidator(_as_tuple)] = ()
+    inputs: Annotated[tuple[Input, ...], BeforeValidator(as_tuple)] = ()
     fixed_inputs: dict[str, bool | int | float | list[Any]] = Field(default_factory=dict)
 
     @property
@@ -234,9 +109,7 @@ class Config(_Frozen):
         Raises:
             InputError: the file cannot be read, or a key is unknown, wrong, or not honoured; the message names it.
         """
-        from onnxqat import nncf  # it builds on this module
-
-        return nncf.read(source)
+        return nncf.read(source, cls)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Config:
@@ -258,28 +131,3 @@ class Config(_Frozen):
             return cls(**values)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-
-
-def shown(value: object) -> str:
-    """A value that may be of any size, or an error, in at most 200 characters."""
-    try:
-        text = str(value) if isinstance(value, Exception) else repr(value)
-    except (ValueError, RecursionError):  # an integer of too many digits
-        text = f"a {type(value).__name__} too large to show"
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def one_line(name: str, error: ValidationError) -> str:
-    """What is wrong with a value of a model of that name: where, why, and what it is."""
-    parts = []
-    for problem in error.errors():
-        where = ".".join(shown(p).strip("'") for p in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "value_error":  # a nested one, which names its own input
-            parts.append(f"{where}: {message}" if where else message)
-            continue
-        if problem["type"] == "extra_forbidden":
-            message = "no such key; check its spelling"
-        parts.append(f"{where}: {message} (is {shown(problem['input'])})" if where else message)
-    return f"{name}: " + "; ".join(parts)

@@ -15,7 +15,8 @@ from typing import Any
 import onnx
 from rich.table import Table
 
-from onnxqat.config import Config, Range
+from onnxqat.config import Config
+from onnxqat.config_parts import Range
 from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import DropError

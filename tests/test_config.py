@@ -3,7 +3,8 @@ import json
 import onnx_ir as ir
 import pytest
 
-from onnxqat.config import ORIGINAL_TYPE, Config, Input, Override, Range, Select
+from onnxqat.config import Config
+from onnxqat.config_parts import ORIGINAL_TYPE, Input, Override, Range, Select
 from onnxqat.errors import InputError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.config import Input, shown
+from onnxqat.config_parts import Input, shown
 from onnxqat.data.batch import Batch, Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.runtime import Inference

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxqat.config import Config, Select
+from onnxqat.config import Config
+from onnxqat.config_parts import Select
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph.edit import sole_user
 from onnxqat.graph.movement import moved

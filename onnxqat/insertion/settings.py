@@ -8,7 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxqat.config import Config, Range, RangeEstimator
+from onnxqat.config import Config
+from onnxqat.config_parts import Range, RangeEstimator
 from onnxqat.errors import InputError
 from onnxqat.graph.naming import name_of
 from onnxqat.insertion.groups import Group, inputs

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.config import ORIGINAL_TYPE
+from onnxqat.config_parts import ORIGINAL_TYPE
 from onnxqat.graph.biases import masks
 from onnxqat.graph.edit import constant_value, fresh_value_name, replace_value, sole_user
 from onnxqat.graph.qdq import constant

@@ -1,4 +1,4 @@
-"""Reads a legacy NNCF configuration (the JSON schema of release 2.14) into a `Config`.
+"""Reads a legacy NNCF configuration (the JSON schema of release 2.14) into ours, of which it knows the parts and keys.
 
 Every key is honoured or refused by name. Scopes are matched against the names of ONNX nodes: a string is a whole name, one
 that begins with `{re}` a regular expression that is searched for.
@@ -6,27 +6,34 @@ that begins with `{re}` a regular expression that is searched for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import json5
 from pydantic import ValidationError
 
-from onnxqat.config import Config, shown
+from onnxqat.config_parts import shown
 from onnxqat.errors import InputError
 from onnxqat.nncf.schema import REFUSED, Root
 from onnxqat.nncf.translate import translate
 
+C = TypeVar("C")
 
-def read(source: str | Path | dict[str, Any]) -> Config:
+
+def read(source: str | Path | dict[str, Any], build: Callable[..., C]) -> C:
     """The configuration of a file (JSON, with comments if need be) or of a dict.
+
+    Args:
+        source: the file or dict.
+        build: makes a configuration of its values (`Config`).
 
     Raises:
         InputError: the file cannot be read; a key is unknown or not honoured; a value has the wrong type or is out of range.
     """
     try:
         values = _load(Path(source)) if isinstance(source, str | Path) else source
-        return translate(Root.model_validate(values))
+        return build(**translate(Root.model_validate(values)))
     except ValidationError as error:
         message = "; ".join(_shown(problem) for problem in error.errors())
     except InputError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from onnxqat.config import Range
+from onnxqat.config_parts import Range
 
 #: Keys of NNCF that have no counterpart in a configuration, and where what they do is found.
 REFUSED = {

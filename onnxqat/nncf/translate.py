@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from onnxqat.config import Config, Input, Override, Select
+from onnxqat.config_parts import Input, Override, Select
 from onnxqat.errors import InputError
 from onnxqat.nncf.schema import InputInfo, Quantization, Quantizers, RangeInit, Root, ScopedQuantizers, ScopedRangeInit
 
@@ -13,8 +13,8 @@ from onnxqat.nncf.schema import InputInfo, Quantization, Quantizers, RangeInit, 
 SATURATING = ("ANY", "CPU")
 
 
-def translate(root: Root) -> Config:
-    """The configuration that does what the file says.
+def translate(root: Root) -> dict[str, Any]:
+    """Values of the configuration that does what the file says, by key.
 
     Raises:
         InputError: keys contradict each other, or one has no effect beside the others.
@@ -26,7 +26,7 @@ def translate(root: Root) -> Config:
     given = algorithm.initializer.range
     ranges = given.range if isinstance(given, RangeInit) else RangeInit().range
     weights_per_channel = not trial if weights.per_channel is None else weights.per_channel
-    return Config(
+    return dict(
         target="openvino",
         inputs=tuple(_input(info) for info in root.input_info),
         weight_bits=weights.bits or 8,

@@ -2,7 +2,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxqat.config import Config, Input
+from onnxqat.config import Config
+from onnxqat.config_parts import Input
 from onnxqat.errors import InputError
 from onnxqat.insertion import insert
 from tests.models import batches, model, random

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxqat.config import Config, Override, RangeEstimator, Select
+from onnxqat.config import Config
+from onnxqat.config_parts import Override, RangeEstimator, Select
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.folding import fold
 from onnxqat.graph import io, qdq

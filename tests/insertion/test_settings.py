@@ -3,7 +3,8 @@ import onnx
 import pytest
 
 from onnxqat import Trainer
-from onnxqat.config import Config, Override, Range, Select
+from onnxqat.config import Config
+from onnxqat.config_parts import Override, Range, Select
 from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io, qdq

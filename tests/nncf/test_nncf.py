@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxqat import Config, InputError, Override, Select, insert
-from onnxqat.config import Input, Range
+from onnxqat.config_parts import Input, Range
 from onnxqat.graph import io, qdq
 from onnxqat.nncf.schema import REFUSED, Root, keys
 from tests.insertion.test_settings import found, net
