@@ -9,6 +9,7 @@ import onnx_ir.passes.common as passes
 
 from onnxqat.autodiff import ort
 from onnxqat.errors import UnsupportedModelError, short_reason
+from onnxqat.graph.edit import make_inputs
 
 _LARGE = 1024  # elements: larger initializers stay out of what the gradient builder is given
 _CUT = "/stop"
@@ -35,16 +36,14 @@ def with_gradients(
     graph = model.graph
     seed = _scalar_float(graph, loss)
     _cut(graph, cuts)
-    for name in wrt:
-        _as_input(graph, name)
+    make_inputs(graph, wrt)
     _separate_uses(graph, wrt)
     frozen = {
         name: value.const_value
         for name, value in list(graph.initializers.items())
         if value.const_value is not None and value.const_value.size > _LARGE
     }
-    for name in frozen:
-        _as_input(graph, name)
+    make_inputs(graph, frozen)
     active = [name for name in wrt if name in reached]
     result = _build(model, seed, active) if active else model
     _restore(result.graph, frozen)
@@ -100,17 +99,6 @@ def _separate_uses(graph: ir.Graph, wrt: Sequence[str]) -> None:
                 identity.outputs[0].type, identity.outputs[0].shape = value.type, value.shape
                 graph.insert_before(node, identity)
                 node.replace_input_with(index, identity.outputs[0])
-
-
-def _as_input(graph: ir.Graph, name: str) -> None:
-    value = graph.initializers.pop(name, None)
-    if value is None:
-        return
-    tensor, value.const_value = value.const_value, None
-    if tensor is not None:
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape.numpy()))
-    if value not in graph.inputs:
-        graph.inputs.append(value)
 
 
 def _restore(graph: ir.Graph, frozen: dict[str, ir.TensorProtocol]) -> None:

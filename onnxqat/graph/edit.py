@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,16 @@ def _free(name: str, taken: set[str]) -> str:
         candidate = f"{name}_{number}"
     taken.add(candidate)
     return candidate
+
+
+def make_inputs(graph: ir.Graph, names: Iterable[str]) -> None:
+    """Turns initializers into graph inputs, in place; names that are none are passed over."""
+    for name in names:
+        value = graph.initializers.pop(name, None)
+        if value is None:
+            continue
+        tensor, value.const_value = value.const_value, None
+        if tensor is not None:
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape.numpy()))
+        if value not in graph.inputs:
+            graph.inputs.append(value)

@@ -18,6 +18,7 @@ from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.biases import round_biases
+from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers, write_scalars
@@ -176,19 +177,6 @@ def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str])
     graph.outputs.append(_loss_value(graph))
     schedule(model, [*outputs, LOSS])
     return model
-
-
-def make_inputs(graph: ir.Graph, names: Sequence[str]) -> None:
-    """Turns initializers into graph inputs, in place; names that are none are passed over."""
-    for name in names:
-        value = graph.initializers.pop(name, None)
-        if value is None:
-            continue
-        tensor, value.const_value = value.const_value, None
-        assert tensor is not None
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape.numpy()))
-        if value not in graph.inputs:
-            graph.inputs.append(value)
 
 
 def _loss_value(graph: ir.Graph) -> ir.Value:

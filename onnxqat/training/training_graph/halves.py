@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, constant, quantizers
 from onnxqat.training.engine import Floats, Program, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.quantizers.pair_safety import PairSafety
-from onnxqat.training.training_graph.build import forward_graph, make_inputs, with_values
+from onnxqat.training.training_graph.build import forward_graph, with_values
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import ancestors, schedule
 from onnxqat.training.training_graph.parameters import initial_values
