@@ -48,7 +48,7 @@ class Inference:
         options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         if not integer_kernels and _reads_quantized_outputs(model):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self._session = _loaded(model, options)
+        self._session = session(model, options)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
 
@@ -128,7 +128,7 @@ def _not_finite(outputs: Mapping[str, NDArray[Any]], *, nan: bool = True) -> dic
 
 def check_loads(model: ir.Model | onnx.ModelProto) -> None:
     """Raises UnsupportedModelError with ONNX Runtime's own reason if it cannot load the model with all of its optimizations."""
-    _loaded(model, ort.SessionOptions())
+    session(model, ort.SessionOptions())
 
 
 @contextmanager
@@ -150,7 +150,12 @@ def explained(model: io.ModelLike) -> Iterator[None]:
         raise
 
 
-def _loaded(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on the CPU, for inference and training; worker processes open their own.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot load the model; the message says its reason.
+    """
     check_packages()
     # What goes wrong is in the exception too; the log would repeat it.
     options.log_severity_level = 4
@@ -158,6 +163,18 @@ def _loaded(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> o
         return _session(model, options)
     except Exception as error:
         raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
+
+
+def exact_options(threads: int = 0) -> ort.SessionOptions:
+    """Options under which nodes run exactly as the model has them, in its order; `threads` inside an operator, 0: all cores."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # A memory pattern is planned for the first batch's shapes at the price of a third more memory.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
 
 
 def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:

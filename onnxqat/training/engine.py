@@ -15,8 +15,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxqat.errors import InputError, UnsupportedModelError, short_reason
-from onnxqat.runtime import check_packages
+from onnxqat.errors import InputError, short_reason
+from onnxqat.runtime import exact_options, session
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 
@@ -24,7 +24,6 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Value: TypeAlias = ort.OrtValue
 
-_SILENT = 4  # ONNX Runtime's log level: what goes wrong is in the exception
 #: ONNX Runtime's words for types of tensors.
 _TYPES = {
     f"tensor({words})": dtype
@@ -52,7 +51,7 @@ class Session:
     """
 
     def __init__(self, model: ir.Model, threads: int = 0) -> None:
-        self._session = _loaded(model, threads)
+        self._session = session(model, exact_options(threads))
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
         self._binding = self._session.io_binding()
@@ -95,7 +94,7 @@ class Program:
     """A graph that keeps nothing between runs, so that any number of callers may share it; arguments as for `Session`."""
 
     def __init__(self, model: ir.Model, threads: int = 0) -> None:
-        self._session = _loaded(model, threads)
+        self._session = session(model, exact_options(threads))
         self.inputs = [value.name for value in self._session.get_inputs()]
         #: Types of the outputs as ONNX Runtime infers them.
         self.outputs = {value.name: _TYPES[value.type] for value in self._session.get_outputs()}
@@ -172,29 +171,6 @@ def as_value(array: Array) -> Value:
 def dlpack(value: Value) -> Any:
     """The value as what the array libraries' `from_dlpack` take over without a copy."""
     return value._ortvalue
-
-
-def _loaded(model: ir.Model, threads: int) -> ort.InferenceSession:
-    check_packages()
-    try:
-        return ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
-
-
-def session_options(threads: int = 0) -> ort.SessionOptions:
-    """Options under which nodes run exactly as the file has them, in its order."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
-    options.intra_op_num_threads = threads
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    # A memory pattern is planned for the first batch's shapes at the price of a third more memory.
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return options
 
 
 def aligned(size: int) -> Floats:

@@ -11,7 +11,8 @@ from types import FrameType
 import numpy as np
 import onnxruntime as ort
 
-from onnxqat.training.engine import Floats, session_options
+from onnxqat.runtime import exact_options, session
+from onnxqat.training.engine import Floats
 from onnxqat.training.optimize.optimizers import Optimizer, update_graph
 from onnxqat.training.training_graph.parameters import Kind, Layout
 
@@ -53,9 +54,7 @@ class Updater:
             if start == stop:
                 continue
             graph = update_graph(optimizer, logarithmic=kind == "scale")
-            session = ort.InferenceSession(
-                graph.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
-            )
+            update = session(graph, exact_options(threads))
             names = [*optimizer.rates(1.0, 1, decays=False), "gradient_factor"]
             self._rates[kind] = {name: np.zeros((), np.float32) for name in names}
             scalars = {name: self._value(array) for name, array in self._rates[kind].items()}
@@ -68,7 +67,7 @@ class Updater:
                     vectors |= {"low": low[inner], "high": high[inner]}
                 elif optimizer.relative:
                     vectors["unit"] = units[part]
-                self._bind(kind, session, vectors, scalars)
+                self._bind(kind, update, vectors, scalars)
 
     def __call__(self, lr: float, step: int, gradient_factor: float) -> None:
         """One update; `step` is counted from 1. Ctrl-C waits until all of it is done."""
@@ -77,21 +76,21 @@ class Updater:
             for name, number in {**rates, "gradient_factor": gradient_factor}.items():
                 arrays[name][...] = number
         with _uninterrupted():
-            for _, session, binding in self._stretches:
-                session.run_with_iobinding(binding)
+            for _, update, binding in self._stretches:
+                update.run_with_iobinding(binding)
             if self._hold is not None:
                 self._hold()
 
     def _bind(
-        self, kind: Kind, session: ort.InferenceSession, vectors: dict[str, Floats], scalars: dict[str, ort.OrtValue]
+        self, kind: Kind, update: ort.InferenceSession, vectors: dict[str, Floats], scalars: dict[str, ort.OrtValue]
     ) -> None:
-        binding = session.io_binding()
+        binding = update.io_binding()
         values = {name: self._value(array) for name, array in vectors.items()}
         for name, value in {**values, **scalars}.items():
             binding.bind_ortvalue_input(name, value)
         for name in ["p", *(f"m{i}" for i in range(self._optimizer.moments))]:
             binding.bind_ortvalue_output(f"{name}_new", values[name])
-        self._stretches.append((kind, session, binding))
+        self._stretches.append((kind, update, binding))
 
     def _value(self, array: Floats) -> ort.OrtValue:
         value = ort.OrtValue.ortvalue_from_numpy(array)

@@ -1,13 +1,12 @@
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-import onnxruntime as ort
 import pytest
 import torch
 
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.numerics import fake_quantize, fake_quantize_gradient
-from onnxqat.training.engine import session_options
+from onnxqat.runtime import exact_options, session
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.training_graph.memory import schedule
@@ -47,8 +46,9 @@ def gradients(model, x, dy, scale):
     call_quantizers(model)
     trained = differentiate(model, "loss", ["x", "scale"])
     schedule(trained, ["loss"])
-    session = ort.InferenceSession(ir.to_proto(trained).SerializeToString(), session_options())
-    return session.run(["x_grad", "scale_grad"], {"x": x, "dy": dy, "scale": np.asarray(scale)})
+    return session(trained, exact_options()).run(
+        ["x_grad", "scale_grad"], {"x": x, "dy": dy, "scale": np.asarray(scale)}
+    )
 
 
 def data(shape, scale, zero_point, bounds, axis, seed=0):
@@ -226,7 +226,6 @@ def test_the_function_computes_what_the_quantizer_does(dtype, bounds, zero_point
     call_quantizers(model)
     assert any(fakequant.is_call(node) for node in model.graph)
     schedule(model, ["loss"])
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), session_options())
-    loss = session.run(["loss"], {"x": x, "dy": dy})[0]
+    loss = session(model, exact_options()).run(["loss"], {"x": x, "dy": dy})[0]
     expected = np.sum(fake_quantize(x, scale, zero_point, *bounds).astype(np.float64) * dy)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-4)

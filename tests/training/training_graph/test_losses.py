@@ -1,7 +1,6 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from onnxscript import opset17 as op
@@ -9,7 +8,7 @@ from onnxscript import script
 from onnxscript.values import Opset
 
 from onnxqat.errors import InputError
-from onnxqat.training.engine import session_options
+from onnxqat.runtime import exact_options, session
 from onnxqat.training.training_graph import named_losses
 from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
 from onnxqat.training.training_graph.losses import LOSS, attach_loss
@@ -28,12 +27,12 @@ def loss_of(body, loss, feeds):
     attached = attach_loss(graph, loss)
     graph.graph.outputs[:] = [next(o for n in graph.graph for o in n.outputs if o.name == LOSS)]
     schedule(graph, [LOSS])
-    session = ort.InferenceSession(ir.to_proto(graph).SerializeToString(), session_options())
+    loaded = session(graph, exact_options())
     named = {
         name.removeprefix(LABEL).replace(TEACHER, "teacher_"): name
-        for name in (value.name for value in session.get_inputs())
+        for name in (value.name for value in loaded.get_inputs())
     }
-    return session.run(None, {named[name]: array for name, array in feeds.items()})[0], attached
+    return loaded.run(None, {named[name]: array for name, array in feeds.items()})[0], attached
 
 
 IDENTITY = "(float[N,4] x) => (float[N,4] y) { y = Identity (x) }"
