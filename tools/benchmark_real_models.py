@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.fetch_models import FOLDER
+from tools.packages import FOLDER
 from tools.readme import BENCHMARKS, README, digest, replace_section
 from tools.real_models.recipes import MODELS, RealModel
 from tools.real_models.run import Result, run

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tools.fetch_models import FOLDER
+from tools.packages import FOLDER
 from tools.real_models.model import Data, Examples
 
 TEST = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "astronaut.png", "retina.jpg")

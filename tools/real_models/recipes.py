@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxqat.config import Config
-from tools.fetch_models import FOLDER
+from tools.packages import FOLDER
 from tools.real_models.model import Data
 
 

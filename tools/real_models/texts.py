@@ -4,53 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 import unicodedata
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.fetch_models import FOLDER, FetchError
+from tools.packages import FOLDER
+from tools.real_models.descriptions import FILE
 from tools.real_models.export_bert import LENGTH
 from tools.real_models.model import Data, Examples
 
-SECTIONS = ("science", "sound", "graphics", "games", "fonts", "mail", "net", "editors", "video", "database")
-SHORTEST = 20
 #: Tokens with a meaning of their own.
 PADDING, UNKNOWN, BEGIN, END = 0, 100, 101, 102
 BATCH = 8
-
-
-def fetch_descriptions() -> Path:
-    """Writes the descriptions of packages in `SECTIONS` that apt knows of: lines of section, tab, description."""
-    target = FOLDER / "descriptions.tsv"
-    if target.exists():
-        return target
-    command = ["apt-cache", "dumpavail"]
-    known = shutil.which(command[0]) is not None
-    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout if known else ""
-    found = [_entry(stanza) for stanza in listed.split("\n\n")]
-    lines = sorted({entry for entry in found if entry is not None})
-    if len(lines) < 1000:
-        raise FetchError(f"apt-cache dumpavail lists {len(lines)} descriptions; run `apt-get update`, on Debian")
-    target.write_text("\n".join(lines), encoding="utf-8")
-    return target
-
-
-def _entry(stanza: str) -> str | None:
-    fields = dict(re.findall(r"^(Section|Description): (.*)$", stanza, re.MULTILINE))
-    kept = fields.get("Section") in SECTIONS and len(fields.get("Description", "")) >= SHORTEST
-    return f"{fields['Section']}\t{fields['Description']}" if kept else None
 
 
 def data(train: int, test: int) -> Data:
     """As many descriptions of each section; packages of one source often share theirs, so each of them occurs once."""
     by_section = defaultdict(list)
     sections: dict[str, str] = {}
-    for line in (FOLDER / "descriptions.tsv").read_text(encoding="utf-8").splitlines():
+    for line in FILE.read_text(encoding="utf-8").splitlines():
         section, _, text = line.partition("\t")
         sections.setdefault(text.partition(" - ")[0].partition(" (")[0], section)
     for text, section in sections.items():

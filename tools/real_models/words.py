@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from tools.fetch_models import FOLDER
+from tools.packages import FOLDER
 from tools.real_models.model import Batch, Data, Examples
 
 HEIGHT, MARGIN = 48, 8
