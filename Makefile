@@ -31,7 +31,7 @@ models: $(VENV)/.test
 
 # The documentation, into site/; a dead link or an unknown name fails.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # sdist and wheel, into dist/, checked.
 dist: $(VENV)/.release

@@ -1,18 +1,20 @@
-"""What mkdocs cannot do by itself: the command line's reference, from the command line."""
+"""What mkdocs cannot do by itself: references that come from the program, the command line's and the configuration's defaults."""
 
 from __future__ import annotations
 
 from typing import Any
 
-MARK = "<!-- command line: written by tools/docs_hooks.py -->"
-
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Writes the reference where a page asks for it; mkdocs calls this for each page."""
-    return markdown.replace(MARK, _reference()) if MARK in markdown else markdown
+    """Writes the references where a page asks for them; mkdocs calls this for each page."""
+    for mark, written in (("command line", _command_line), ("defaults", _defaults)):
+        comment = f"<!-- {mark}: written by tools/docs_hooks.py -->"
+        if comment in markdown:
+            markdown = markdown.replace(comment, written())
+    return markdown
 
 
-def _reference() -> str:
+def _command_line() -> str:
     import typer
     from typer.cli import get_docs_for_click
 
@@ -20,3 +22,17 @@ def _reference() -> str:
 
     command = typer.main.get_command(app)
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name="onnxqat").partition("\n")[2]
+
+
+def _defaults() -> str:
+    """Defaults of the configuration, as JSON writes them."""
+    import json
+
+    from onnxqat import Config
+
+    lines = ["| setting | default |", "| --- | --- |"]
+    values = json.loads(Config().model_dump_json(exclude_none=False))
+    for name, value in values.items():
+        shown = value["type"] if isinstance(value, dict) and "type" in value else value
+        lines.append(f"| `{name}` | `{json.dumps(shown)}` |")
+    return "\n".join(lines)
