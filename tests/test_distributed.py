@@ -195,7 +195,7 @@ def folder(tmp_path_factory):
 
 def training(folder, output, *options):
     data = ["--data", folder / "train.npz", "--validation", folder / "validation.npz", "--batch-size", "8"]
-    settings = ["--epochs", "2", "--lr", "1e-4", "--threads", "1", "-o", folder / output]
+    settings = ["--epochs", "2", "--lr", "1e-5", "--threads", "1", "-o", folder / output]
     return ["-m", "onnxqat", "train", folder / "qdq.onnx", *data, *settings, *options]
 
 

@@ -3,12 +3,12 @@ from pathlib import Path
 
 from onnxqat.nncf.schema import REFUSED, keys
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "nncf.md"
 
 
 def keys_of_the_table() -> list[str]:
-    """Names in code in the first column of the README's table of keys."""
-    (section,) = re.findall(r"^## Coming from NNCF$(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.M | re.S)
+    """Names in code in the first column of the page's table of keys."""
+    (section,) = re.findall(r"^## Keys$(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     rows = section.split("| key | what it does here |\n| --- | --- |\n")[1].splitlines()
     return [name for row in rows if row.startswith("|") for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
 
