@@ -14,6 +14,9 @@ pytestmark = pytest.mark.slow
 FLOAT = {"ocr": 98, "orientation": 99, "file_type": 89, "pitch": 98, "super_resolution": 31, "sentences": 58}
 #: How far behind the float model 8 bits may be, by unit of the score: points, or decibels.
 CLOSE = {"%": 0.5, "dB": 0.3}
+#: Answers that may differ by chance, where the judge holds so few samples that these are more points: two standard errors of the
+#: difference where four of them changed.
+BY_CHANCE = 4
 #: Share of the loss at few bits that training recovers, at least. The files and descriptions that judge two of the models are
 #: those that a machine has, so their scores differ between machines.
 RECOVERED = {"ocr": 0.7, "orientation": 0.7, "file_type": 0.5, "pitch": 0.7, "super_resolution": 0.7, "sentences": 0.5}
@@ -30,7 +33,8 @@ def test_eight_bits_are_as_good_as_float_after_training(model):
     model = fetched(model)
     result = run(model, model.eight, model.data())
     assert result.float_model >= FLOAT[model.name]
-    assert result.deployed >= result.float_model - CLOSE[model.unit]
+    by_chance = 100 * BY_CHANCE / model.test if model.unit == "%" else 0.0
+    assert result.deployed >= result.float_model - max(CLOSE[model.unit], by_chance)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
