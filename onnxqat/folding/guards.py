@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxqat.graph.edit import fresh_name, fresh_value_name, sole_user
-from onnxqat.graph.movement import moved
+from onnxqat.graph.movement import origin
 from onnxqat.graph.qdq import constant
 
 #: Across these ONNX Runtime moves a QuantizeLinear up or a DequantizeLinear down before it looks.
@@ -46,9 +46,7 @@ def _is_quantized(value: ir.Value) -> bool:
 
 def _is_dequantized(value: ir.Value | None) -> bool:
     """Whether the value comes out of a DequantizeLinear, possibly by way of carriers."""
-    node = None if value is None else value.producer()
-    while node is not None and (source := moved(node, _CARRIERS)) is not None:
-        node = source.producer()
+    node = None if value is None else origin(value, operators=_CARRIERS).producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
 

@@ -8,12 +8,11 @@ from math import prod
 
 import onnx_ir as ir
 
+from onnxqat.graph.movement import REARRANGING, SELECTING
 from onnxqat.graph.qdq import constant
 
-#: Operators whose output has the elements of their first input, in another order or shape.
-REARRANGING = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-#: Likewise, of some of the elements.
-_SELECTING = frozenset({"Gather", "Slice"})
+#: Those that give one output, and one element for each index of an axis.
+_SELECTING = SELECTING - {"GatherElements", "Split"}
 _SAME = frozenset({"Dropout", "Identity"})
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _AVERAGING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})

@@ -1,37 +1,28 @@
-"""Data movement: operators whose every output element is an input element (or zero), so that one scale serves both sides."""
+"""Data movement: operators whose every output element is an input element (or zero), so that one scale serves both sides.
+
+This is the one table of them, by what they do with the elements, and the one way up through them (`origin`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import onnx_ir as ir
 
 from onnxqat.graph.qdq import Quantizer, constant
 
-MOVEMENT = frozenset(
-    {
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GlobalMaxPool",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "ReduceMax",
-        "ReduceMin",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
+#: All elements, in the same order, in another shape or in another order of axes.
+REARRANGING = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+#: All elements, between channels and places.
+BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
+#: Some of the elements.
+SELECTING = frozenset({"Gather", "GatherElements", "Slice", "Split"})
+#: All elements, with copies of some of them, or zeros, beside them.
+REPEATING = frozenset({"Expand", "Pad", "Resize", "Tile"})
+#: One extreme of many elements.
+EXTREMES = frozenset({"GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin"})
+
+MOVEMENT = REARRANGING | BLOCKS | SELECTING | REPEATING | EXTREMES | {"Identity"}
 
 
 def moved(node: ir.Node, operators: frozenset[str] = MOVEMENT) -> ir.Value | None:
@@ -45,12 +36,26 @@ def moved(node: ir.Node, operators: frozenset[str] = MOVEMENT) -> ir.Value | Non
     return node.inputs[0]
 
 
+def origin(value: ir.Value, known: Container[ir.Value] = (), operators: frozenset[str] = MOVEMENT) -> ir.Value:
+    """Where a value comes from: the first of the `known` ones above it, or else the one that no data movement gives.
+
+    Args:
+        value: where to begin.
+        known: values to stop at.
+        operators: what counts as data movement.
+    """
+    while value not in known:
+        node = value.producer()
+        above = None if node is None else moved(node, operators)
+        if above is None:
+            return value
+        value = above
+    return value
+
+
 def quantizer_above(value: ir.Value | None, produced_by: Mapping[ir.Value, Quantizer]) -> Quantizer | None:
     """The quantizer whose scale `value` has: its producer, or the one above data movement."""
-    while value is not None and value not in produced_by:
-        node = value.producer()
-        value = None if node is None else moved(node)
-    return None if value is None else produced_by[value]
+    return None if value is None else produced_by.get(origin(value, produced_by))
 
 
 def _mode(node: ir.Node, default: str) -> str:

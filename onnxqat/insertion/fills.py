@@ -17,8 +17,6 @@ from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import inputs
 
-#: Operators that keep one extreme of many values.
-EXTREMES = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"})
 #: Operators that put constants beside data, and at which inputs.
 _PLACES: dict[str, slice] = {
     "Where": slice(1, 3),

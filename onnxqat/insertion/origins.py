@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.graph.movement import moved
-from onnxqat.insertion.fills import EXTREMES, is_filled
+from onnxqat.graph.movement import EXTREMES, moved
+from onnxqat.insertion.fills import is_filled
 from onnxqat.insertion.groups import inputs
 from onnxqat.insertion.targets import Target
 

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from onnxqat.graph.io import opset
-from onnxqat.graph.movement import moved
+from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.ops import Ops
 from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
 from onnxqat.numerics import along_axis, clipped
@@ -181,22 +181,14 @@ def _layers(model: ir.Model) -> tuple[int, int, int]:
     for node in model.graph:
         if node.op_type not in _WEIGHTED:
             continue
-        values = [_before_moves(value, outputs) for value in node.inputs[:2]]
-        behind = [None if value is None else outputs.get(value) for value in values]
-        if any(constant(value) is not None for value in values) or any(q is not None and q.is_weight for q in behind):
+        behind = [quantizer_above(value, outputs) for value in node.inputs[:2]]
+        if any(constant(value) is not None for value in node.inputs[:2]) or any(
+            q is not None and q.is_weight for q in behind
+        ):
             layers += 1
             weights += any(q is not None and q.is_weight for q in behind)
             inputs += any(q is not None and not q.is_weight for q in behind)
     return layers, weights, inputs
-
-
-def _before_moves(value: ir.Value | None, outputs: Mapping[ir.Value, Quantizer]) -> ir.Value | None:
-    """The value, or the quantized one that it was moved from."""
-    at = value
-    while at is not None and at not in outputs:
-        producer = at.producer()
-        at = None if producer is None else moved(producer)
-    return value if at is None else at
 
 
 def _clipped_activations(model: ir.Model, batches: Iterable[Mapping[str, Array]]) -> tuple[dict[str, float], int]:

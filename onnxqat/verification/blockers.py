@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxqat.graph.movement import MOVEMENT, origin
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Quantizer, constant
 
@@ -30,9 +31,8 @@ _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 BOUNDS = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 #: ONNX Runtime carries a quantizer across these to the next node.
 _ORT_CARRIES = frozenset(["MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"])
-_MOVES = _ORT_CARRIES | frozenset(
-    ["Flatten", "Gather", "Split", "Expand", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "Resize", "Concat"]
-)
+#: Of several values that are joined, the first speaks for all.
+_MOVES = MOVEMENT | {"Concat"}
 #: A bias scale this far from input scale times weight scale is refused by 1.32, and computed wrongly by 1.19.2.
 _BIAS_TOLERANCE = 0.01
 
@@ -67,23 +67,13 @@ def _ort_input_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
     for index, value in enumerate(node.inputs):
         if value is None or (positions is not None and index not in positions):
             continue
-        source = _behind(value, quantized, _ORT_CARRIES)
+        source = origin(value, quantized, _ORT_CARRIES)
         quantizer = quantized.get(source)
         if quantizer is None:
             yield _unquantized(source, quantized)
         elif (dtype := _stored(quantizer)) not in _EIGHT_BITS:
             what = "weight" if quantizer.is_weight else "input"
             yield f"{what} {value.name!r} has {_type_name(dtype)} codes, for which {node.op_type} has no integer kernel"
-
-
-def _behind(value: ir.Value, quantized: Quantizers, moves: frozenset[str]) -> ir.Value:
-    """The value that data movement brought here: a quantized one, or the first that something computed."""
-    while value not in quantized:
-        producer = value.producer()
-        if producer is None or producer.op_type not in moves or producer.inputs[0] is None:
-            return value
-        value = producer.inputs[0]
-    return value
 
 
 def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
@@ -203,7 +193,7 @@ def _signed_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
 
 
 def _openvino_input_facts(value: ir.Value, quantized: Quantizers) -> Iterator[str]:
-    source = _behind(value, quantized, _MOVES)
+    source = origin(value, quantized, _MOVES)
     if source not in quantized:
         producer = source.producer()
         if constant(source) is not None:

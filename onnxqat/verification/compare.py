@@ -18,6 +18,7 @@ from onnxqat.data.labels import Decisions
 from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.graph import qdq
+from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import name_of
 from onnxqat.verification import models
 from onnxqat.verification.entries import Sizes
@@ -30,22 +31,6 @@ LABEL = "label"
 Watch = Callable[[Arrays, NDArray[Any] | None, Arrays, Arrays], None]
 #: Codes differ by whole numbers: more than one step apart is two, whatever rounding the subtraction adds.
 MORE_THAN_ONE_STEP = 1.5
-#: Operators that only move data, so that the steps of their output are those of their input.
-_MOVES = frozenset(
-    [
-        "Reshape",
-        "Transpose",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Gather",
-        "Identity",
-        "Split",
-        "Expand",
-        "MaxPool",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -198,7 +183,7 @@ def differences(result: Comparison, deployed: ir.Model) -> tuple[OutputDifferenc
         name = str(value.name)
         if name not in result.largest:
             continue
-        quantizer = _behind(value, quantizers)
+        quantizer = quantizer_above(value, quantizers)
         step_from: Literal["quantizer", "range", "integer"] = "range"
         step = (result.high.get(name, 0) - result.low.get(name, 0)) / 255 or 1.0
         if quantizer is not None:
@@ -296,17 +281,6 @@ def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[NDAr
     with np.errstate(invalid="ignore"):
         apart = np.where(infinite, 0.0, np.abs(expected.astype(np.float64) - found))
     return apart, int((infinite & (expected != found)).sum())
-
-
-def _behind(value: ir.Value, quantizers: dict[ir.Value, qdq.Quantizer]) -> qdq.Quantizer | None:
-    """The quantizer that a value comes out of, through data movement."""
-    current: ir.Value | None = value
-    while current is not None:
-        if current in quantizers:
-            return quantizers[current]
-        producer = current.producer()
-        current = producer.inputs[0] if producer is not None and producer.op_type in _MOVES else None
-    return None
 
 
 def _one_row(inputs: Arrays, row: int | None, model: ir.Model) -> Arrays:

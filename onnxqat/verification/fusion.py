@@ -14,6 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxqat.graph import io, qdq
+from onnxqat.graph.movement import REARRANGING, REPEATING, SELECTING
 from onnxqat.graph.naming import label
 from onnxqat.graph.types import infer
 
@@ -21,32 +22,12 @@ Kind = Literal["integer", "weight-only", "float", "absorbed"]
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 #: Move data only, or vanish in the node before them: what they run on is decided by their neighbours.
-NOT_REPORTED = frozenset(
-    [
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Relu",
-        "Clip",
-        "Identity",
-        "Dropout",
-        "Constant",
-        "Cast",
-        "Reshape",
-        "Transpose",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Split",
-        "Gather",
-        "Expand",
-        "Tile",
-        "Pad",
-        "Shape",
-        "Size",
-        "ConstantOfShape",
-        "Range",
-    ]
+NOT_REPORTED = (
+    REARRANGING
+    | (SELECTING - {"GatherElements"})
+    | (REPEATING - {"Resize"})
+    | {"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Identity", "Dropout", "Constant", "Cast"}
+    | {"Shape", "Size", "ConstantOfShape", "Range"}
 )
 #: Numbers as they stand in names: of a node, and of the node that computes a value.
 _NODE = re.compile(r"onnxqatN(\d+)_")

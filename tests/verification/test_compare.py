@@ -51,10 +51,21 @@ def test_step_of_an_output_from_a_quantizer_is_its_scale(host, network, batches)
     assert (found.output, found.step_from, found.step) == ("y", "quantizer", pytest.approx(0.05))
 
 
-def test_step_is_found_through_data_movement(host, network, batches):
-    model = network(CHAIN.replace("  y =", "  yd =") + " y = Reshape(yd, rows)", "float[N,32] y")
+@pytest.mark.parametrize(
+    ("movement", "output"),
+    [
+        ("y = Reshape(yd, rows)", "float[N,32] y"),
+        ("t = Transpose<perm=[0,2,3,1]>(yd) y = Reshape(t, rows)", "float[N,32] y"),
+        ("y = SpaceToDepth<blocksize=2>(yd)", "float[N,8,2,2] y"),
+        ("e = SpaceToDepth<blocksize=2>(yd) y = DepthToSpace<blocksize=2>(e)", "float[N,2,4,4] y"),
+        ("y = ReduceMax<axes=[1]>(yd)", "float[N,1,4,4] y"),
+    ],
+    ids=["Reshape", "two", "SpaceToDepth", "DepthToSpace", "ReduceMax"],
+)
+def test_step_is_found_through_data_movement(host, network, batches, movement, output):
+    model = network(CHAIN.replace("  y =", "  yd =") + f" {movement}", output)
     (found,) = compare.differences(compared(host, model, model, batches), io.load(model))
-    assert found.step_from == "quantizer"
+    assert (found.step_from, found.step) == ("quantizer", pytest.approx(0.05))
 
 
 def test_step_of_a_float_output_is_a_255th_of_its_range(host, network, batches):

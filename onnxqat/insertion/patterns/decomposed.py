@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxqat.graph.movement import REARRANGING
 from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import inputs, is_float
 
 _MEANS = frozenset(["ReduceMean", "ReduceSum", "GlobalAveragePool"])
 _REDUCTIONS = _MEANS | {"ReduceMax"}
-_MOVES = frozenset(["Reshape", "Expand", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Identity"])
+_MOVES = REARRANGING | {"Expand", "Cast", "Identity"}
 _ARITHMETIC = frozenset(["Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Max", "Min", "Clip", "Relu"])
 _PARTS = _REDUCTIONS | _MOVES | _ARITHMETIC | {"Exp", "Erf", "Tanh", "Sigmoid", "HardSigmoid"}
 #: No function here has more nodes, with all that exporters put between them.

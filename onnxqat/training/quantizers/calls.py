@@ -11,7 +11,7 @@ from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph.biases import integer_biases
 from onnxqat.graph.edit import constant_value, replace_value
 from onnxqat.graph.io import opset
-from onnxqat.graph.movement import moved
+from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, constant, quantizers
 from onnxqat.training.quantizers import fakequant
@@ -66,13 +66,8 @@ def call_quantizers(model: ir.Model) -> dict[str, float]:
 
 
 def _is_identity(quantizer: Quantizer, outputs: dict[ir.Value, Quantizer]) -> bool:
-    value: ir.Value | None = quantizer.source
-    while value is not None:
-        if value in outputs:
-            return outputs[value].same_grid_key == quantizer.same_grid_key
-        producer = value.producer()
-        value = None if producer is None else moved(producer)
-    return False
+    above = quantizer_above(quantizer.source, outputs)
+    return above is not None and above.same_grid_key == quantizer.same_grid_key
 
 
 def _rectifier(quantizer: Quantizer) -> Rectifier | None:
