@@ -11,9 +11,7 @@ import onnx_ir as ir
 from onnxqat.graph.edit import fresh_name, fresh_value_name, sole_user
 from onnxqat.graph.movement import origin
 from onnxqat.graph.qdq import constant
-
-#: Across these ONNX Runtime moves a QuantizeLinear up or a DequantizeLinear down before it looks.
-_CARRIERS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"})
+from onnxqat.targets import ORT_CPU
 
 
 def guard_float_layers(graph: ir.Graph) -> None:
@@ -39,14 +37,14 @@ def _end_of_layer(node: ir.Node) -> ir.Value | None:
 def _is_quantized(value: ir.Value) -> bool:
     """Whether the value goes into a QuantizeLinear alone, possibly by way of carriers."""
     user = sole_user(value)
-    while user is not None and user.op_type in _CARRIERS:
+    while user is not None and user.op_type in ORT_CPU.carries:
         user = sole_user(user.outputs[0])
     return user is not None and user.op_type == "QuantizeLinear"
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
     """Whether the value comes out of a DequantizeLinear, possibly by way of carriers."""
-    node = None if value is None else origin(value, operators=_CARRIERS).producer()
+    node = None if value is None else origin(value, operators=ORT_CPU.carries).producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
 

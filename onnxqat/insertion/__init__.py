@@ -34,10 +34,10 @@ from onnxqat.insertion.place import Grid, Placement, new_grid, place
 from onnxqat.insertion.prepare import check_conversion, prepare
 from onnxqat.insertion.ranges import weight_range
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, weight_sites
-from onnxqat.insertion.targets import Target, target
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.progress import track
 from onnxqat.runtime import check_answers, checked, explained
+from onnxqat.targets import Target, target
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from onnxqat.insertion.patterns import MATCHERS
 from onnxqat.insertion.patterns.decomposed import Whole, find_wholes
 from onnxqat.insertion.patterns.weighted import attention_reason
 from onnxqat.insertion.settings import overridden
-from onnxqat.insertion.targets import Target
 from onnxqat.insertion.transforms import fixed_transforms
+from onnxqat.targets import Target
 
 
 def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[Group], list[Skip]]:

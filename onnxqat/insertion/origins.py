@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxqat.graph.movement import EXTREMES, moved
 from onnxqat.insertion.fills import is_filled
 from onnxqat.insertion.groups import inputs
-from onnxqat.insertion.targets import Target
+from onnxqat.targets import Target
 
 
 def origins(value: ir.Value, target: Target) -> list[ir.Value]:

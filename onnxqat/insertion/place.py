@@ -13,7 +13,7 @@ from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, sha
 from onnxqat.graph.movement import moved
 from onnxqat.graph.qdq import Spec
 from onnxqat.insertion.groups import is_float
-from onnxqat.insertion.targets import Target
+from onnxqat.targets import Target
 
 _SHORT = {"QuantizeLinear": "q", "Clip": "qc", "DequantizeLinear": "dq"}
 

@@ -13,7 +13,7 @@ from onnxqat.config_parts import Range, RangeEstimator
 from onnxqat.errors import InputError
 from onnxqat.graph.naming import name_of
 from onnxqat.insertion.groups import Group, inputs
-from onnxqat.insertion.targets import PER_TENSOR, Target
+from onnxqat.targets import PER_TENSOR, Target
 
 #: Width of weights that fit into products added in pairs in 16 bits.
 SAFE_BITS = 7

@@ -16,7 +16,7 @@ from onnxqat.insertion.calibrate import Observed
 from onnxqat.insertion.groups import Group, is_float
 from onnxqat.insertion.origins import origins
 from onnxqat.insertion.settings import SAFE_BITS, Activation, Estimate
-from onnxqat.insertion.targets import PER_TENSOR, Target
+from onnxqat.targets import PER_TENSOR, Target
 
 #: For each value, the nodes that read it as integers: by width, and by the value behind data movement that they read.
 Readers = dict[ir.Value, dict[int, dict[ir.Value, list[ir.Node]]]]

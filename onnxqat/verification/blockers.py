@@ -14,23 +14,13 @@ import onnx_ir as ir
 from onnxqat.graph.movement import MOVEMENT, origin
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.targets import ORT_CPU
 
 Quantizers = dict[ir.Value, Quantizer]
 
-#: ONNX Runtime's operators with integer kernels, and the inputs that must be quantized (None: all).
-_ORT_INPUTS: dict[str, tuple[int, ...] | None] = {
-    **dict.fromkeys(("Conv", "Gemm", "MatMul", "Add", "Mul"), (0, 1)),
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "MaxPool", "Resize"), (0,)),
-    **dict.fromkeys(("ReduceMax", "ReduceMin", "Expand", "Tile"), (0,)),
-    "Where": (1, 2),
-    "Concat": None,
-}
-_ORT_FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
 _BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 BOUNDS = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
-#: ONNX Runtime carries a quantizer across these to the next node.
-_ORT_CARRIES = frozenset(["MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"])
 #: Of several values that are joined, the first speaks for all.
 _MOVES = MOVEMENT | {"Concat"}
 #: A bias scale this far from input scale times weight scale is refused by 1.32, and computed wrongly by 1.19.2.
@@ -39,10 +29,10 @@ _BIAS_TOLERANCE = 0.01
 
 def ort_blockers(node: ir.Node, quantized: Quantizers) -> str:
     """Why ONNX Runtime ran the node in float."""
-    if node.op_type not in _ORT_INPUTS:
+    if node.op_type not in ORT_CPU.reads:
         return f"ONNX Runtime has no integer kernel for {node.op_type}"
     facts = [*_ort_input_facts(node, quantized)]
-    if node.op_type not in _ORT_FLOAT_OUTPUT:
+    if node.op_type not in ORT_CPU.writes_float:
         facts += _output_facts(node)
     if node.op_type in _BIASED:
         facts += _bias_scale_facts(node, quantized)
@@ -63,11 +53,11 @@ def _sentence(facts: list[str], runtime: str) -> str:
 
 
 def _ort_input_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
-    positions = _ORT_INPUTS[node.op_type]
+    positions = ORT_CPU.reads[node.op_type]
     for index, value in enumerate(node.inputs):
         if value is None or (positions is not None and index not in positions):
             continue
-        source = origin(value, quantized, _ORT_CARRIES)
+        source = origin(value, quantized, ORT_CPU.carries)
         quantizer = quantized.get(source)
         if quantizer is None:
             yield _unquantized(source, quantized)
@@ -82,7 +72,7 @@ def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
         return f"input {value.name!r} is a float constant"
     if producer is None:
         return f"input {value.name!r} is a float input of the graph without a quantizer"
-    if producer.op_type in _MOVES - _ORT_CARRIES and any(v in quantized for v in producer.inputs if v is not None):
+    if producer.op_type in _MOVES - ORT_CPU.carries and any(v in quantized for v in producer.inputs if v is not None):
         return (
             f"input {value.name!r} has no DequantizeLinear: the quantizer stands before {label(producer)}, which ONNX Runtime "
             "does not carry it across; place one behind it too"
@@ -116,7 +106,7 @@ def way_to_quantizer(node: ir.Node) -> list[ir.Node]:
     while True:
         users = [user for user, _ in way[-1].outputs[0].uses()]
         passed = len(users) == 1 and not way[-1].outputs[0].is_graph_output()
-        if not passed or users[0].op_type not in _ORT_CARRIES | {"Relu", "Clip"}:
+        if not passed or users[0].op_type not in ORT_CPU.carries | {"Relu", "Clip"}:
             return way
         way.append(users[0])
 

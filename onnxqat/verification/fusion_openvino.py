@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from onnxqat.graph.naming import name_of
@@ -15,14 +17,14 @@ _SIDE = frozenset({"Const", "Input", "Output", "Reorder", "Reshape", "Transpose"
 _WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 
 
-def report(deployed: ir.Model, layers: list[dict[str, str]]) -> list[Kernel]:
+def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
     """What became of each node.
 
     Args:
         deployed: the deployed model.
-        layers: the executed layers of its marked copy (see `openvino.executed`).
+        answer: "layers": the executed layers of its marked copy (see `openvino.executed`).
     """
-    by_node = _by_node(layers)
+    by_node = _by_node(answer["layers"])
     nodes = list(deployed.graph)
     numbers = [number for number, _ in fusion.reported(deployed)]
     quantized = fusion.quantizers_by_output(deployed)

@@ -8,11 +8,13 @@ node's name. Where a node was merged with those after it, the output is the last
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from onnxqat.graph.naming import name_of
+from onnxqat.targets import ORT_CPU
 from onnxqat.verification import fusion
 from onnxqat.verification.blockers import ort_blockers
 from onnxqat.verification.fusion import Kernel, Kind
@@ -29,15 +31,15 @@ _FOLLOWERS = frozenset(
 )
 
 
-def report(deployed: ir.Model, path: str) -> list[Kernel]:
+def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
     """What became of each node.
 
     Args:
         deployed: the deployed model.
-        path: the optimized graph of its marked copy.
+        answer: "model": path of the optimized graph of its marked copy.
     """
     # ONNX Runtime leaves pointers of its own in place of some initializers' data: do not follow them
-    executed = _Executed(onnx.load(path, load_external_data=False).graph)
+    executed = _Executed(onnx.load(answer["model"], load_external_data=False).graph)
     nodes = list(deployed.graph)
     numbers = dict(fusion.reported(deployed))
     found = {number: executed.find(nodes, number) for number in numbers}
@@ -53,7 +55,7 @@ def report(deployed: ir.Model, path: str) -> list[Kernel]:
         if kind in ("float", "weight-only"):
             reason = ort_blockers(node, quantized) if holder is node else fusion.together_with(holder)
         elif kind == "integer":
-            reason = fusion.quantized_by_runtime(node, "ONNX Runtime")
+            reason = fusion.quantized_by_runtime(node, ORT_CPU.title)
         names = name_of(node), node.op_type, _kernel_name(kernel)
         kernels[number] = Kernel(*names, kind, reason, fusion.purpose(node))
     return list(kernels.values())

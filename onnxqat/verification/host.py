@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError
 from onnxqat.graph import files, io
 from onnxqat.names import RuntimeName
+from onnxqat.targets import TARGETS
 from onnxqat.verification import worker
 
 Arrays = dict[str, NDArray[Any]]
 
-PACKAGES: dict[RuntimeName, str] = {"ort": "onnxruntime", "openvino": "openvino"}
+PACKAGES: dict[RuntimeName, str] = {one.runtime: one.package for one in TARGETS.values()}
 #: Where a model is run that names no runtime, and where one is that was made for a target (`onnxqat.target`).
-RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", "ort-cpu": "ort", "openvino": "openvino"}
+RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", **{one.name: one.runtime for one in TARGETS.values()}}
 REASON_LENGTH = 240
 #: How long another interpreter may take to begin, before it imports anything of size.
 STARTING_SECONDS = 60.0

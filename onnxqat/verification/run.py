@@ -30,6 +30,7 @@ from onnxqat.verification.report import ALARMING_STEPS, Latency, Report, Size
 
 log = logging.getLogger(__name__)
 
+_REPORTS = {"ort": fusion_ort.report, "openvino": fusion_openvino.report}
 #: How long float and deployed model are timed.
 TIMING_SECONDS = 4.0
 
@@ -226,7 +227,4 @@ def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:
 
 
 def _kernels(host: Host, deployed: ir.Model) -> list[fusion.Kernel]:
-    executed = host.executed(fusion.marked(deployed))
-    if "layers" in executed:
-        return fusion_openvino.report(deployed, executed["layers"])
-    return fusion_ort.report(deployed, executed["model"])
+    return _REPORTS[host.runtime](deployed, host.executed(fusion.marked(deployed)))

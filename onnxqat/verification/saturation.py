@@ -20,6 +20,7 @@ from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.pairs import PairedLayer, Runtime, paired_layers
 from onnxqat.numerics import saturates
+from onnxqat.targets import of_runtime
 from onnxqat.verification.fusion import Kernel, reported
 
 #: Node names listed in the proof.
@@ -155,28 +156,15 @@ def integer_layers(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runti
 
 
 def unknown_layers(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runtime) -> list[ir.Node]:
-    """The integer layers of which it is not known what a processor without VNNI computes.
-
-    OpenVINO 2026.4 computes a ConvTranspose in float on some of these processors and in integers of its own on others, and a
-    grouped 3-D Conv in a way that is neither exact nor explained by pairs that saturate. See `integer_layers` for the arguments.
-    """
-    if runtime != "openvino":
-        return []
-    produced_by = qdq.by_output(qdq.quantizers(deployed))
-    return [
-        node
-        for node in _integer_nodes(deployed, kernels).values()
-        if node.op_type == "ConvTranspose" or _is_grouped_volume(node, produced_by)
-    ]
-
-
-def _is_grouped_volume(node: ir.Node, produced_by: dict[ir.Value, qdq.Quantizer]) -> bool:
-    """Whether the node is a 3-D Conv of several groups, depthwise ones included."""
-    if node.op_type != "Conv" or node.attributes.get_int("group", 1) == 1:
-        return False
-    weight = quantizer_above(node.inputs[1], produced_by)
-    stored = None if weight is None else qdq.constant(weight.source)
-    return stored is not None and stored.ndim == 5
+    """The integer layers of which it is not known what a processor without VNNI computes (see `integer_layers`)."""
+    target, produced_by = of_runtime(runtime), qdq.by_output(qdq.quantizers(deployed))
+    found = []
+    for node in _integer_nodes(deployed, kernels).values():
+        weight = quantizer_above(node.inputs[1], produced_by) if len(node.inputs) > 1 else None
+        stored = None if weight is None else qdq.constant(weight.source)
+        if stored is not None and target.unknown_without_vnni(node, stored.ndim):
+            found.append(node)
+    return found
 
 
 def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runtime) -> tuple[str, ...]:
@@ -185,7 +173,7 @@ def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runt
     ONNX Runtime multiplies these as unsigned codes on both sides, which is exact. OpenVINO adds neighbours of the reduction,
     raw codes on the left and signed ones on the right. See `integer_layers` for the arguments.
     """
-    if runtime == "ort":
+    if not of_runtime(runtime).pairs_products:
         return ()
     produced_by = qdq.by_output(qdq.quantizers(deployed))
     found = []

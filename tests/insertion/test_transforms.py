@@ -10,7 +10,7 @@ from onnxqat.config import Config
 from onnxqat.insertion import insert
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.prepare import prepare
-from onnxqat.insertion.targets import TARGETS, target
+from onnxqat.targets import TARGETS, target
 from tests.models import batches, model, outputs, random
 
 SIZE, HOP, BINS = 64, 16, 33

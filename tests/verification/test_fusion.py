@@ -3,8 +3,8 @@
 import pytest
 
 from onnxqat.graph import io
-from onnxqat.verification import fusion, fusion_openvino, fusion_ort
 from onnxqat.verification.host import opened
+from onnxqat.verification.run import _kernels
 
 TWO_CONVS = """
   [first] a = Conv(xd, w1d, b1d)
@@ -18,13 +18,7 @@ TWO_CONVS = """
 
 
 def kernels_of(host, proto):
-    model = io.load(proto)
-    executed = host.executed(fusion.marked(model))
-    if "layers" in executed:
-        found = fusion_openvino.report(model, executed["layers"])
-    else:
-        found = fusion_ort.report(model, executed["model"])
-    return {kernel.node: kernel for kernel in found}
+    return {kernel.node: kernel for kernel in _kernels(host, io.load(proto))}
 
 
 def test_fused_convolutions_are_integer_kernels(ort, network):

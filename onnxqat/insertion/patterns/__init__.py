@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxqat.insertion.groups import Group, Skip
 from onnxqat.insertion.patterns import elementwise, pooling, weighted
-from onnxqat.insertion.targets import Target
+from onnxqat.targets import Target
 
 Matcher = Callable[[ir.Node, Target], Group | Skip]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxqat.insertion.groups import Group, Skip, is_float
-from onnxqat.insertion.targets import Target
+from onnxqat.targets import Target
 
 
 def match(node: ir.Node, target: Target) -> Group | Skip:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxqat.graph.edit import sole_user
 from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import Group, Skip, inputs, is_float
-from onnxqat.insertion.targets import Target
+from onnxqat.targets import Target
 
 
 def match(node: ir.Node, target: Target) -> Group | Skip:

@@ -8,8 +8,8 @@ from onnxqat.insertion import insert
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.patterns.decomposed import find_wholes
 from onnxqat.insertion.prepare import prepare
-from onnxqat.insertion.targets import OPENVINO, ORT_CPU
 from onnxqat.runtime import Inference
+from onnxqat.targets import OPENVINO, ORT_CPU
 from tests.models import model, random
 
 SIZE = 6

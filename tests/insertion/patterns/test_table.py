@@ -4,7 +4,7 @@ import pkgutil
 import pytest
 
 from onnxqat.insertion import patterns
-from onnxqat.insertion.targets import TARGETS, target
+from onnxqat.targets import TARGETS, target
 
 FILES = [module.name for module in pkgutil.iter_modules(patterns.__path__)]
 

@@ -15,7 +15,7 @@ from onnxqat.graph import io, qdq
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.insertion import insert
 from onnxqat.insertion.patterns import MATCHERS
-from onnxqat.insertion.targets import TARGETS, target
+from onnxqat.targets import TARGETS, target
 from onnxqat.verification import fusion
 from onnxqat.verification.host import opened
 from onnxqat.verification.run import _kernels

@@ -1,14 +1,13 @@
-"""What each runtime turns into integer kernels: one table per target, read by the patterns and the placement.
-
-Sources: ONNX Runtime's Q/DQ selectors and transformers (CPU), NNCF's placement for OpenVINO; both checked against the
-runtimes' own optimized graphs by the tests.
-"""
+"""What is to be known of a target: the facts that every file of this package gives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from onnxqat.errors import InputError
+import onnx_ir as ir
+
+from onnxqat.names import RuntimeName
 
 
 @dataclass(frozen=True)
@@ -17,6 +16,9 @@ class Target:
 
     Attributes:
         name: as the user writes it.
+        runtime: the inference runtime, by the name that `verify` takes.
+        package: what the runtime is called by package registries.
+        title: what it is called in sentences.
         weighted: operators with a weight that become one integer kernel.
         integer: other operators that read integers; used only where all they read is integer already. OpenVINO's elementwise ones
             (Add to Sqrt) compute in float, in one generated kernel with the quantizers around them.
@@ -36,9 +38,16 @@ class Target:
             processors without dot product wrap where two products -128 · -128 meet.
         softmax_product: whether the product of attention probabilities and values may be quantized.
         integer_bias: whether biases are deployed as int32 of scale sx·sw rather than float.
+        reads: every operator that has an integer kernel, with the inputs that must be quantized for it (None: all); empty where
+            the first two of any operator must.
+        pairs_products: whether products of two activations, too, are added in pairs on x86 without VNNI.
+        unknown_without_vnni: whether it is not known what an integer layer computes there, given its node and its weight's rank.
     """
 
     name: str
+    runtime: RuntimeName
+    package: str
+    title: str
     weighted: frozenset[str]
     integer: frozenset[str]
     passes: frozenset[str]
@@ -54,74 +63,26 @@ class Target:
     narrow_weights: bool
     softmax_product: bool
     integer_bias: bool
+    reads: Mapping[str, tuple[int, ...] | None]
+    pairs_products: bool
+    unknown_without_vnni: Callable[[ir.Node, int], bool]
 
     @property
     def moves(self) -> frozenset[str]:
         """Data movement of both kinds."""
         return self.passes | self.repeats
 
+    @property
+    def carries(self) -> frozenset[str]:
+        """Across what the runtime moves a quantizer before it looks for integer kernels."""
+        return self.passes | {"Identity"}
 
-def _operators(names: str) -> frozenset[str]:
+    @property
+    def writes_float(self) -> frozenset[str]:
+        """Operators with a weight whose integer kernel may write float."""
+        return self.weighted - self.quantized_outputs
+
+
+def operators(names: str) -> frozenset[str]:
+    """Operators from their names, with spaces between."""
     return frozenset(names.split())
-
-
-_ORT_INTEGER = _operators("Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid")
-#: Around these a value has one scale, whatever the granularity: ONNX Runtime refuses to load a model where it has several.
-PER_TENSOR = _ORT_INTEGER | {"Softmax"}
-
-ORT_CPU = Target(
-    name="ort-cpu",
-    weighted=_operators("Conv Gemm MatMul"),
-    integer=_ORT_INTEGER,
-    passes=_operators("MaxPool Reshape Transpose Squeeze Unsqueeze Slice"),
-    repeats=_operators("Flatten Gather GatherElements Split Resize Expand Tile Pad ReduceMax ReduceMin DepthToSpace"),
-    absorbs=_operators("Relu Clip"),
-    between=_operators(
-        "Relu Clip HardSigmoid HardSwish Tanh Elu PRelu Celu Selu Mish Gelu Softplus Softsign ThresholdedRelu Softmax"
-    ),
-    decomposed=_operators("Swish"),
-    quantized_outputs=_ORT_INTEGER | {"Conv"},
-    accumulates=frozenset(),
-    joins=frozenset(),
-    symmetric_activations=False,
-    signed_activations=False,
-    narrow_weights=False,
-    softmax_product=True,
-    integer_bias=True,
-)
-
-OPENVINO = Target(
-    name="openvino",
-    weighted=_operators("Conv ConvTranspose Gemm MatMul"),
-    integer=_operators("Add Sub Mul Div Min Max Pow Sqrt AveragePool GlobalAveragePool ReduceMean ReduceSum"),
-    passes=_operators(
-        "MaxPool GlobalMaxPool ReduceMax ReduceMin Reshape Transpose Squeeze Unsqueeze Split Slice Gather Flatten DepthToSpace "
-        "Expand"
-    ),
-    # without a pair behind a Pad, what follows runs in float (OpenVINO 2026.4)
-    repeats=_operators("Resize Tile Pad"),
-    absorbs=_operators("Relu Clip LeakyRelu PRelu Elu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish"),
-    between=_operators("HardSwish Gelu Swish"),
-    decomposed=frozenset(),
-    quantized_outputs=frozenset(),
-    accumulates=_operators("Conv"),
-    joins=_operators("Concat"),
-    symmetric_activations=True,
-    signed_activations=True,
-    narrow_weights=True,
-    softmax_product=False,
-    integer_bias=False,
-)
-
-TARGETS = {target.name: target for target in (ORT_CPU, OPENVINO)}
-
-
-def target(name: str) -> Target:
-    """The table of a target.
-
-    Raises:
-        InputError: there is no table for it yet.
-    """
-    if name not in TARGETS:
-        raise InputError(f"target {name!r}: not supported yet; choose one of {', '.join(TARGETS)}")
-    return TARGETS[name]
