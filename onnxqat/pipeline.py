@@ -30,9 +30,10 @@ from onnxqat.names import RuntimeName
 from onnxqat.recovery import Recovery, fit
 from onnxqat.training import preflight
 from onnxqat.training.callbacks import Callback
+from onnxqat.training.fit import check_epochs
 from onnxqat.training.optimize.optimizers import AdamW
 from onnxqat.training.optimize.schedules import Cosine
-from onnxqat.training.trainer import Trainer, check_epochs
+from onnxqat.training.trainer import Trainer
 from onnxqat.training.training_graph.losses import Loss
 from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
 from onnxqat.verification.baseline import Baseline

@@ -30,9 +30,11 @@ class Callback:
     Attributes:
         main_only: whether only the first of several processes calls it, as what writes files must be. It may stop the run for
             all, but not do what all processes do together (`Trainer.step`, `gradients`, `evaluate`).
+        order: callbacks with a lower number are called first, those with the same in the order in which they are given.
     """
 
     main_only = False
+    order = 0
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Called before the first step."""
@@ -50,8 +52,8 @@ class Callback:
         """What a checkpoint is to hold, in a form that JSON can; empty where nothing needs to be remembered."""
         return {}
 
-    def put_back(self, state: dict[str, Any]) -> None:
-        """Takes in what `state` gave, after `on_train_begin`."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restores what `state` gave; called after `on_train_begin`."""
 
 
 class Progress(Callback):
@@ -138,7 +140,7 @@ class EarlyStopping(Callback):
         """See `Callback`."""
         return {"best": self._best, "waited": self._waited}
 
-    def put_back(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """See `Callback`."""
         self._best, self._waited = state["best"], state["waited"]
 
@@ -190,6 +192,7 @@ class Checkpoints(Callback):
     """
 
     main_only = True
+    order = 1  # it writes what the others have made of the run
 
     def __init__(self, folder: str | Path, every: int | None = None) -> None:
         if every is not None and every < 1:

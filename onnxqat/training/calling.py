@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxqat.distributed import Workers
 from onnxqat.errors import TrainingError
-from onnxqat.training.callbacks import Callback, Checkpoints, Metrics
+from onnxqat.training.callbacks import Callback, Metrics
 
 if TYPE_CHECKING:
     from onnxqat.training.trainer import Trainer
@@ -20,35 +20,50 @@ class Callers:
 
     Where one sets `trainer.stop` in one process, all stop after the same step; where one raises, all raise.
 
-    Attributes:
-        mine: those that this process calls, checkpoints last, as they write what the others have made of a run.
+    Args:
+        trainer: what callbacks are given.
+        callbacks: those of all processes, in any order.
+        workers: the processes.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], workers: Workers) -> None:
+    def __init__(self, trainer: Trainer, callbacks: Sequence[Callback], workers: Workers) -> None:
         called = [callback for callback in callbacks if workers.is_first or not callback.main_only]
-        self.mine = sorted(called, key=lambda callback: isinstance(callback, Checkpoints))
-        self._workers = workers
+        self._mine = sorted(called, key=lambda callback: callback.order)
+        self._trainer, self._workers = trainer, workers
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self) -> None:
         """Calls `on_train_begin`."""
-        self._together(trainer, lambda callback: callback.on_train_begin(trainer))
+        self._together(lambda callback: callback.on_train_begin(self._trainer))
 
-    def step(self, trainer: Trainer, loss: float) -> None:
+    def step(self, loss: float) -> None:
         """Calls `on_step_end`."""
-        self._together(trainer, lambda callback: callback.on_step_end(trainer, loss))
+        self._together(lambda callback: callback.on_step_end(self._trainer, loss))
 
-    def epoch(self, trainer: Trainer, metrics: Metrics) -> None:
+    def epoch(self, metrics: Metrics) -> None:
         """Calls `on_epoch_end`."""
-        self._together(trainer, lambda callback: callback.on_epoch_end(trainer, metrics))
+        self._together(lambda callback: callback.on_epoch_end(self._trainer, metrics))
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self) -> None:
         """Calls `on_train_end`; after an error other processes may be gone."""
-        for callback in self.mine:
-            callback.on_train_end(trainer)
+        for callback in self._mine:
+            callback.on_train_end(self._trainer)
 
-    def _together(self, trainer: Trainer, call: Callable[[Callback], None]) -> None:
+    def states(self) -> list[tuple[str, dict[str, Any]]]:
+        """Class and state of each callback that has one."""
+        return [(type(callback).__name__, state) for callback in self._mine if (state := callback.state())]
+
+    def restore(self, states: list[tuple[str, dict[str, Any]]]) -> None:
+        """Gives each callback the state of the one of its class, in order, and takes it from the list."""
+        for callback in self._mine:
+            found = next((entry for entry in states if entry[0] == type(callback).__name__), None)
+            if found is not None:
+                states.remove(found)
+                callback.restore(found[1])
+
+    def _together(self, call: Callable[[Callback], None]) -> None:
+        trainer = self._trainer
         try:
-            for callback in self.mine:
+            for callback in self._mine:
                 call(callback)
         except Exception:
             self._workers.largest(_FAILED)

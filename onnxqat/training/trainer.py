@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,46 +14,31 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat import interruption
 from onnxqat.data import sources
-from onnxqat.data.batch import Batch, Signature, check_batch
+from onnxqat.data.batch import Batch, check_batch
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
-from onnxqat.errors import InputError, TrainingError
+from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.runtime import check_packages, checked, explained
 from onnxqat.training.callbacks import BestModel, Callback, Progress
 from onnxqat.training.calling import Callers
-from onnxqat.training.engine import Engine
 from onnxqat.training.feeds import feeds_for
-from onnxqat.training.health.divergence import LossWatch
-from onnxqat.training.health.finite import norm_of, not_finite
+from onnxqat.training.fit import Fit, check_epochs
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
 from onnxqat.training.optimize.schedules import Constant, Rate, Schedule
-from onnxqat.training.optimize.update import Updater
-from onnxqat.training.quantizers.pair_safety import PairSafety
-from onnxqat.training.resume import checkpoint, checkpoint_files, random_state
-from onnxqat.training.resume.checkpoint import fingerprint
+from onnxqat.training.resume import checkpoint, checkpoint_files
 from onnxqat.training.resume.identity import Origin, arguments_of
 from onnxqat.training.resume.state import State
 from onnxqat.training.staging import Stages
 from onnxqat.training.statistics import Statistics, statistics
+from onnxqat.training.steps import Steps
 from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph, with_values
 from onnxqat.training.training_graph.losses import LOSS, Loss
 
 log = logging.getLogger(__name__)
 
-_OTHER_BATCHES = (
-    "data: the processes read different batches; give all the same data in the same order, and no sampler of their own"
-)
-
 Data: TypeAlias = "sources.Batches | sources.Source | str | Any"
-
-
-def check_epochs(epochs: int) -> None:
-    """Raises InputError for fewer passes over the data than one."""
-    if epochs < 1:
-        raise InputError(f"epochs is {epochs}; it must be 1 or more")
 
 
 class Trainer:
@@ -108,7 +92,7 @@ class Trainer:
     ) -> None:
         check_packages()
         self._workers = Workers.join() if distributed else Workers()
-        threads = self._workers.threads(threads)
+        self._threads = threads = self._workers.threads(threads)
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm is {clip_norm}; it must be above 0")
         if accumulate < 1:
@@ -119,21 +103,21 @@ class Trainer:
         self._graph = same_graph(self._graph, self._workers)
         self._stages = Stages(self._graph, loss)
         self._feeds = feeds_for(self._graph, teacher)
-        layout = self._graph.layout
-        self._engine = Engine(self._graph.training, self._graph.evaluation, layout, self._graph.initial, threads)
-        self.optimizer: Optimizer = optimizer if optimizer is not None else AdamW()
-        self._safety = PairSafety(self._graph.qdq)
-        self._update = Updater(
-            self.optimizer, layout, self._engine.parameters, self._engine.gradients, threads, self._hold
-        )
-        self._clip_norm, self._accumulate = clip_norm, accumulate
         rate = Schedule(schedule if schedule is not None else Constant())
-        accumulated = np.zeros_like(self._engine.gradients) if accumulate > 1 else None
-        self.state = State(self._engine.parameters, self._update.moments, rate, seed, accumulated)
-        self._hold()
+        self._steps = Steps(
+            self._graph,
+            self._feeds,
+            self._stages,
+            optimizer if optimizer is not None else AdamW(),
+            rate,
+            self._workers,
+            clip_norm=clip_norm,
+            accumulate=accumulate,
+            seed=seed,
+            threads=threads,
+        )
         #: The checkpoint that this trainer goes on from.
         self.resumed_from: Path | None = None
-        self._last: Batch | None = None
         self._arguments: dict[str, Any] = {
             "loss": loss,
             "schedule": rate.spec,
@@ -144,11 +128,23 @@ class Trainer:
             "seed": seed,
             **asdict(labelling),
         }
-        self._threads = threads
         self._made_from: Origin | None = None
-        self._callbacks: Sequence[Callback] = ()
+        self._callers: Callers | None = None
         self._remembered: checkpoint.Remembered | None = None
-        self._watch = LossWatch()
+
+    @property
+    def state(self) -> State:
+        """What a run must remember, apart from what it was made with."""
+        return self._steps.state
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; one of its kind with another rate may be set between steps."""
+        return self._steps.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        self._steps.optimizer = optimizer
 
     @property
     def schedule(self) -> Schedule:
@@ -172,7 +168,7 @@ class Trainer:
     @property
     def has_begun(self) -> bool:
         """Whether a step has been taken, in this process or before."""
-        return self.schedule.position.step > 0 or self.state.summed > 0
+        return self.state.has_begun
 
     def fit(
         self,
@@ -203,43 +199,31 @@ class Trainer:
         check_epochs(epochs)
         source = self._batches(batches, transform)
         judged = None if validation is None else self._batches(validation, transform)
-        source.check_epochs(epochs)
-        if judged is not None:
-            judged.check_epochs(epochs, "validation")
-            if not isinstance(judged.source, Iterator):
-                self._feeds(next(iter(judged)))  # wrong labels are refused now, not after an epoch
-        state = self.state
-        self._set_length(source, epochs)
-        self._watch = LossWatch()
-        callers = Callers([Progress(epochs), *([BestModel()] if judged is not None else []), *callbacks], self._workers)
-        self._callbacks = callers.mine
-        try:
-            callers.begin(self)
-            if self._remembered is not None:
-                self._remembered.put_back(callers.mine)
-            while state.schedule.position.epoch < state.first_epoch + epochs and not self.stop:
-                self._epoch(source, judged, callers)
-            state.running, self._remembered = False, None
-        finally:
-            callers.end(self)
+        run = Fit(self._steps, source, judged, self.evaluate, self._remembered)
+        run.begin(epochs)
+        best = [BestModel()] if judged is not None else []
+        self._callers = Callers(self, [Progress(epochs), *best, *callbacks], self._workers)
+        run.run(epochs, self._callers)
+        self._remembered = None
 
     def step(self, batch: Any) -> float:
         """One step on a batch: forward, backward, update; returns the loss before it. It advances `schedule` by a step.
 
         With `accumulate`, parameters change at every so many calls, whatever epoch they belong to.
         """
-        checked = check_batch(batch, self._signature())
-        with self._whole():
-            return self._step(checked)
+        checked = check_batch(batch, self._feeds.signature())
+        with self._steps.whole():
+            return self._steps.step(checked)
 
     def gradients(self, batch: Any) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """Loss and gradients of a batch by initializer name; nothing is updated.
 
         Gradients of scales are with respect to the scale as it stands in the model.
         """
-        self._hold()
-        loss = self._differentiate(check_batch(batch, self._signature()))
-        return loss, {name: view.copy() for name, view in self._graph.layout.named(self._engine.gradients).items()}
+        self._steps.hold()
+        loss = self._steps.differentiate(check_batch(batch, self._feeds.signature()))
+        gradients = self._graph.layout.named(self._steps.engine.gradients)
+        return loss, {name: view.copy() for name, view in gradients.items()}
 
     def take_best(self) -> bool:
         """Takes the parameters of the best epoch so far, where a run broke off; whether an epoch has been judged.
@@ -258,13 +242,13 @@ class Trainer:
             batches: data with labels.
             transform: turns an item of the loader into a batch.
         """
-        self._hold()  # parameters may have been changed from outside
+        self._steps.hold()  # parameters may have been changed from outside
         sums = np.zeros(4)  # of losses and their weights, of hits and decisions
         for index, batch in enumerate(self._batches(batches, transform)):
             if not self._workers.takes(index):
                 continue
             feeds = self._feeds(batch)
-            first, *_, loss = self._engine.evaluate(feeds, [*self._graph.outputs, LOSS])
+            first, *_, loss = self._steps.engine.evaluate(feeds, [*self._graph.outputs, LOSS])
             weight, hits = self._feeds.counted(batch), self._feeds.hits(first, feeds)
             sums += float(loss) * weight, weight, hits.sum(), hits.size
         self._workers.sum(sums)
@@ -280,7 +264,7 @@ class Trainer:
             batches: data, labels not needed, to count clipped activations on; None: the last batch trained on, if any.
             transform: turns an item of the loader into a batch.
         """
-        seen: Iterable[Batch] = [] if self._last is None else [self._last]
+        seen: Iterable[Batch] = [] if self._steps.last is None else [self._steps.last]
         if batches is not None:
             unlabelled = self._feeds.signature(needs_labels=False)
             seen = replace(self._batches(batches, transform), signature=unlabelled)
@@ -293,7 +277,7 @@ class Trainer:
         if self.state.summed and not self.schedule.position.step:
             log.warning(
                 "accumulate is %d, %d batches have come: no step has been taken yet",
-                self._accumulate,
+                self._steps.accumulate,
                 self.state.summed,
             )
         model = with_values(self._graph.qdq, self._graph.layout, self.state.parameters)
@@ -310,7 +294,8 @@ class Trainer:
         """
         if not self._workers.is_first:
             return
-        tensors, facts = checkpoint.collect(self.state, self._last, self._callbacks)
+        callbacks = [] if self._callers is None else self._callers.states()
+        tensors, facts = checkpoint.collect(self.state, self._steps.last, callbacks)
         origin = self._origin()
         checkpoint_files.write(Path(path), {**origin.tensors, **tensors}, {**origin.facts, **facts})
 
@@ -347,14 +332,10 @@ class Trainer:
     def _go_on(self, tensors: checkpoint_files.Tensors, facts: checkpoint_files.Facts) -> None:
         with checkpoint_files.understood(facts["path"]):
             self._origin().check(facts)
-            self._remembered = checkpoint.put_back(self.state, tensors, facts)
+            self._remembered = checkpoint.restore(self.state, tensors, facts)
         self.resumed_from = Path(facts["path"])
         position = self.schedule.position
         log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
-
-    def _hold(self) -> None:
-        """Makes the weights pair-safe where `insert` promised it, also while they are not quantized: what ships is."""
-        self._safety.hold(self._graph.layout.named(self._engine.parameters))
 
     def _origin(self) -> Origin:
         """What checkpoints say this run was made from; the same as before unless the optimizer was exchanged."""
@@ -363,111 +344,7 @@ class Trainer:
             self._made_from = Origin(self._graph, arguments, self._threads, self._workers.size)
         return self._made_from
 
-    def _epoch(self, source: sources.Batches, judged: sources.Batches | None, callers: Callers) -> None:
-        state = self.state
-        number = state.schedule.position.epoch
-        if state.random is None:
-            state.random = random_state.capture()
-        _, state.random = self._workers.from_first(lambda: ({}, state.random or {}))
-        # where an epoch goes on, or others draw too, so that a loader that draws from it gives the batches of this epoch again
-        random_state.restore(state.random)
-        for index, batch in enumerate(source.epoch(number, state.seed)):
-            if index == 0:
-                self._workers.check_same(fingerprint(batch), _OTHER_BATCHES)
-            if index < state.batch:
-                if self._remembered is not None and index == state.batch - 1:
-                    self._remembered.compare(batch)
-                continue
-            with self._whole():
-                loss = self._step(batch)
-                state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss
-            callers.step(self, loss)
-            if self.stop:
-                return
-        with self._whole():
-            self._apply_accumulated()
-        metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
-        if judged is not None:
-            metrics |= {f"validation_{name}": value for name, value in self.evaluate(judged).items()}
-        with self._whole():
-            state.schedule.epoch_step()
-            state.batch, state.loss_sum, state.random = 0, 0.0, None
-            callers.epoch(self, metrics)
-
-    def _whole(self) -> AbstractContextManager[None]:
-        """What is done in it is done as a whole: signals wait; of several processes none may keep the others waiting."""
-        return interruption.held() if self._workers.size == 1 else nullcontext()
-
-    def _differentiate(self, batch: Batch) -> float:
-        """Loss of a batch; its gradients are in the engine. Each process works on its rows, the results are those of all."""
-        if self._stages.enter(self.schedule.position.epoch, self._engine):
-            self._watch = LossWatch()
-        self._last = batch
-        part, share = self._workers.split(batch, self._signature())
-        if part is not None:
-            share = self._feeds.share(part, batch, share)
-        if part is None or not share:
-            self._engine.results[:] = 0
-        else:
-            self._engine.step(self._feeds(part))
-        self._workers.mean(self._engine.results, share)
-        return self._engine.loss
-
-    def _why_not_finite(self, batch: Batch) -> str:
-        feeds = self._feeds(batch)
-        (output,) = self._engine.evaluate(feeds, self._graph.outputs[:1])
-        masked = self._feeds.masked_label(output, feeds, begun=self.has_begun)
-        return masked or not_finite(self._engine, self._graph.qdq, feeds, begun=self.has_begun)
-
-    def _step(self, batch: Batch) -> float:
-        loss = self._differentiate(batch)
-        norm = norm_of(self._engine.gradients)
-        if not np.isfinite(loss) or not np.isfinite(norm):
-            raise TrainingError(f"step {self.schedule.position.step + 1}: {self._why_not_finite(batch)}")
-        if self._workers.is_first:
-            self._watch.saw(loss, self.optimizer.lr)
-        if self.state.accumulated is None:
-            self._apply(norm)
-        else:
-            self.state.add(self._engine.gradients, self._feeds.counted(batch))
-            if self.state.summed == self._accumulate:
-                self._apply_accumulated()
-        return loss
-
-    def _apply_accumulated(self) -> None:
-        """One optimizer step on the mean of the gradients that no step has used yet, if there are any."""
-        if self.state.take_mean(self._engine.gradients):
-            self._apply(norm_of(self._engine.gradients))
-
-    def _apply(self, norm: float) -> None:
-        """One optimizer step on the gradients in the engine, whose norm is given."""
-        limit = self._clip_norm if self._clip_norm is not None else np.inf
-        factor = min(1.0, limit / norm) if norm > 0 else 1.0
-        schedule = self.state.schedule
-        self._update(self.optimizer.lr * schedule.factor, schedule.position.step + 1, factor)
-        schedule.step()
-
     def _batches(self, source: Data, transform: sources.Transform | None = None) -> sources.Batches:
         axis = self._graph.labelling.sample_axis
         checked = sources.batches(source, self._graph.qdq, transform=transform, sample_axis=axis)
-        return replace(checked, signature=self._signature())
-
-    def _signature(self) -> Signature:
-        return self._feeds.signature()
-
-    def _set_length(self, source: sources.Batches, epochs: int) -> None:
-        """Tells the schedule how long the run will be."""
-        try:
-            per_epoch: int | None = len(source)
-        except TypeError:
-            per_epoch = None
-        if self.state.running and self._remembered is not None and per_epoch != self.state.batches:
-            raise InputError(
-                f"data: has {per_epoch} batches, the run that is to go on had {self.state.batches}; "
-                "use the same data and batch size"
-            )
-        if per_epoch is not None and per_epoch < self._accumulate:
-            log.warning(
-                "accumulate is %d, an epoch has %d batches; each epoch is a single step", self._accumulate, per_epoch
-            )
-        self.state.begin(epochs, per_epoch, self._accumulate)
+        return replace(checked, signature=self._feeds.signature())

@@ -1,6 +1,6 @@
 """Checkpoints: all that a run must remember, and how a trainer goes on from it as if it had never stopped.
 
-One safetensors file (see `checkpoint_files`) holds what the run was made from (see `origin`) and its `State`.
+One safetensors file (see `checkpoint_files`) holds what the run was made from (see `identity`) and its `State`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
-from onnxqat.training.callbacks import Callback
 from onnxqat.training.optimize.schedules import Position
 from onnxqat.training.resume import checkpoint_files as files
 from onnxqat.training.resume import random_state
@@ -57,19 +55,11 @@ class Remembered:
 
     Attributes:
         last_batch: fingerprint of the last batch trained on.
-        callbacks: class and state of each callback that had one.
+        callbacks: name and state of each callback that had one and has not got it back yet.
     """
 
     last_batch: int | None
-    callbacks: list[tuple[str, dict[str, Any]]]
-
-    def put_back(self, callbacks: Sequence[Callback]) -> None:
-        """Gives each callback the state of the one of its class, in order; once."""
-        for callback in callbacks:
-            found = next((entry for entry in self.callbacks if entry[0] == type(callback).__name__), None)
-            if found is not None:
-                self.callbacks.remove(found)
-                callback.put_back(found[1])
+    callbacks: list[tuple[str, Facts]]
 
     def compare(self, batch: Batch) -> None:
         """Warns where the data gives another batch than it gave the first time; once."""
@@ -81,8 +71,14 @@ class Remembered:
         self.last_batch = None
 
 
-def collect(state: State, last: Batch | None, callbacks: Sequence[Callback]) -> tuple[Tensors, Facts]:
-    """Every field of a state, arrays as tensors, all else as facts; the last batch's fingerprint, and callbacks' states."""
+def collect(state: State, last: Batch | None, callbacks: Sequence[tuple[str, Facts]]) -> tuple[Tensors, Facts]:
+    """Every field of a state, arrays as tensors, all else as facts.
+
+    Args:
+        state: what is written.
+        last: the last batch trained on, whose fingerprint is written.
+        callbacks: name and state of each callback that has one.
+    """
     tensors: Tensors = {"parameters": state.parameters}
     tensors |= {f"moment_{number}": moment for number, moment in enumerate(state.moments)}
     if state.accumulated is not None:
@@ -94,11 +90,11 @@ def collect(state: State, last: Batch | None, callbacks: Sequence[Callback]) -> 
     facts["best"] = None if state.best is None else state.best[1]
     facts["random"] = state.random if state.random is not None else random_state.capture()
     facts["last_batch"] = fingerprint(last) if last is not None and state.batch else None
-    facts["callbacks"] = [(type(c).__name__, c.state()) for c in callbacks if c.state()]
+    facts["callbacks"] = list(callbacks)
     return tensors, facts
 
 
-def put_back(state: State, tensors: Tensors, facts: Facts) -> Remembered:
+def restore(state: State, tensors: Tensors, facts: Facts) -> Remembered:
     """The inverse of `collect`: into the arrays of `state`, since sessions are bound to them."""
     state.parameters[:] = tensors["parameters"]
     for number, moment in enumerate(state.moments):

@@ -53,6 +53,11 @@ class State:
     best: tuple[Floats, float] | None = None
     random: dict[str, Any] | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step has been taken, in this process or before."""
+        return self.schedule.position.step > 0 or self.summed > 0
+
     def add(self, gradients: Floats, weight: int) -> None:
         """Adds a batch's gradients, which are means over so many labels or samples; multiplies them in place."""
         assert self.accumulated is not None
