@@ -61,6 +61,30 @@ def test_type_checkers_see_the_same_names_in_the_same_places():
     assert seen == onnxqat._HOMES
 
 
+def test_no_module_has_the_name_of_a_function_or_class():
+    modules = {path.stem for path in Path(onnxqat.__file__).parent.iterdir() if not path.name.startswith("_")}
+    assert [name for name in modules & onnxqat._HOMES.keys() if onnxqat._HOMES[name] != f"onnxqat.{name}"] == []
+
+
+MODULES = """
+import onnxqat.folding.weights as f, onnxqat.insertion.match as i, onnxqat.verification.compare as v
+import onnxqat.training.gradients as t, onnxqat.autodiff.differentiate as a, onnxqat.export.torch as e
+import onnxqat.data.labels as d, onnxqat.graph.edit as g, onnxqat.nncf as n
+import sys
+for module in (f, i, v, t, a, e, d, g, n): assert module is sys.modules[module.__name__], module
+"""
+FUNCTIONS = """
+import onnxqat
+for name in ("fold", "insert", "verify", "evaluate", "gradients", "save"):
+    assert getattr(onnxqat, name).__name__ == name and callable(getattr(onnxqat, name)), name
+"""
+
+
+@pytest.mark.parametrize("code", [MODULES + FUNCTIONS, FUNCTIONS + MODULES], ids=["modules first", "functions first"])
+def test_functions_and_the_modules_of_their_packages_are_found_in_either_order(code):
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Trainr'"):
         _ = onnxqat.Trainr
