@@ -4,3 +4,4 @@ from typing import Literal
 
 TargetName = Literal["ort-cpu", "openvino", "tensorrt", "qnn"]
 RuntimeName = Literal["ort", "openvino"]
+OptimizerName = Literal["adamw", "sgd"]

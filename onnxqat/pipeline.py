@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from rich.table import Table
 from onnxqat.config import Config
 from onnxqat.config_parts import Range
 from onnxqat.data import sources as datasets
-from onnxqat.data.labels import Labelling
 from onnxqat.errors import DropError
 from onnxqat.folding import fold
 from onnxqat.graph import io
@@ -26,22 +25,17 @@ from onnxqat.insertion import insert
 from onnxqat.insertion.fixed import with_fixed_inputs
 from onnxqat.insertion.prepare import prepare
 from onnxqat.launch import rank
-from onnxqat.names import RuntimeName
 from onnxqat.recovery import Recovery, fit
+from onnxqat.request import Data, Judge, Training
 from onnxqat.training import preflight
 from onnxqat.training.callbacks import Callback
-from onnxqat.training.fit import check_epochs
-from onnxqat.training.optimize.optimizers import AdamW
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer
-from onnxqat.training.training_graph.losses import Loss
-from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.host import RUNTIME_OF
 from onnxqat.verification.judge import check_judged, shown
 from onnxqat.verification.metrics import named
 from onnxqat.verification.report import Report
-from onnxqat.verification.run import baseline, check_max_drop, evaluate, verify
+from onnxqat.verification.run import check_max_drop
 
 log = logging.getLogger(__name__)
 
@@ -49,144 +43,6 @@ log = logging.getLogger(__name__)
 WARMUP_STEPS = 20
 #: Samples of the training data that calibration reads where no data of its own is given; more change ranges little.
 CALIBRATION_SAMPLES = 1024
-#: By what a model is judged where no metric is named: by what the labels of its loss are.
-METRIC_OF = {"classes": "accuracy", "sides": "binary_accuracy", "values": "mse"}
-
-
-@dataclass(frozen=True)
-class Data:
-    """What the stages read; each a path or `package.module:function` (see `onnxqat.data`).
-
-    Attributes:
-        train: what is trained on.
-        calibration: what ranges come from; the first `CALIBRATION_SAMPLES` of `train` if None.
-        validation: what epochs are judged on, so that the best is kept; none are if None.
-        test: what the report is made on; `validation`, or else `train`, if None.
-        batch_size: rows per batch, for data in files.
-    """
-
-    train: str
-    calibration: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    batch_size: int = 64
-
-    @property
-    def judged_on(self) -> str:
-        """What the report is made on, in words."""
-        if self.test not in (None, self.train):
-            return "test data"
-        if self.test is None and self.validation not in (None, self.train):
-            return "validation data (the best epoch was chosen on it)"
-        return "training data (give --test for an honest figure)"
-
-    def read(self, name: str | None) -> datasets.Source:
-        """One of the sources above; `train` where it is None."""
-        return datasets.read(self.train if name is None else name, self.batch_size)
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the train stage runs.
-
-    Attributes:
-        loss: see `Trainer`.
-        epochs: passes over the data.
-        lr: largest learning rate; it falls to 0 along a cosine.
-        seed: what the order of the data is drawn from.
-        freeze: initializers or nodes that are left as they are.
-        teacher: model for the loss `distill`.
-        threads: threads inside an operator; 0: one for each core.
-        distributed: whether this is one of several processes (see `onnxqat.distributed`).
-        labelling: how labels belong to the first output.
-
-    Raises:
-        InputError: epochs or rate are out of range.
-    """
-
-    loss: Loss = "cross_entropy"
-    epochs: int = 3
-    lr: float = 1e-4
-    seed: int = 0
-    freeze: tuple[str, ...] = ()
-    teacher: str | None = None
-    threads: int = 0
-    distributed: bool = False
-    labelling: Labelling = field(default_factory=Labelling)
-
-    @property
-    def metric(self) -> str:
-        """What models are judged by where the user names no metric: what the labels of the loss are."""
-        names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
-        labels = (NAMED_LOSSES[name].labels for name in names if name in NAMED_LOSSES)
-        return next((METRIC_OF[kind] for kind in labels if kind is not None), "accuracy")
-
-    def __post_init__(self) -> None:
-        check_epochs(self.epochs)
-        self.optimizer  # noqa: B018  (it refuses a rate that is none)
-
-    @property
-    def optimizer(self) -> AdamW:
-        """The optimizer."""
-        return AdamW(lr=self.lr)
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Where and by what models are judged: see `verify`.
-
-    Attributes:
-        runtime: None: the one that the configuration's target names.
-        interpreter: Python of another environment that has it.
-        metric: what is compared.
-        labelling: how labels belong to the first output.
-        max_drop: how much worse than the float model the deployed one may be; None: the metric's default, which is enforced where
-            all is quantized to 8 bits.
-    """
-
-    runtime: RuntimeName | None = None
-    interpreter: str | Path | None = None
-    metric: str = "accuracy"
-    labelling: Labelling = field(default_factory=Labelling)
-    max_drop: float | None = None
-
-    def baseline(self, model: io.ModelLike, data: datasets.Source, target: str) -> Baseline:
-        """How the float model does, in the runtime that will be judged in."""
-        runtime = RUNTIME_OF[target] if self.runtime is None else self.runtime
-        return baseline(
-            model,
-            data,
-            metric=self.metric,
-            runtime=runtime,
-            interpreter=self.interpreter,
-            labelling=self.labelling,
-        )
-
-    def score(self, model: io.ModelLike, data: datasets.Source) -> float:
-        """The metric of a model, as the runtime executes it."""
-        return evaluate(
-            model,
-            data,
-            metric=self.metric,
-            runtime=self.runtime,
-            interpreter=self.interpreter,
-            **asdict(self.labelling),
-        )
-
-    def compare(
-        self, models: tuple[io.ModelLike, io.ModelLike], float_model: io.ModelLike | None, data: datasets.Source
-    ) -> Report:
-        """The report on a trained and a deployed model."""
-        return verify(
-            *models,
-            data,
-            runtime=self.runtime,
-            interpreter=self.interpreter,
-            metric=self.metric,
-            float_model=float_model,
-            max_drop=self.max_drop,
-            **asdict(self.labelling),
-        )
 
 
 @dataclass(frozen=True)
@@ -257,10 +113,6 @@ def run(  # noqa: PLR0913  (all of it is one call)
         sample_axis=training.labelling.sample_axis,
         distributed=training.distributed,
     )
-    run = trainer(inserted, training)
-    if resume is not None:
-        run.resume(resume)
-    validation = None if data.validation is None else data.read(data.validation)
     deployed = None
 
     def keep_deployed(trained: onnx.ModelProto) -> None:
@@ -268,13 +120,32 @@ def run(  # noqa: PLR0913  (all of it is one call)
         deployed = fold(trained)
         keep(deployed)
 
-    fit(run, training.epochs, data.read(data.train), validation, callbacks, keep_deployed, recovery)
+    run = train(inserted, data, training, keep_deployed, callbacks=callbacks, resume=resume, recovery=recovery)
     if before is None or deployed is None:
         return None
     report = judge.compare((run.model(), deployed), model, judged)
     inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
     report = _judged(report, inserted_score, enforced=judge.max_drop is not None or _all_of_8_bits(config))
     return Outcome(before.score, inserted_score, run.model(), deployed, report, data.judged_on)
+
+
+def train(
+    qdq: io.ModelLike,
+    data: Data,
+    training: Training,
+    keep: Callable[[onnx.ModelProto], None],
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: Path | None = None,
+    recovery: Recovery | None = None,
+) -> Trainer:
+    """The train stage alone; see `run`. The trainer holds what was reached."""
+    made = trainer(qdq, training)
+    if resume is not None:
+        made.resume(resume)
+    validation = None if data.validation is None else data.read(data.validation)
+    fit(made, training.epochs, data.read(data.train), validation, callbacks, keep, recovery)
+    return made
 
 
 def check_request(model: io.ModelLike, data: Data, training: Training, judge: Judge) -> None:
@@ -364,6 +235,8 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         schedule=Cosine(warmup_steps=WARMUP_STEPS),
         seed=training.seed,
         freeze=training.freeze,
+        clip_norm=training.clip_norm,
+        accumulate=training.accumulate,
         teacher=training.teacher,
         threads=training.threads,
         distributed=training.distributed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import onnx
 from onnxqat.data import sources as datasets
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
-from onnxqat.launch import rank
+from onnxqat.launch import launched, rank
 from onnxqat.training.callbacks import Callback
 from onnxqat.training.resume import checkpoint_files
 from onnxqat.training.trainer import Trainer
@@ -32,6 +33,34 @@ class Recovery:
 
     folder: Path | None
     command: Callable[[Path], str]
+
+
+def of_call(arguments: Sequence[str], checkpoint: Path | None, output: Path) -> Recovery | None:
+    """How a call of the command line can go on; None where it is one of several processes.
+
+    Args:
+        arguments: of the call.
+        checkpoint: its folder of checkpoints; None: one beside the output, where a signal ends the run.
+        output: what it writes.
+    """
+    if launched():
+        return None
+    beside = None if files.is_stream(output) else output.with_name(f"{output.name}.checkpoints")
+
+    def command(folder: Path) -> str:
+        given = [argument for argument in arguments if argument != "--resume"]
+        folders = [] if checkpoint is not None else ["--checkpoint", str(folder)]
+        return shlex.join(["onnxqat", *given, *folders, "--resume"])
+
+    return Recovery(checkpoint or beside, command)
+
+
+def check_resume(checkpoint: Path | None, *, resume: bool) -> None:
+    """Raises InputError for a folder of checkpoints that this call cannot go on from, or begin in."""
+    if checkpoint is not None and rank() == 0:
+        checkpoint_files.check_folder(checkpoint, begun=resume)
+    elif resume and checkpoint is None:
+        raise InputError("--resume: no folder of checkpoints is given; add --checkpoint DIR")
 
 
 def fit(

@@ -14,7 +14,7 @@ import pytest
 
 import onnxqat
 from models import fashion_mnist
-from onnxqat import cli, pipeline
+from onnxqat import cli, pipeline, request
 
 ROOT = Path(__file__).parents[1]
 SEPARABLE = str(ROOT / "models" / "separable.onnx")
@@ -105,10 +105,10 @@ def test_run_calibrates_on_a_thousand_samples_of_the_training_data(data, monkeyp
         with pytest.raises(InterruptedError):
             pipeline.run(
                 SEPARABLE,
-                pipeline.Data(train, calibration),
-                pipeline.Config(),
-                pipeline.Training(),
-                pipeline.Judge(),
+                request.Data(train, calibration),
+                onnxqat.Config(),
+                request.Training(),
+                request.Judge(),
                 keep=lambda _: None,
             )
     assert seen == [1024, None]

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onnxqat import pipeline
+from onnxqat import pipeline, request
 from onnxqat.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -50,10 +50,10 @@ def measure(model: str, target: str, bits: int, epochs: int, *, full: bool, thre
         named["train"] = f"models.fashion_mnist:train_full{layout}"
     outcome = pipeline.run(
         ROOT / "models" / f"{model}.onnx",
-        pipeline.Data(**named),
+        request.Data(**named),
         Config(target=target, weight_bits=bits, activation_bits=bits),
-        pipeline.Training(epochs=epochs, lr=RATES[bits], threads=threads, loss=loss),
-        pipeline.Judge(RUNTIMES[target]),
+        request.Training(epochs=epochs, lr=RATES[bits], threads=threads, loss=loss),
+        request.Judge(RUNTIMES[target]),
         keep=lambda _: None,
     )
     report = outcome.report

@@ -1,0 +1,6 @@
+"""The command line: arguments in, files out. What it does is in the stages; see `pipeline` for their order."""
+
+from onnxqat.cli.commands import app, console
+from onnxqat.cli.process import main
+
+__all__ = ["app", "console", "main"]

@@ -1,0 +1,136 @@
+"""The options, each described once; those that commands share stand in groups (see `groups`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from onnxqat.names import OptimizerName, RuntimeName, TargetName
+
+Model = Annotated[Path, Argument(help="ONNX file.", show_default=False)]
+Output = Annotated[
+    Path,
+    Option("-o", "--output", help="File to write, whole or not at all; - for standard output.", show_default=False),
+]
+DATA_HELP = (
+    "An .npz file with arrays named as the model's inputs (and label), a folder of them, or package.module:function."
+)
+Data = Annotated[str, Option(help=DATA_HELP, show_default=False)]
+CalibrationData = Annotated[
+    str | None,
+    Option(help="What ranges come from. (default: the first 1,024 samples of --data)", show_default=False),
+]
+ValidationData = Annotated[
+    str | None, Option(help="What each epoch is judged on; the best one is kept.", show_default=False)
+]
+TestData = Annotated[
+    str | None,
+    Option(help="What the report is made on. (default: --validation, or else --data)", show_default=False),
+]
+BatchSize = Annotated[
+    int, Option(help="Rows per batch, for data in files; 1 for a model that takes one sample at a time.")
+]
+MetricName = Annotated[str, Option(help="accuracy, binary_accuracy, top5, mse or psnr.")]
+MetricOfLoss = Annotated[
+    str | None, Option(help="accuracy, binary_accuracy, top5, mse or psnr. (default: that of the loss)")
+]
+MaxDrop = Annotated[
+    float | None,
+    Option(
+        help="Exit with status 1 where the deployed model is worse than the float one by more: points of accuracy, dB of psnr, "
+        "percent of an mse; without labels, percent of other answers.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    Path | None, Option(help="Write the report to this file too; - for standard output.", show_default=False)
+]
+SampleAxis = Annotated[
+    int | None, Option(help="Axis of the first input that counts samples, where the model leaves it open.")
+]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What to quantize and how."""
+
+    config: Annotated[
+        Path | None, Option("--config", help="JSON file of onnxqat.Config, or one of NNCF.", show_default=False)
+    ] = None
+    target: Annotated[
+        TargetName | None, Option(help="Runtime to place quantizers for. (default: ort-cpu)", show_default=False)
+    ] = None
+    weight_bits: Annotated[int | None, Option(help="Width of weights, 2 to 8. (default: 8)", show_default=False)] = None
+    activation_bits: Annotated[
+        int | None, Option(help="Width of what weighted layers read, 2 to 8. (default: 8)", show_default=False)
+    ] = None
+    fix_input: Annotated[
+        list[str] | None,
+        Option(
+            "--fix-input", metavar="NAME=VALUE", help="Make an input a constant; a number, true, false or a JSON list."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How labels belong to the model's first output."""
+
+    class_axis: Annotated[
+        int | None, Option(help="Axis of the first output along which classes compete, where labels leave it open.")
+    ] = None
+    ignore_label: Annotated[int | None, Option(help="Label that does not count: -100 or 255, say.")] = None
+    sample_axis: SampleAxis = None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where models run that are judged."""
+
+    runtime: Annotated[
+        RuntimeName | None,
+        Option(help="Runtime that executes the models. (default: the target's)", show_default=False),
+    ] = None
+    interpreter: Annotated[
+        str | None, Option(help="Python of another environment that has the runtime.", show_default=False)
+    ] = None
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; the same for `train` and for `run`."""
+
+    loss: Annotated[list[str], Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")] = (
+        field(default_factory=lambda: ["cross_entropy"])
+    )
+    epochs: Annotated[int, Option(help="Passes over the data.")] = 3
+    lr: Annotated[float, Option(help="Largest learning rate; warm-up, then a cosine to 0.")] = 1e-4
+    optimizer: Annotated[OptimizerName, Option(help="What takes the steps.")] = "adamw"
+    weight_decay: Annotated[float, Option(help="Weight decay of the optimizer.")] = 0.0
+    clip_norm: Annotated[
+        float | None, Option(help="Largest norm of the gradient. (default: no limit)", show_default=False)
+    ] = None
+    accumulate: Annotated[int, Option(help="Batches whose gradients make one optimizer step.")] = 1
+    seed: Annotated[int, Option(help="Seed of the data's order.")] = 0
+    freeze: Annotated[
+        list[str] | None, Option(help="Name or pattern of nodes or initializers to leave as they are.")
+    ] = None
+    teacher: Annotated[
+        Path | None,
+        Option(
+            help="Model that the loss distill learns from. (default: the model without its quantizers)",
+            show_default=False,
+        ),
+    ] = None
+    log_file: Annotated[Path | None, Option(help="Append a JSON line per step and epoch to this file.")] = None
+    tensorboard: Annotated[Path | None, Option(help="Write event files for TensorBoard to this folder.")] = None
+    patience: Annotated[int | None, Option(help="Stop after so many epochs without improvement.")] = None
+    checkpoint: Annotated[
+        Path | None, Option(help="Folder for a checkpoint after each epoch; the two newest are kept.")
+    ] = None
+    checkpoint_every: Annotated[int | None, Option(help="Also write a checkpoint after every so many batches.")] = None
+    resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False
+    threads: Annotated[int, Option(help="Threads inside an operator; 0: one for each core.")] = 0

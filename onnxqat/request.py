@@ -1,0 +1,200 @@
+"""What is asked of the stages on the way: data, configuration, training, judgement; each frozen and validated."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from json import JSONDecodeError, loads
+from pathlib import Path
+from typing import Any
+
+from onnxqat import nncf
+from onnxqat.config import Config
+from onnxqat.data import sources as datasets
+from onnxqat.data.labels import Labelling
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.names import OptimizerName, RuntimeName, TargetName
+from onnxqat.training.optimize.optimizers import SGD, AdamW
+from onnxqat.training.trainer import check_epochs
+from onnxqat.training.training_graph.losses import Loss
+from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
+from onnxqat.verification.baseline import Baseline
+from onnxqat.verification.host import RUNTIME_OF
+from onnxqat.verification.report import Report
+from onnxqat.verification.run import baseline, evaluate, verify
+
+#: By what a model is judged where no metric is named: by what the labels of its loss are.
+METRIC_OF = {"classes": "accuracy", "sides": "binary_accuracy", "values": "mse"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the stages read; each a path or `package.module:function` (see `onnxqat.data`).
+
+    Attributes:
+        train: what is trained on.
+        calibration: what ranges come from; the first `CALIBRATION_SAMPLES` of `train` if None.
+        validation: what epochs are judged on, so that the best is kept; none are if None.
+        test: what the report is made on; `validation`, or else `train`, if None.
+        batch_size: rows per batch, for data in files.
+    """
+
+    train: str
+    calibration: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    batch_size: int = 64
+
+    @property
+    def judged_on(self) -> str:
+        """What the report is made on, in words."""
+        if self.test not in (None, self.train):
+            return "test data"
+        if self.test is None and self.validation not in (None, self.train):
+            return "validation data (the best epoch was chosen on it)"
+        return "training data (give --test for an honest figure)"
+
+    def read(self, name: str | None) -> datasets.Source:
+        """One of the sources above; `train` where it is None."""
+        return datasets.read(self.train if name is None else name, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the train stage runs.
+
+    Attributes:
+        loss: see `Trainer`.
+        epochs: passes over the data.
+        lr: largest learning rate; it falls to 0 along a cosine.
+        optimizer_name: which optimizer takes the steps.
+        weight_decay: weight decay of the optimizer.
+        clip_norm: largest norm of the gradient; None: no limit.
+        accumulate: batches whose gradients make one optimizer step.
+        seed: what the order of the data is drawn from.
+        freeze: initializers or nodes that are left as they are.
+        teacher: model for the loss `distill`.
+        threads: threads inside an operator; 0: one for each core.
+        distributed: whether this is one of several processes (see `onnxqat.distributed`).
+        labelling: how labels belong to the first output.
+
+    Raises:
+        InputError: epochs, rate or weight decay are out of range.
+    """
+
+    loss: Loss = "cross_entropy"
+    epochs: int = 3
+    lr: float = 1e-4
+    optimizer_name: OptimizerName = "adamw"
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    seed: int = 0
+    freeze: tuple[str, ...] = ()
+    teacher: str | None = None
+    threads: int = 0
+    distributed: bool = False
+    labelling: Labelling = field(default_factory=Labelling)
+
+    @property
+    def metric(self) -> str:
+        """What models are judged by where the user names no metric: what the labels of the loss are."""
+        names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
+        labels = (NAMED_LOSSES[name].labels for name in names if name in NAMED_LOSSES)
+        return next((METRIC_OF[kind] for kind in labels if kind is not None), "accuracy")
+
+    def __post_init__(self) -> None:
+        check_epochs(self.epochs)
+        self.optimizer  # noqa: B018  (it refuses rates that are none)
+
+    @property
+    def optimizer(self) -> AdamW | SGD:
+        """The optimizer."""
+        kind: type[AdamW | SGD] = SGD if self.optimizer_name == "sgd" else AdamW
+        return kind(lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Where and by what models are judged: see `verify`.
+
+    Attributes:
+        runtime: None: the one that the configuration's target names.
+        interpreter: Python of another environment that has it.
+        metric: what is compared.
+        labelling: how labels belong to the first output.
+        max_drop: how much worse than the float model the deployed one may be; None: the metric's default, which is enforced where
+            all is quantized to 8 bits.
+    """
+
+    runtime: RuntimeName | None = None
+    interpreter: str | Path | None = None
+    metric: str = "accuracy"
+    labelling: Labelling = field(default_factory=Labelling)
+    max_drop: float | None = None
+
+    def baseline(self, model: io.ModelLike, data: datasets.Source, target: str) -> Baseline:
+        """How the float model does, in the runtime that will be judged in."""
+        runtime = RUNTIME_OF[target] if self.runtime is None else self.runtime
+        return baseline(
+            model,
+            data,
+            metric=self.metric,
+            runtime=runtime,
+            interpreter=self.interpreter,
+            labelling=self.labelling,
+        )
+
+    def score(self, model: io.ModelLike, data: datasets.Source) -> float:
+        """The metric of a model, as the runtime executes it."""
+        return evaluate(
+            model,
+            data,
+            metric=self.metric,
+            runtime=self.runtime,
+            interpreter=self.interpreter,
+            **asdict(self.labelling),
+        )
+
+    def compare(
+        self, models: tuple[io.ModelLike, io.ModelLike], float_model: io.ModelLike | None, data: datasets.Source
+    ) -> Report:
+        """The report on a trained and a deployed model."""
+        return verify(
+            *models,
+            data,
+            runtime=self.runtime,
+            interpreter=self.interpreter,
+            metric=self.metric,
+            float_model=float_model,
+            max_drop=self.max_drop,
+            **asdict(self.labelling),
+        )
+
+
+def configuration(
+    config: Path | None,
+    target: TargetName | None,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    fix_input: list[str] | None,
+) -> Config:
+    """The configuration file's settings, those of the command line over them."""
+    given: dict[str, Any] = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
+    if fix_input:
+        given["fixed_inputs"] = dict(map(_fixed_input, fix_input))
+    base = Config()
+    if config is not None:
+        base = Config.from_nncf(config) if nncf.describes(config) else Config.from_json(config)
+    return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
+
+
+def _fixed_input(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` as a pair."""
+    name, _, value = text.rpartition("=")
+    try:
+        return name, loads(value.lower())
+    except JSONDecodeError:
+        raise InputError(
+            f"--fix-input {text}: is not NAME=VALUE with a number, true, false or a list; mend it"
+        ) from None
