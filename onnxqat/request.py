@@ -14,8 +14,8 @@ from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import OptimizerName, RuntimeName, TargetName
+from onnxqat.training.fit import check_epochs
 from onnxqat.training.optimize.optimizers import SGD, AdamW
-from onnxqat.training.trainer import check_epochs
 from onnxqat.training.training_graph.losses import Loss
 from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
 from onnxqat.verification.baseline import Baseline
