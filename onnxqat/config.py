@@ -1,4 +1,4 @@
-"""What the user asks of `insert`: frozen and validated, so that an invalid request cannot be built; JSON in."""
+"""Settings of `insert`: frozen and validated, so that an invalid request cannot be built; readable from JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
 
 
 class Config(Frozen):
-    """How `insert` quantizes a model.
+    """Settings with which `insert` quantizes a model.
 
     Attributes:
         target: the runtime whose integer kernels decide the placement.
@@ -41,7 +41,7 @@ class Config(Frozen):
         weight_symmetric: whether the zero point of weights is fixed at 0.
         weight_granularity: one scale per output channel, or one per tensor.
         weight_range: how the ranges of weights are found (see `Range`); None: `min_max` at 8 bits, `mse` below.
-        overflow_fix: what keeps 8-bit weights from saturating on x86 processors without VNNI, which add products in pairs in 16
+        overflow_fix: protection of 8-bit weights from saturation on x86 without VNNI, which adds product pairs in 16
             bits. `pairs`: scales at which no two weights that a kernel adds as a pair reach beyond, kept up by training; costs
             no time and hardly accuracy, and covers what a narrower `weight_range` would cut off. As in NNCF: `enable`, only the
             codes -64 to 63; `first_layer_only`, these where an input reaches the layer first; `disable`, nothing.
@@ -52,7 +52,7 @@ class Config(Frozen):
         percentile: for the estimators by percentile: the share of values, in percent, that the range keeps at each end.
         quantize_weights: whether weights are quantized, where no override says otherwise.
         quantize_activations: whether activations are.
-        quantize_inputs: whether the model's own inputs are; the layers that read them then run in float.
+        quantize_inputs: whether the model's own inputs are; if not, the layers that read them run in float.
         quantize_outputs: whether the model's outputs are quantized too, where the target does not need it.
         only: nodes that are quantized; all others stay in float. Empty: all.
         ignore: nodes that stay in float.
@@ -63,7 +63,7 @@ class Config(Frozen):
             cut off (`mse`) the error grows with the value, and a constant makes it worse.
         activation_start_epoch: epoch of training, from 0, before which activations are not quantized.
         weight_start_epoch: the same for weights.
-        inputs: what the model's inputs must be.
+        inputs: requirements on the model's inputs.
         fixed_inputs: inputs that become constants, with their values: a number, a flag or a list. Branches that they decide are
             taken for good.
     """
@@ -97,7 +97,7 @@ class Config(Frozen):
 
     @property
     def rules(self) -> tuple[Select, ...]:
-        """All that selects nodes, each of which must select one."""
+        """Selections of nodes, each of which must select at least one."""
         excluded = (rule for override in self.overrides for rule in override.exclude)
         unified = (rule for group in self.unified_scales for rule in group)
         return (*self.only, *self.ignore, *self.overrides, *excluded, *unified)
@@ -124,7 +124,7 @@ class Config(Frozen):
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); check the path") from error
         except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in brackets
-            raise InputError(f"{path}: not JSON ({shown(error)}); mend the file") from error
+            raise InputError(f"{path}: not JSON ({shown(error)}); fix the file") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: holds no JSON object; write the settings as {{...}}")
         try:

@@ -33,7 +33,13 @@ class Frozen(BaseModel):
 
 
 class Select(Frozen):
-    """Names nodes: by exact `name`, by regular expression `pattern` (anywhere in the name), or by operator `type`."""
+    """Selects nodes in one of three ways, of which exactly one is given.
+
+    Attributes:
+        name: exact name of a node.
+        pattern: regular expression, searched for anywhere in the name.
+        type: operator, as the model has it or as the user's model had it before preparation.
+    """
 
     name: str | None = None
     pattern: str | None = None
@@ -52,7 +58,7 @@ class Select(Frozen):
 
     @property
     def shown(self) -> str:
-        """How messages name it: `pattern '^head'`."""
+        """Returns the form in which messages name it: `pattern '^head'`."""
         kind = next(kind for kind in ("name", "pattern", "type") if getattr(self, kind) is not None)
         return f"{kind} {getattr(self, kind)!r}"
 
@@ -79,7 +85,7 @@ Selects = Annotated[tuple[Select, ...], BeforeValidator(as_tuple)]
 
 
 class Range(Frozen):
-    """How a range is found; written as the name of the estimator alone where the rest is left to the configuration.
+    """Estimator of a range; its name alone may stand for it where the rest is left to the configuration.
 
     Attributes:
         type: `min_max`: smallest and largest value. `mean_min_max`: their means over samples. `mixed_min_max`: the mean of the
@@ -109,7 +115,21 @@ class Override(Select):
     """Settings for the nodes that it selects, over those of the whole configuration.
 
     Those of activations hold for the values that the node reads, or, for a node that reads none as integers (Relu), for the
-    one that it computes; `activation_bits` for what a weighted node reads.
+    one that it computes; `activation_bits` for what a weighted node reads. None leaves a setting to the configuration.
+
+    Attributes:
+        exclude: selected nodes to which the override does not apply.
+        quantize_weights: whether weights are quantized.
+        quantize_activations: whether activations are quantized.
+        weight_bits: width of weights, 2 to 8.
+        weight_symmetric: whether the zero point of weights is fixed at 0.
+        weight_granularity: one scale per output channel, or one per tensor.
+        weight_range: estimator of the range of weights (see `Range`).
+        activation_bits: width of the values that a weighted node reads, 2 to 8.
+        activation_symmetric: whether the zero point of activations is fixed.
+        activation_signed: whether symmetric codes cover negative numbers even where there are none.
+        activation_granularity: one scale per tensor, or one per channel (axis 1).
+        activation_range: estimator of the range of activations (see `Range`).
     """
 
     exclude: Selects = ()
@@ -137,13 +157,13 @@ class Override(Select):
 
 
 class Input(Frozen):
-    """What an input of the model must be: checked before anything else is done.
+    """Requirements on an input of the model, checked before anything else is done.
 
     Attributes:
         name: which input; None: the one in this place of the list.
         shape: sizes of a sample batch.
         dtype: element type.
-        filler: what the sample batch is filled with, on which the model is run once.
+        filler: content of the sample batch, on which the model is run once.
     """
 
     name: str | None = None
@@ -163,7 +183,7 @@ def shown(value: object) -> str:
 
 
 def one_line(name: str, error: ValidationError) -> str:
-    """What is wrong with a value of a model of that name: where, why, and what it is."""
+    """Returns the first error in a value of the model of that name as one line: where, why, and what the value is."""
     parts = []
     for problem in error.errors():
         where = ".".join(shown(p).strip("'") for p in problem["loc"])

@@ -1,4 +1,4 @@
-"""Models of old operator sets brought to a newer one, and held to their answers: both are run on data, and must agree."""
+"""Converts models of old operator sets to a newer one, and checks on data that both give the same answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def converted(model: ir.Model) -> ir.Model:
 
 
 def check_converted(model: ir.Model, batch: Batch) -> None:
-    """Holds the conversion of a model to its answers on data of the user's; what `converted` has said is not said again.
+    """Checks the conversion of a model on data of the user's; what `converted` has reported is not reported again.
 
     Raises:
         InputError: an operator computes something else in the newer opset; the message names it.

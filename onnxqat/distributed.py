@@ -28,10 +28,10 @@ from onnxqat.launch import in_words
 
 Tensors = dict[str, NDArray[Any]]
 
-#: How long a process waits for the others before it takes them for dead; initialize the group yourself for another.
+#: Time after which a process takes the others for dead; initialize the group yourself for another.
 TIMEOUT = timedelta(minutes=5)
 
-_REMEDY = "start all again, from the last checkpoint with --resume"
+_REMEDY = "restart all processes, from the last checkpoint with --resume"
 
 
 class Ended(SystemExit):
@@ -147,7 +147,7 @@ class Workers:
         return found
 
     def from_first(self, load: Callable[[], tuple[Tensors, dict[str, Any]]]) -> tuple[Tensors, dict[str, Any]]:
-        """What the first process loads, for all of them; where that fails, all fail alike.
+        """Returns what the first process loads, in every process; where that fails, all fail alike.
 
         Raises:
             InputError: what `load` raises.
@@ -212,7 +212,7 @@ def _cut(array: NDArray[Any], axis: int | None, start: int, stop: int) -> NDArra
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Ends this process in words. SystemExit, as no handler of errors on the way may take it for one of its own."""
+    """Ends this process with a message, by SystemExit, which no handler of errors on the way takes for its own."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     words = in_words(f"ended by SIGTERM, as torchrun does when another process of the run has died; {_REMEDY}")
     print(words, file=sys.stderr, flush=True)
@@ -220,14 +220,14 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _handle_termination() -> None:
-    """Lets SIGTERM, with which torchrun ends all processes when one has died, end this one in words."""
+    """Lets SIGTERM, with which torchrun ends all processes when one has died, end this one with a message."""
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
 
 
 def _take_time() -> None:
-    """Lets this process say what it has noticed itself and keep what it has, before torchrun ends it."""
+    """Gives this process time to report its own error and to save its work before torchrun ends it."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _end:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""Code of the user's, named or passed: whatever it raises, an exit of the process included, becomes one line that names it."""
+"""Calls code of the user's: whatever it raises, an exit of the process included, becomes one line that names it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 
 from onnxqat.errors import InputError, OnnxqatError
 
-#: What names of modules begin with that another one hides.
+#: Prefix of the names of modules that another module hides.
 OWN_PREFIX = "_onnxqat_user_"
 
 
 @contextmanager
-def guarded(what: str, remedy: str = "mend it") -> Iterator[None]:
+def guarded(what: str, remedy: str = "fix it") -> Iterator[None]:
     """Turns errors of the user's code into InputError; errors of this package and Ctrl-C pass."""
     try:
         yield

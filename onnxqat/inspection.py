@@ -1,4 +1,4 @@
-"""What a model holds, as tables: what is quantized and how, what stays in float and why, what can be trained."""
+"""Contents of a model as tables: what is quantized and how, what stays in float and why, what can be trained."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def trainability_table(model: ir.Model) -> Table:
 def obstacles_line(model: ir.Model) -> str:
     """Names every node that keeps a weight from being trained, and what to do."""
     blocked = obstacles(model)
-    return blocked_text(blocked) if blocked else "no node is in the way of training"
+    return blocked_text(blocked) if blocked else "no node prevents training"
 
 
 def _row(quantizer: Quantizer) -> tuple[str, ...]:

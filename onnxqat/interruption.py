@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-#: Who sends a signal twice at once, as `timeout` does, means one; seconds.
+#: Seconds within which a second signal counts as the first one, as `timeout` sends two at once.
 AT_ONCE = 2.0
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -51,7 +51,7 @@ class Raiser:
         self._last = -AT_ONCE
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """What Python calls on a signal."""
+        """Handles a signal; called by Python."""
         now = time.monotonic()
         again = now - self._last < AT_ONCE
         self._last = now

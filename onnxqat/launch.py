@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as its launcher says; the processes themselves join in `distributed`."""
+"""Rank of this process among several, as its launcher says; the processes themselves join in `distributed`."""
 
 from __future__ import annotations
 

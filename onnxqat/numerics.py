@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 #: drive its scale, and with it the int32 bias `b / (sx · sw)`, out of range.
 CHANNEL_SCALE_FLOOR = 2.0**-14
 
-#: What a sum of two products is held to by processors that add them in pairs (see `saturates`).
+#: Range of a sum of two products on processors that add them in pairs (see `saturates`).
 SIXTEEN_BITS = (-(2**15), 2**15 - 1)
 #: Code that a pair of weights together, and each of them alone, may reach before rounding: 255 · (127 + 1) still fits 16 bits.
 PAIR_CODE = 127
@@ -108,7 +108,7 @@ def quantize(
 def clipped(
     x: Array, scale: Array | float, zero_point: Array | int, qmin: int, qmax: int, axis: int | None = None
 ) -> NDArray[np.bool_]:
-    """Which values a quantizer cannot represent: their code would lie outside [qmin, qmax]; bool of the shape of `x`."""
+    """Returns the mask of values that a quantizer cannot represent (code outside [qmin, qmax]); bool, shape of `x`."""
     s, z = along_axis(scale, x.ndim, axis), along_axis(zero_point, x.ndim, axis)
     code = np.rint(x / s.astype(x.dtype)) + z
     return np.asarray((code < qmin) | (code > qmax))
@@ -123,7 +123,7 @@ def dequantize(q: Array, scale: Array | float, zero_point: Array | int, axis: in
 def fake_quantize(
     x: Array, scale: Array | float, zero_point: Array | int, qmin: int, qmax: int, axis: int | None = None
 ) -> Floats:
-    """What a float tensor becomes on its way through a quantizer: float32 of the shape of `x`."""
+    """Quantizes and dequantizes a float tensor; float32 of the shape of `x`."""
     return dequantize(quantize(x, scale, zero_point, qmin, qmax, axis), scale, zero_point, axis)
 
 
@@ -149,7 +149,7 @@ def fake_quantize_gradient(
 
 
 def saturates(first: Array, second: Array, largest: int) -> NDArray[np.bool_]:
-    """Which pairs of weight codes can saturate where x86 without VNNI adds their products with data in 16 bits (`vpmaddubsw`).
+    """Returns the mask of pairs of weight codes that can saturate where x86 without VNNI adds products in 16 bits.
 
     The sum a0·w0 + a1·w1, for raw data codes a from 0 to `largest`, is furthest from 0 where both weights have the same sign and
     both codes are the largest: it fits iff largest · |w0 + w1| does. Weights of unequal signs never saturate: their
@@ -166,7 +166,7 @@ def saturates(first: Array, second: Array, largest: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far the weights of a channel reach, in the float weight's unit: what a pair-safe scale follows from.
+    """Reach of the weights of a channel, in the float weight's unit, from which a pair-safe scale follows.
 
     Attributes:
         low: smallest weight, 0 at most, [] or [C].

@@ -47,7 +47,7 @@ CALIBRATION_SAMPLES = 1024
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves.
+    """Results of a run.
 
     Attributes:
         float_score: metric of the float model; None without labels.
@@ -87,7 +87,7 @@ def run(  # noqa: PLR0913  (all of it is one call)
     resume: Path | None = None,
     recovery: Recovery | None = None,
 ) -> Outcome | None:
-    """All stages in order. Of several processes, the first alone keeps and verifies the model; the others return None.
+    """Runs all stages in order. Of several processes, the first alone keeps and verifies the model; others return None.
 
     Args:
         model: the float model.
@@ -161,7 +161,7 @@ def check_request(model: io.ModelLike, data: Data, training: Training, judge: Ju
 
 
 def scored_first(model: io.ModelLike, judged: datasets.Source, config: Config, judge: Judge) -> Baseline:
-    """Scores the float model, and says so where it does not belong to the data."""
+    """Scores the float model, and warns if it does not seem to belong to the data."""
     found = judge.baseline(model, judged, config.target)
     if found.score is not None:
         log.info("float model: %s %s", judge.metric, shown(judge.metric, found.score))
@@ -176,7 +176,7 @@ def scored_first(model: io.ModelLike, judged: datasets.Source, config: Config, j
 
 
 def conclude(report: Report) -> None:
-    """Says so where the deployed model is worse than allowed.
+    """Warns if the deployed model is worse than allowed.
 
     Raises:
         DropError: that is a failure.

@@ -1,4 +1,4 @@
-"""Long work that ends early: what was reached is written all the same, and the way to go on is said."""
+"""Writes the results of long work that ends early, and says how to resume it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a run that ends early can go on.
+    """Way to resume a run that ends early.
 
     Attributes:
         folder: where its checkpoints are, and where one is written when a signal ends it; None: nowhere.
@@ -96,7 +96,7 @@ def _keep_what_was_reached(
     which = "the best epoch so far" if run.take_best() else "the last step"
     keep(run.model())
     log.warning(
-        "%s in epoch %d, after step %d: what is written are the parameters of %s%s",
+        "%s in epoch %d, after step %d: written are the parameters of %s%s",
         cause,
         position.epoch + 1,
         position.step,
@@ -115,7 +115,7 @@ def _checkpoint(run: Trainer, recovery: Recovery) -> str:
     except (InputError, OSError) as error:
         log.warning("no checkpoint: %s", error)
         return ""
-    return f"; go on with: {recovery.command(recovery.folder)}"
+    return f"; resume with: {recovery.command(recovery.folder)}"
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

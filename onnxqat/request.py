@@ -23,19 +23,19 @@ from onnxqat.verification.host import RUNTIME_OF
 from onnxqat.verification.report import Report
 from onnxqat.verification.run import baseline, evaluate, verify
 
-#: By what a model is judged where no metric is named: by what the labels of its loss are.
+#: Metric by which a model is judged where none is named, by the kind of labels of its loss.
 METRIC_OF = {"classes": "accuracy", "sides": "binary_accuracy", "values": "mse"}
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the stages read; each a path or `package.module:function` (see `onnxqat.data`).
+    """Data of the stages; each a path or `package.module:function` (see `onnxqat.data`).
 
     Attributes:
-        train: what is trained on.
-        calibration: what ranges come from; the first `CALIBRATION_SAMPLES` of `train` if None.
-        validation: what epochs are judged on, so that the best is kept; none are if None.
-        test: what the report is made on; `validation`, or else `train`, if None.
+        train: data to train on.
+        calibration: data that ranges come from; the first `CALIBRATION_SAMPLES` of `train` if None.
+        validation: data that epochs are judged on, so that the best is kept; None: the last epoch is kept.
+        test: data that the report is made on; `validation`, or else `train`, if None.
         batch_size: rows per batch, for data in files.
     """
 
@@ -47,12 +47,12 @@ class Data:
 
     @property
     def judged_on(self) -> str:
-        """What the report is made on, in words."""
+        """Name of the data that the report is made on, in words."""
         if self.test not in (None, self.train):
             return "test data"
         if self.test is None and self.validation not in (None, self.train):
             return "validation data (the best epoch was chosen on it)"
-        return "training data (give --test for an honest figure)"
+        return "training data (give --test for an unbiased figure)"
 
     def read(self, name: str | None) -> datasets.Source:
         """One of the sources above; `train` where it is None."""
@@ -61,7 +61,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """How the train stage runs.
+    """Settings of the train stage.
 
     Attributes:
         loss: see `Trainer`.
@@ -98,7 +98,7 @@ class Training:
 
     @property
     def metric(self) -> str:
-        """What models are judged by where the user names no metric: what the labels of the loss are."""
+        """Metric that models are judged by where the user names none; it follows from the labels of the loss."""
         names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
         labels = (NAMED_LOSSES[name].labels for name in names if name in NAMED_LOSSES)
         return next((METRIC_OF[kind] for kind in labels if kind is not None), "accuracy")
@@ -116,7 +116,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Judge:
-    """Where and by what models are judged: see `verify`.
+    """Runtime, metric and bound by which models are judged (see `verify`).
 
     Attributes:
         runtime: None: the one that the configuration's target names.
@@ -134,7 +134,7 @@ class Judge:
     max_drop: float | None = None
 
     def baseline(self, model: io.ModelLike, data: datasets.Source, target: str) -> Baseline:
-        """How the float model does, in the runtime that will be judged in."""
+        """Scores the float model in the runtime that all models are judged in."""
         runtime = RUNTIME_OF[target] if self.runtime is None else self.runtime
         return baseline(
             model,
@@ -179,7 +179,7 @@ def configuration(
     activation_bits: int | None,
     fix_input: list[str] | None,
 ) -> Config:
-    """The configuration file's settings, those of the command line over them."""
+    """Merges the settings of the configuration file and of the command line, which take precedence."""
     given: dict[str, Any] = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
     if fix_input:
         given["fixed_inputs"] = dict(map(_fixed_input, fix_input))
@@ -196,5 +196,5 @@ def _fixed_input(text: str) -> tuple[str, Any]:
         return name, loads(value.lower())
     except JSONDecodeError:
         raise InputError(
-            f"--fix-input {text}: is not NAME=VALUE with a number, true, false or a list; mend it"
+            f"--fix-input {text}: is not NAME=VALUE with a number, true, false or a list; fix it"
         ) from None

@@ -89,7 +89,7 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         check_valid(bare, whole=True)
     except ValueError as error:
         raise UnsupportedModelError(
-            f"model: what becomes of it is not valid ONNX ({short_reason(error)}); export the model again"
+            f"model: the result is not valid ONNX ({short_reason(error)}); export the model again"
         ) from error
     check_loads(model if external.weight_bytes(model) <= LOADED_WHOLE else bare)
     return model
@@ -118,7 +118,7 @@ def check_answers(model: ir.Model, batch: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _not_finite(outputs: Mapping[str, NDArray[Any]], *, nan: bool = True) -> dict[str, NDArray[np.bool_]]:
-    """Where float outputs are not finite, by the name of those that have such places; without NaN if it does not count."""
+    """Returns the places where float outputs are not finite, by name of the outputs that have any."""
     floats = {
         name: array for name, array in outputs.items() if isinstance(array, np.ndarray) and array.dtype.kind == "f"
     }

@@ -1,4 +1,4 @@
-"""Where the command line looks for modules: in the current folder last, where an `onnx.py` may lie that is no package.
+"""Search path of the command line: the current folder comes last, where an `onnx.py` may lie that is no package.
 
 It imports nothing that Python has not loaded by itself.
 """

@@ -1,4 +1,4 @@
-"""The one door to the terminal: names are data there, neither markup nor escape sequences, and a closed stream ends no work."""
+"""Output on the terminal: names are plain data, not markup or escape sequences, and a closed stream ends no work."""
 
 from __future__ import annotations
 

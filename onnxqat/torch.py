@@ -71,7 +71,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
     mode are the same: all quantizers are at work from the first step (start epochs of `Config` are for `Trainer`).
 
     Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
-    bounds that `onnxqat.Trainer` keeps, at least 2**-14 of what it was at first, is put back on the bound, in place, when
+    bounds that `onnxqat.Trainer` keeps, at least 2**-14 of its first value, is clipped to the bound, in place, when
     the module next runs or becomes a model (projected gradient descent). So is one that its 8-bit weights have outgrown, so
     that no processor saturates (`Config.overflow_fix`). See `groups` for learning rates that suit scales.
 
@@ -169,7 +169,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         return {name: tensor.to(torch.from_numpy(arrays[name]).dtype) for name, tensor in given.items()}
 
     def _at_zero_points(self) -> Function:
-        """The function at the zero points that the buffers hold, built anew where these have changed."""
+        """Returns the function at the zero points that the buffers hold, rebuilt where these have changed."""
         buffers = dict(self.named_buffers())
         held = {name: buffers[key].cpu().numpy() for key, name in self._buffer_names.items()}
         if any(not np.array_equal(held[name], array) for name, array in self._function.zero_points.items()):
@@ -193,7 +193,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _project(self) -> None:
-        """Puts scales that have left their bounds back on them; touches no other, as PyTorch counts changes in place."""
+        """Clips scales to their bounds in place; touches no other, as PyTorch counts changes."""
         parameters = dict(self.named_parameters())
         lowest, highest = (bound.cpu().numpy() for bound in (self._lowest, self._highest))
         for name, part in self._scales.items():

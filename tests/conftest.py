@@ -1,4 +1,4 @@
-"""What every test may rely on."""
+"""Fixtures that every test relies on."""
 
 import logging
 
@@ -7,12 +7,12 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _own_log(monkeypatch):
-    """What the command line sets up for its own process does not reach other tests."""
+    """Keeps the command line's settings for its own process from other tests."""
     logger = logging.getLogger("onnxqat")
     for name in ("handlers", "propagate", "level"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
 
 
 def pytest_collection_modifyitems(items):
-    """The slow ones come first, so that the longest file does not run alone at the end."""
+    """Puts the slow tests first, so that the longest file does not run alone at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

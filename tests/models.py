@@ -52,7 +52,7 @@ def session(proto: onnx.ModelProto, *, optimized: Path | None = None, plain: boo
 
 
 def outputs(proto: onnx.ModelProto, batch: dict[str, np.ndarray], *, plain: bool = True) -> list[np.ndarray]:
-    """What ONNX Runtime computes."""
+    """Returns the outputs that ONNX Runtime computes."""
     return session(proto, plain=plain).run(None, batch)
 
 

@@ -11,7 +11,7 @@ from onnxqat.numerics import saturates
 
 
 def saturating(proto: onnx.ModelProto) -> dict[str, int]:
-    """How many pairs of weight codes can saturate, over the pairings of both runtimes, by the name of each paired layer."""
+    """Counts the pairs of weight codes that can saturate, over the pairings of both runtimes, by layer."""
     return {
         str(layer.node.name): sum(
             int(saturates(*layer.members(layer.weight.codes, pairing), layer.largest).sum())

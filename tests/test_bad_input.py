@@ -1,4 +1,4 @@
-"""What a user gets for bad input, at the command line: exit status 2, one line, nothing written."""
+"""Bad input at the command line: exit status 2, one line, nothing written."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_model_of_the_wrong_stage_is_refused(desk, stage, model_name, message):
 NAN = ROWS.copy()
 NAN[3, 2] = np.nan
 DATA = {
-    "wrong name": ({"image": ROWS}, "has no use for 'image'; the model takes 'x', 'label'"),
+    "wrong name": ({"image": ROWS}, "does not need 'image'; the model takes 'x', 'label'"),
     "missing input": ({"label": LABELS}, "lacks 'x'"),
     "wrong rank": ({"x": ROWS[:, None]}, "'x' has shape [16, 1, 8], the model takes [any, 8]"),
     "wrong width": ({"x": ROWS[:, :5]}, "'x' has shape [16, 5], the model takes [any, 8]"),

@@ -91,7 +91,7 @@ def accumulating(qdq, **settings):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What two processes of distributed_script.py found."""
+    """Returns the findings of two processes of distributed_script.py."""
     folder = tmp_path_factory.mktemp("script")
     images = [{"x": b["x"]} for b in batches(2)]
     onnxqat.save(onnxqat.insert(model(BODY, **WEIGHTS), images), folder / "qdq.onnx")
@@ -153,7 +153,7 @@ def test_all_begin_with_the_parameters_of_the_first(found):
         ("not finite", "TrainingError: step 1.*not finite"),
         ("other data", "InputError: data: the processes read different batches"),
         ("odd batch", "InputError: batch: has 5 rows, which 2 processes"),
-        ("other model", "InputError: model: the processes were given different ones"),
+        ("other model", "InputError: model: differs between the processes"),
         ("no checkpoint", "InputError: .*nowhere: holds no checkpoint"),
     ],
 )

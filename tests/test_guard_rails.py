@@ -1,4 +1,4 @@
-"""A bad outcome is said and has an exit status; what can be refused is refused before the work."""
+"""Bad outcomes are reported and have an exit status; what can be refused is refused before the work."""
 
 from __future__ import annotations
 

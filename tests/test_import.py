@@ -1,4 +1,4 @@
-"""What importing the package costs, and what its public names are."""
+"""Cost of importing the package, and its public names."""
 
 from __future__ import annotations
 

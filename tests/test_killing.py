@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL, over and over, and resumed each time ends bit for bit as if nothing had been."""
+"""A run killed with SIGKILL, over and over, and resumed each time ends with bit-identical results."""
 
 import signal
 import subprocess

@@ -45,7 +45,7 @@ def data(proto: onnx.ModelProto, count: int = 2, **sizes: int) -> list[dict[str,
 
 
 def deployed(proto: onnx.ModelProto | Path, given: list[dict[str, np.ndarray]], **settings) -> onnx.ModelProto:
-    """What comes out of insert, one training step and fold: a valid model of the versions that the runtime reads."""
+    """Returns the result of insert, one training step and fold: a valid model of versions that the runtime reads."""
     trainer = Trainer(insert(proto, given, Config(**settings)), loss="distill", optimizer=AdamW(lr=1e-6))
     assert np.isfinite(trainer.step(given[0]))
     result = fold(trainer.model())

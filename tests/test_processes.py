@@ -1,4 +1,4 @@
-"""What tests start ends with them."""
+"""Processes that tests start end with them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What several processes write is written by one: checkpoints, numbers, event files; also where one is killed."""
+"""Files of several processes are written by one: checkpoints, numbers, event files; also where one is killed."""
 
 import json
 import os

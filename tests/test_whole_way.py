@@ -1,4 +1,4 @@
-"""From a framework's trained model to integer kernels and back to the framework's own predictions."""
+"""Whole way from a framework's trained model to integer kernels and back to the framework's own predictions."""
 
 import sys
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def examples(suffix: str) -> list[dict[str, np.ndarray]]:
 
 @cache
 def trained_in_torch() -> nn.Module:
-    """What `onnxqat export torch` calls, too."""
+    """Returns what `onnxqat export torch` calls, too."""
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)

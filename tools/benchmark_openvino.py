@@ -52,7 +52,7 @@ def write_ours(float_model: Path, layout: str, steps: int, folder: Path) -> dict
 
 
 def write_nncf(float_model: Path, layout: str, python: Path, folder: Path) -> Path:
-    """What NNCF makes of the model in its own environment."""
+    """Writes the model that NNCF makes in its own environment."""
     images, output = folder / "calibration.npz", folder / "nncf.xml"
     np.savez(images, image=np.concatenate([batch["image"] for batch in data("calibration", layout)]))
     script = Path(__file__).with_name("nncf_ptq.py")

@@ -61,7 +61,7 @@ def training_step(path: Path, threads: int) -> Step:
 
 
 def holding(graph: TrainingGraph, parameters: NDArray[np.float32]) -> Step:
-    """What an update does to keep 8-bit weights from saturating."""
+    """Returns the part of a step that keeps 8-bit weights from saturating."""
     safety, arrays = PairSafety(graph.qdq), graph.layout.named(parameters)
     return lambda: safety.hold(arrays)
 

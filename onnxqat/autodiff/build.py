@@ -1,4 +1,4 @@
-"""From a model whose way to the loss is differentiable to the model that also computes gradients."""
+"""Extends a model whose path to the loss is differentiable by the computation of its gradients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def with_gradients(
     """Returns `model` with outputs `requested` and `<name>_grad` for each name in `wrt`.
 
     Args:
-        model: changed, and of no use afterwards.
+        model: changed in place; do not use it afterwards.
         loss: name of a float scalar.
         wrt: inputs or initializers; the result has them as inputs.
         reached: names of the values on which the loss depends; the gradient of another is zero.

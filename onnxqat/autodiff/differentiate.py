@@ -45,7 +45,7 @@ def blocked_text(blocked: Sequence[Blocked]) -> str:
     before = sorted(frozenset().union(*(each.before for each in blocked)))
     parameters = ", ".join(before[:_SHOWN]) + (f" and {len(before) - _SHOWN} more" if len(before) > _SHOWN else "")
     return (
-        f"the gradient cannot pass {len(blocked)} node(s): {named}; freeze what is before ({parameters}), "
+        f"the gradient cannot pass {len(blocked)} node(s): {named}; freeze what is upstream ({parameters}), "
         "exclude the node (let the model that is trained end before it), or replace it by operators that have a gradient"
     )
 
@@ -66,7 +66,7 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
         wrt: names of float inputs or initializers; initializers among them become graph inputs of the result.
 
     Raises:
-        UnsupportedModelError: a node on the way has no gradient; the message names all of them.
+        UnsupportedModelError: a node on the path has no gradient; the message names all of them.
         InputError: a name is not in the graph.
     """
     result = prepare(model)
@@ -91,7 +91,7 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
 
 
 def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Value) -> list[Step]:
-    """Replaces nodes by their formulas until none is left to replace, and returns the way to the loss."""
+    """Replaces nodes by their formulas until none is left to replace, and returns the path to the loss."""
     opset, graph = model.graph.opset_imports[""], model.graph
     name = str(target.name)
     while True:

@@ -1,4 +1,4 @@
-"""The names that the gradient builder gives: `<name>_grad` for every value on the way, which no other value may have."""
+"""Names that the gradient builder gives: `<name>_grad` for every value on the path; no other value may have one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUFFIX = "_grad"
 
 
 def free_gradient_names(graph: ir.Graph, wrt: Collection[str]) -> None:
-    """Renames, in place, what is only known inside the graph and stands in the way of a gradient's name.
+    """Renames, in place, values inside the graph whose names collide with the name of a gradient.
 
     Raises:
         InputError: an input or output is called as the gradient of another or of a parameter; the message names it.

@@ -1,4 +1,4 @@
-"""Which nodes of a graph lie on a path from the values that are differentiated to the loss."""
+"""Finds the nodes that lie on a path from the values that are differentiated to the loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxqat.graph.ops import FLOAT_TYPES
 
 @dataclass(frozen=True)
 class Step:
-    """A node on the way.
+    """A node on the path to the loss.
 
     Attributes:
         node: the node.
@@ -89,7 +89,7 @@ def control_flow_uses(graph: ir.Graph) -> Iterator[tuple[ir.Node, int]]:
     """Yields (node, input index) wherever a node reads what `If`, `Loop` or `Scan` returns.
 
     The gradient builder ends the process when it follows such a node back to a value that a subgraph captures. No gradient passes
-    there, so it need not see the way.
+    there, so it need not see the path.
     """
     for node in graph:
         if subgraphs(node):

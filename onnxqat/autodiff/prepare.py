@@ -1,4 +1,4 @@
-"""What a model needs before it can be differentiated: names, types, and none of the forms that mislead autodiff."""
+"""Prepares a model for differentiation: names, types, and none of the forms that mislead autodiff."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What convolution and pooling share: the window's attributes, and automatic padding where only the data says how much."""
+"""Windows of convolution and pooling: their attributes, and automatic padding where only the data says how much."""
 
 from __future__ import annotations
 

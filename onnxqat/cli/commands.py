@@ -185,7 +185,7 @@ def evaluate(
 @grouped
 def verify(
     trained: options.Model,
-    deployed: Annotated[Path, typer.Argument(help="What fold made of it.", show_default=False)],
+    deployed: Annotated[Path, typer.Argument(help="Model that fold made of it.", show_default=False)],
     data: options.Data,
     *,
     float_model: Annotated[

@@ -21,14 +21,14 @@ DATA_HELP = (
 Data = Annotated[str, Option(help=DATA_HELP, show_default=False)]
 CalibrationData = Annotated[
     str | None,
-    Option(help="What ranges come from. (default: the first 1,024 samples of --data)", show_default=False),
+    Option(help="Data that ranges come from. (default: the first 1,024 samples of --data)", show_default=False),
 ]
 ValidationData = Annotated[
-    str | None, Option(help="What each epoch is judged on; the best one is kept.", show_default=False)
+    str | None, Option(help="Data that each epoch is judged on; the best one is kept.", show_default=False)
 ]
 TestData = Annotated[
     str | None,
-    Option(help="What the report is made on. (default: --validation, or else --data)", show_default=False),
+    Option(help="Data that the report is made on. (default: --validation, or else --data)", show_default=False),
 ]
 BatchSize = Annotated[
     int, Option(help="Rows per batch, for data in files; 1 for a model that takes one sample at a time.")
@@ -65,7 +65,7 @@ class Quantization:
     ] = None
     weight_bits: Annotated[int | None, Option(help="Width of weights, 2 to 8. (default: 8)", show_default=False)] = None
     activation_bits: Annotated[
-        int | None, Option(help="Width of what weighted layers read, 2 to 8. (default: 8)", show_default=False)
+        int | None, Option(help="Width of the inputs of weighted layers, 2 to 8. (default: 8)", show_default=False)
     ] = None
     fix_input: Annotated[
         list[str] | None,

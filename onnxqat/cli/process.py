@@ -53,7 +53,7 @@ def _main(signals: Raiser | None) -> NoReturn:
     except SystemExit as error:
         if debug or is_own_exit(error):
             raise
-        _end(f"code of the user's fails ({described(error)}); mend it", 1)
+        _end(f"code of the user's fails ({described(error)}); fix it", 1)
     except Exception as error:
         if debug:
             raise

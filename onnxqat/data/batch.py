@@ -26,7 +26,7 @@ FIXED_INPUTS = "onnxqat.fixed_inputs"
 
 @dataclass(frozen=True)
 class Signature:
-    """What a batch must hold.
+    """Requirements on a batch.
 
     Attributes:
         inputs: dtype and shape (None where free) of each model input, in the model's order.
@@ -80,7 +80,7 @@ def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
     allowed = [*signature.inputs, *signature.labels]
     unknown = [name for name in named if name not in allowed]
     if unknown:
-        raise InputError(f"batch {number}: has no use for {_listed(unknown)}; the model takes {_listed(allowed)}")
+        raise InputError(f"batch {number}: does not need {_listed(unknown)}; the model takes {_listed(allowed)}")
     required = allowed if signature.needs_labels else list(signature.inputs)
     missing = [name for name in required if name not in named]
     if missing:
@@ -149,7 +149,7 @@ def _fits(shape: Shape, wanted: tuple[int | None, ...]) -> bool:
 
 
 def _remedy(shape: Shape, wanted: tuple[int | None, ...]) -> str:
-    """What makes an array of a shape one that the model takes: the usual slips first."""
+    """Returns the step that turns an array of a shape into one that the model takes: the usual slips first."""
     if _fits((1, *shape), (None, *wanted[1:])):
         return "if these are single samples, let the loader batch them"
     if shape[1:] and _fits(shape[1:], wanted[1:]) and wanted[0] is not None:
@@ -172,14 +172,14 @@ def _rows_remedy(rows: int, wanted: int) -> str:
 
 
 def _moves_of_the_channels(rank: int) -> list[tuple[int, ...]]:
-    """The last axis behind the batch, and the one behind the batch last."""
+    """Returns orders of axes that move the channels: from the end to behind the batch, and the other way round."""
     if rank < 3:
         return []
     return [(0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)]
 
 
 def check_alike(batch: Batch, first: Batch, number: int) -> None:
-    """Refuses what the signature lets through, yet no loader means to do: other arrays, or other ranks, than at first."""
+    """Refuses arrays or ranks other than those of the first batch, which the signature alone would allow."""
     if batch.keys() != first.keys():
         raise InputError(
             f"batch {number}: holds {_listed(batch)}, batch 0 held {_listed(first)}; give the same arrays in every batch"

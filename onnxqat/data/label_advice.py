@@ -1,4 +1,4 @@
-"""What is wrong with labels that do not fit an output, and what to do about it, in the words of messages."""
+"""Words of messages about labels that do not fit an output: the fact and the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def equal(shape: Sequence[int], sizes: Sizes) -> bool:
 
 
 def not_numbers(label: Array, sizes: Sizes) -> str:
-    """Why labels are no class numbers, for an output of these sizes."""
+    """Returns why labels are no class numbers, for an output of these sizes."""
     if _one_hot(label, sizes):
         return f"is one-hot (shape {list(label.shape)}), class numbers are needed; give label.argmax of its class axis"
     found = f"has type {label.dtype} and shape {list(label.shape)}, class numbers are needed"
@@ -30,7 +30,7 @@ def not_numbers(label: Array, sizes: Sizes) -> str:
 
 
 def misfit(label: Array, sizes: Sizes, expected: Sizes) -> str:
-    """Why whole numbers are not the class numbers of an output of these sizes, which are expected in others."""
+    """Returns why whole numbers are not the class numbers of an output of these sizes, which are expected in others."""
     if _one_hot(label, sizes):
         return (
             f"is one-hot (shape {list(label.shape)}), class numbers are needed; give label.argmax of its class axis, "
@@ -44,7 +44,7 @@ def _one_hot(label: Array, sizes: Sizes) -> bool:
 
 
 def hint(numbers: Array, classes: int) -> str:
-    """Advice for labels that count from 1, and for data with a mark for what does not count, outside the classes."""
+    """Returns advice for labels that count from 1, and for data with an ignore label outside the classes."""
     if classes == 2 and np.isin(numbers, (-1, 1)).all():
         return ": for -1 and 1 give (label + 1) / 2"
     outside = np.unique(numbers[(numbers < 0) | (numbers >= classes)])

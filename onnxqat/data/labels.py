@@ -1,4 +1,4 @@
-"""How labels belong to a model's first output: one rule for losses, validation and metrics.
+"""Relation of labels to a model's first output: one rule for losses, validation and metrics.
 
 Class numbers have the output's shape without the axis along which classes compete. Which axis that is, the user says, or the
 model's Softmax, or the labels' own shape where it fits one axis alone. Labels of the output's own shape stand for its elements:
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Labelling:
-    """What the user says about labels.
+    """Settings of the user about labels.
 
     Attributes:
         class_axis: axis of the first output along which classes compete; None: told by the model and the labels' shape.
@@ -38,7 +38,7 @@ class Labelling:
 
 @dataclass
 class Decisions:
-    """What a model decides with its first output, and what labels say it should.
+    """Decisions that a model makes with its first output, as far as the graph and the labels tell.
 
     Attributes:
         activation: "Softmax", "LogSoftmax" or "Sigmoid" where the output comes from one, else None.
@@ -102,7 +102,7 @@ class Decisions:
         return np.ascontiguousarray(found, np.int64)
 
     def counted(self, label: Array) -> NDArray[np.bool_]:
-        """Which labels count."""
+        """Returns the mask of the labels that count."""
         return np.ones(label.shape, bool) if self.ignored is None else np.asarray(label != self.ignored)
 
     def hits(self, output: Array, label: Array) -> NDArray[np.bool_]:
@@ -173,7 +173,7 @@ class Decisions:
             )
 
     def predicted(self, output: Array) -> Array | None:
-        """The classes, or sides, that an output is for; None where nothing tells along which axis classes compete."""
+        """Classes, or sides, that an output predicts; None where nothing tells along which axis classes compete."""
         if not np.issubdtype(output.dtype, np.floating):
             return None
         column = output.ndim < 2 or self.axis is None or output.shape[self.axis] == 1

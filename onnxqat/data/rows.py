@@ -1,4 +1,4 @@
-"""Rows of arrays, in memory or in `.npz` files, cut into batches and shuffled anew for each epoch."""
+"""Rows of arrays, in memory or in `.npz` files, cut into batches and shuffled in every epoch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
 from onnxqat.foreign import described
 
-#: A file that unpacks to more bytes than this, and to this many times its own size, is no data of anybody's.
+#: A file that unpacks to more bytes than this, and to this many times its own size, is refused as no real data.
 LARGEST_UNPACKED = 2**30
 LARGEST_RATIO = 50
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Whole arrays in memory, cut into batches; `Trainer.fit` shuffles them anew in every epoch.
+    """Whole arrays in memory, cut into batches; `Trainer.fit` shuffles them in every epoch.
 
     Attributes:
         arrays: arrays by name of input or label; their first axis counts the same rows.

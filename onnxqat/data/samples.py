@@ -1,4 +1,4 @@
-"""Which axis of inputs and outputs counts samples: one rule for calibration, training, several processes and verification.
+"""Axis of inputs and outputs that counts samples: one rule for calibration, training, processes and verification.
 
 It is the first one, as a rule. Time-first recurrent networks have another: the one whose size inputs and outputs share by a name
 that speaks of a batch, the one along which a recurrent layer reads samples, or else the one that stands first in the output.
@@ -88,7 +88,7 @@ class Samples:
         return next((i for i, size in enumerate(array.shape) if size == rows), None) if labelled else None
 
     def cut(self, labels: Sequence[str]) -> dict[str, int]:
-        """Along which axis arrays of inputs and labels are cut into batches; empty where it is the first of all inputs."""
+        """Axes along which inputs and labels are cut into batches; empty where it is the first of all inputs."""
         inputs = {name: axis for name, axis in self.inputs.items() if axis is not None}
         output = next(iter(self.outputs.values()), 0) or 0
         return {**inputs, **dict.fromkeys(labels, output)} if any(inputs.values()) else {}

@@ -53,7 +53,7 @@ class Batches:
             )
 
     def epoch(self, number: int, seed: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch: arrays from files are shuffled anew (seeded), other sources keep their own order.
+        """Batches of an epoch: arrays from files are shuffled (seeded by epoch), other sources keep their own order.
 
         A source that draws its order itself is told the epoch where it has `set_epoch`, PyTorch's name for it.
         """
@@ -75,10 +75,10 @@ class Batches:
         except TypeError:
             raise
         except Exception as error:
-            raise InputError(f"data: its length cannot be read ({foreign.described(error)}); mend it") from error
+            raise InputError(f"data: its length cannot be read ({foreign.described(error)}); fix it") from error
 
     def _made(self) -> Any:
-        """The source, out of a function if it is one."""
+        """The source, or its result if it is a function."""
         with foreign.guarded("data: the function fails"):
             return self.source() if callable(self.source) else self.source
 
@@ -86,7 +86,7 @@ class Batches:
         items = self._made()
         if not isinstance(items, Iterable):
             raise InputError(
-                f"data: the function returned a {type(items).__name__}, not an iterable of batches; mend it"
+                f"data: the function returned a {type(items).__name__}, not an iterable of batches; fix it"
             )
         if _is_endless(items):
             raise InputError("data: the tf.data.Dataset repeats without end; leave out repeat(), or add take(n)")
@@ -112,7 +112,7 @@ class Batches:
     def _transformed(self, item: Any, number: int) -> Any:
         if self.transform is None:
             return item
-        with foreign.guarded(f"transform: fails on item {number} of the loader", "mend the function"):
+        with foreign.guarded(f"transform: fails on item {number} of the loader", "fix the function"):
             return self.transform(item)
 
 
@@ -223,7 +223,7 @@ def _imported(name: str, module_name: str) -> ModuleType:
 
 
 def call(name: str) -> Any:
-    """What the function returns that `package.module:function` names; it is called without arguments.
+    """Returns the result of the function that `package.module:function` names; it is called without arguments.
 
     Raises:
         InputError: there is no such function, or it fails.
@@ -237,7 +237,7 @@ def call(name: str) -> Any:
         raise InputError(f"{name}: cannot be called without arguments ({error}); name a function that can") from error
     except ValueError:  # one written in C, which does not tell
         pass
-    with foreign.guarded(f"{name}: fails", "mend the function"):
+    with foreign.guarded(f"{name}: fails", "fix the function"):
         return function()
 
 

@@ -1,4 +1,4 @@
-"""What the exporters of both frameworks end with: a tidy graph, compared with the framework, saved whole."""
+"""Last step of both exporters: tidies the graph, compares it with the framework and saves it whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a Keras model to a float ONNX model."""
+"""Exports a Keras model as a float ONNX model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FREE_AXIS_SIZE = 32
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported, be it a Keras model or a SavedModel.
+    """Source of an export: a Keras model or a SavedModel.
 
     Attributes:
         name: for messages.
@@ -83,7 +83,7 @@ def export(model: keras.Model | str | Path, path: str | Path | None = None, *, o
 
 
 def load(name: str) -> keras.Model | Path:
-    """What the command line names: a file or folder, or a model that `package.module:function` makes.
+    """Loads what the command line names: a file or folder, or a model that `package.module:function` makes.
 
     Raises:
         InputError: there is no such function, or it does not return a model.
@@ -142,7 +142,7 @@ def _from_model(model: keras.Model) -> Source:
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, numbered where one comes again: all outputs of a wrapped model are called as that model is."""
+    """Numbers repeated names: all outputs of a wrapped model have that model's name."""
     found: list[str] = []
     for name in names:
         number, free = 0, name

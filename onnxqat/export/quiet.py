@@ -1,4 +1,4 @@
-"""The frameworks talk a lot while they export; the user gets one line."""
+"""Silences the frameworks during an export; the user gets one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxqat.errors import short_reason
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and log lines from the exporters: they are about themselves, and pages long."""
+    """Suppresses the exporters' warnings and log lines: they are about themselves, and pages long."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""From a PyTorch module to a float ONNX model."""
+"""Exports a PyTorch module as a float ONNX model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
 
 Outputs = dict[str, NDArray[Any]]
 
-#: Types of integers that the command line offers for inputs.
+#: Integer types that the command line offers for inputs.
 _INTEGERS = {"int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8}
 #: The TorchScript exporter stops here.
 NEWEST_OPSET = 20
@@ -158,7 +158,7 @@ def _trace(
 
 @contextlib.contextmanager
 def _no_fused_attention() -> Iterator[None]:
-    """Keeps nn.TransformerEncoderLayer to its plain operations; in evaluation mode it is one that ONNX lacks."""
+    """Keeps nn.TransformerEncoderLayer to its plain operations; its fused one in evaluation mode has no ONNX form."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -193,7 +193,7 @@ def _check_control_flow(
 
 @contextlib.contextmanager
 def _evaluation(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's own mode comes back, since some may be frozen."""
+    """Evaluation mode without gradients; every submodule's own mode is restored, since some may be frozen."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Q/DQ model in, deployed model out: weights and biases become integers, what only training needed goes."""
+"""Turns a Q/DQ model into the deployed one: weights and biases become integers, what only training needed goes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def fold(model: io.ModelLike) -> onnx.ModelProto:
-    """Folds a Q/DQ model into the one that ships.
+    """Folds a Q/DQ model into the deployed model.
 
     Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes; biases int32 of scale sx·sw, and a Relu or
     Clip in front of a quantizer bounds on its codes (both left in float where the target of `insert` takes them so).
@@ -36,6 +36,12 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
     Returns:
         The deployed model. Dequantized weights are bit for bit those of the Q/DQ model; a bias moves by half a step of its
         scale at most.
+
+    Example:
+        ```python
+        deployed = onnxqat.fold("model.qdq.onnx")
+        onnxqat.save(deployed, "model.int8.onnx")
+        ```
 
     Raises:
         InputError: the model has no quantizers, a weight, bias or scale is not finite, a bias does not fit int32.

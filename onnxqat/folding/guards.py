@@ -23,7 +23,7 @@ def guard_float_layers(graph: ir.Graph) -> None:
 
 
 def _end_of_layer(node: ir.Node) -> ir.Value | None:
-    """What a layer with a float weight computes, behind its bias and activation; None for other nodes."""
+    """Returns the output of a layer with a float weight, behind its bias and activation; None for other nodes."""
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or constant(node.inputs[1]) is None:
         return None
     value = node.outputs[0]

@@ -23,7 +23,7 @@ _INT32 = 2**31 - 1
 
 
 class Bounds(NamedTuple):
-    """What the integers of an attribute must keep to.
+    """Limits of the integers of an attribute.
 
     Attributes:
         low: the smallest that each may be.
@@ -36,7 +36,7 @@ class Bounds(NamedTuple):
     product: int = 2**62
 
 
-#: By name: an attribute means the same in every operator that has it. What is far above any network's is a mistake.
+#: By name: an attribute means the same in every operator that has it. Numbers far above any network's are mistakes.
 BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(("strides", "dilations", "group", "offset_group", "num_groups", "num_outputs"), Bounds(1)),
     **dict.fromkeys(("num_scan_inputs", "size", "hidden_size"), Bounds(1)),
@@ -50,7 +50,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "blocksize": Bounds(1, 2**15),
     "p": Bounds(1, 2**10),
 }
-#: What one operator means otherwise: each data element of a ConvTranspose becomes as many as its strides say.
+#: Exceptions by operator: each data element of a ConvTranspose becomes as many as its strides say.
 OWN_BOUNDS: Mapping[tuple[str, str], Bounds] = {
     ("ConvTranspose", "strides"): Bounds(1, product=2**14),
     ("ConvTranspose", "dilations"): Bounds(1, product=2**14),

@@ -22,11 +22,11 @@ from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
 log = logging.getLogger(__name__)
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-#: What a bias and the products that it is added to may reach in int32; half of it is left for training.
+#: Bound of a bias plus the products that it is added to, in int32; half of the range is left for training.
 ROOM = 2.0**30
 #: The largest product of two 8-bit codes.
 PRODUCT = 255 * 128
-#: What is left to the bias where the products alone could fill int32.
+#: Bound of the bias where the products alone could fill int32.
 LEAST_ROOM = 2.0**24
 #: No network computes with numbers as large; the smallest fill in use is half precision's -1e4.
 SMALLEST_FILL = 1e4
@@ -69,11 +69,11 @@ class Bias:
 
     @cached_property
     def room(self) -> float:
-        """How large its codes may be, so that they and the products fit into int32 together."""
+        """Largest magnitude of its codes at which they and the products fit into int32 together."""
         return max(ROOM - PRODUCT * _products(self.layer, self.weight), LEAST_ROOM)
 
     def smallest_weight_scale(self, array: NDArray[np.float32], data_scale: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The scale of the weight that gives a bias such codes, and its grid a normal number; of that scale's shape."""
+        """Smallest scale of the weight at which the bias has such codes and its grid is normal; of its shape."""
         needed = np.maximum(np.abs(array) * np.float32(1 / self.room), np.finfo(np.float32).tiny)
         shape = self.weight.scales.shape
         if not shape:
@@ -85,13 +85,13 @@ class Bias:
 
     @property
     def codes(self) -> NDArray[np.float64]:
-        """Where on its grid it lies, of the bias's shape; what is beyond int32 or not finite is the caller's to judge."""
+        """Codes of the bias on its grid, in its shape; the caller judges those beyond int32 or not finite."""
         with np.errstate(divide="ignore", invalid="ignore"):  # scales that underflow to 0
             return np.asarray(np.rint(self.array.astype(np.float64) / self.step))
 
 
 def masks(array: NDArray[np.floating]) -> bool:
-    """Whether numbers that are added rule places out, as -1e9 and -inf do: no bias, and on no integer's grid."""
+    """Says whether added numbers are a mask, as -1e9 and -inf are: no bias, and on no integer grid."""
     return bool((np.abs(array) >= SMALLEST_FILL).any())
 
 
@@ -132,7 +132,7 @@ def round_biases(model: ir.Model, chosen: Callable[[Bias], bool]) -> None:
 
 
 def _products(layer: ir.Node, weight: Quantizer) -> int:
-    """How many products the layer adds up for one output."""
+    """Returns the number of products that the layer adds up for one output."""
     array = constant(weight.source)
     if array is None:
         return 0

@@ -15,7 +15,7 @@ from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.qdq import constant
 
-#: Where scale and zero point stand among the inputs of QuantizeLinear and DequantizeLinear.
+#: Places of scale and zero point among the inputs of QuantizeLinear and DequantizeLinear.
 _GRID = slice(1, None)
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 
-#: By a division by zero or worse.
+#: Operators that end the process, by a division by zero or worse.
 _FATAL = frozenset({"Einsum", "GRU", "LSTM", "LpNormalization", "TopK"})
 #: Operators whose output may have elements where the first input has none.
 _FILLING = frozenset(

@@ -21,13 +21,13 @@ _LINEAR = _LAYERS | {"Add", "Einsum", "Sub"}
 #: Operators whose output is as large as the data says.
 _CHOOSING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-#: What a Clip must let pass to leave an activation's values as they are, but for the guard of a logarithm.
+#: Range that a Clip must let pass to leave an activation's values as they are, except for the guard of a logarithm.
 _PASSED = {"Softmax": (0.01, 0.99), "Sigmoid": (0.01, 0.99), "LogSoftmax": (-4.0, 0.0)}
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How an output is made of an activation.
+    """Activation that an output is made of, and the nodes between the two.
 
     Attributes:
         activation: Softmax, LogSoftmax or Sigmoid.
@@ -43,7 +43,7 @@ class Ending:
 
     @property
     def logits(self) -> ir.Value:
-        """What the activation reads."""
+        """Input of the activation."""
         value = self.activation.inputs[0]
         assert value is not None
         return value
@@ -168,7 +168,7 @@ MERGED = -1
 
 
 def moved_axis(node: ir.Node, axis: int) -> int | None:
-    """Where an axis of a rearranging node's input is in its output; None where shapes do not tell, `MERGED` if nowhere."""
+    """Returns the axis of the output that an axis of the input becomes; None if unknown, `MERGED` if it is merged."""
     before = None if node.inputs[0] is None else node.inputs[0].shape
     if node.op_type == "Transpose":
         order = node.attributes.get_ints("perm", None)

@@ -62,7 +62,7 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
             offset, length, needed = int(info.offset or 0), int(info.length or 0), tensor_bytes(tensor)
         except (ValueError, TypeError) as error:  # a number that is none, a type that has no size
             raise InputError(
-                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
+                f"{path}: initializer {tensor.name!r} has an incorrect location of its data; export the model again"
             ) from error
         what = f"external data file {_shortened(info.location)!r} of initializer {tensor.name!r}"
         if not _stays_inside(info.location, path.parent):
@@ -72,7 +72,7 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
             raise InputError(f"{path}: {what} is missing; put it beside the model")
         if offset < 0 or needed < 0 or length < 0 or (length and length < needed):
             raise InputError(
-                f"{path}: initializer {tensor.name!r} says wrongly where its data is; export the model again"
+                f"{path}: initializer {tensor.name!r} has an incorrect location of its data; export the model again"
             )
         if size < offset + max(length, needed):
             raise InputError(f"{path}: {what} is cut off; copy it again, whole")

@@ -128,7 +128,7 @@ def check(path: PathLike, kind: Kind) -> None:
 
 
 def write(path: PathLike, kind: Kind, make: Callable[[Path], object]) -> None:
-    """Writes what `make` makes at the path that it is given; files that it makes beside that one go along.
+    """Writes the file that `make` creates at the path that it is given, and the files that it creates beside it.
 
     Raises:
         InputError: the path cannot be written.
@@ -160,12 +160,12 @@ def appending(path: PathLike, kind: Kind) -> TextIO:
 
 
 def workplace() -> AbstractContextManager[Path]:
-    """A folder for files of no use later, in the system's folder for such; those of processes that were killed are removed."""
+    """Temporary folder in the system's own; folders that killed processes left there are removed."""
     return beside(Path(tempfile.gettempdir()) / "onnxqat")
 
 
 def _stat(path: PathLike) -> os.stat_result | None:
-    """What is at the end of all links; None where nothing is."""
+    """Returns the status of the file at the end of all links; None if there is none."""
     try:
         return os.stat(path)  # noqa: PTH116  (a path or a string)
     except (FileNotFoundError, NotADirectoryError):
@@ -219,7 +219,7 @@ def _replace(target: Path, kind: Kind, make: Callable[[Path], object]) -> None:
 
 
 def _beside(target: Path, kind: Kind, file: Path) -> Path:
-    """Where a file goes that was made beside the target, by the same rules; it only replaces a part of what was there before."""
+    """Returns where a file made beside the target goes, by the same rules; it only replaces a part of the old."""
     place = target.with_name(file.name)
     before = list(kind.parts(target))
     check(place, Kind(f"data of {target.name}", lambda found: any(_is_same(found, part) for part in before)))
@@ -229,7 +229,7 @@ def _beside(target: Path, kind: Kind, file: Path) -> Path:
 
 
 def _pour(path: PathLike, make: Callable[[Path], object]) -> None:
-    """Writes to a device, a pipe or standard output: what is made is made elsewhere first, so a failure leaves it clean."""
+    """Writes to a device, a pipe or standard output; content is made elsewhere first, so a failure writes nothing."""
     with workplace() as folder:
         made = folder / "output"
         make(made)
@@ -242,7 +242,7 @@ def _pour(path: PathLike, make: Callable[[Path], object]) -> None:
 def _sink(path: PathLike) -> IO[bytes]:
     if not is_standard_output(path):
         return Path(path).open("wb")
-    # a stream of its own: what a closed pipe refuses is not tried again when the process ends
+    # a separate stream: output that a closed pipe refuses is not tried again when the process ends
     return open(_descriptor(), "wb", closefd=False)
 
 

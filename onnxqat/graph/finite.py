@@ -20,9 +20,9 @@ LAYERS = frozenset(
         *("InstanceNormalization", "LSTM", "LayerNormalization", "MatMul", "PRelu", "RMSNormalization", "RNN"),
     }
 )
-#: Operators where NaN is no number that anybody computes with.
+#: Operators for which a NaN is always a mistake.
 _ARITHMETIC = LAYERS | {"Add", "Div", "Mul", "Sub"}
-#: Operators behind which a weight is the same numbers.
+#: Operators that leave the numbers of a weight as they are.
 _MOVING = {*MOVEMENT, "Cast", "Identity"}
 
 

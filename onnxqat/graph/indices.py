@@ -1,4 +1,4 @@
-"""Constant indices, checked before any runtime follows them: some kernels do so unasked, and read or write beyond their data.
+"""Checks constant indices before any runtime uses them: some kernels do not, and read or write beyond their data.
 
 Where a size is not known, only what no size allows is refused. Before shapes are inferred, only sizes of constants and inputs
 are believed: what a file says of other values may be wrong.
@@ -23,7 +23,7 @@ MOST_TRIPS = 2**24
 
 
 class Indexed(NamedTuple):
-    """Where a node holds indices, and of what.
+    """Input of a node that holds indices, and their limits.
 
     Attributes:
         place: the input that holds them.

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
-#: What onnxruntime-training 1.19.2 loads.
+#: Newest opset that onnxruntime-training 1.19.2 loads.
 NEWEST_OPSET = 21
 NEWEST_IR = 10
 #: Older ones list every initializer among the inputs.
@@ -101,6 +101,15 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> None:
     """Writes a model, whole or not at all, and only over a model; large weights go to `<name>.data` beside it (see `files`).
+
+    Args:
+        model: the model.
+        path: file to write.
+
+    Example:
+        ```python
+        onnxqat.save(onnxqat.fold("model.qdq.onnx"), "model.int8.onnx")
+        ```
 
     Raises:
         InputError: the path cannot be written.

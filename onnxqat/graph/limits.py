@@ -1,4 +1,4 @@
-"""Limits on what a small file can ask for: a few constants may make a value of any size, while shapes are inferred too."""
+"""Limits on the size of computed values: a few constants in a small file may make one of any size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGEST_KEPT = 2**28
 LARGEST_VALUE = 2**31
 #: Constants of up to this many elements are followed from node to node, to find sizes that are computed.
 _FOLLOWED = 1024
-#: What these make of constants is no larger: without any other, nothing has to be followed.
+#: Operators whose results from constants are no larger: without any other, nothing has to be followed.
 _OF_SAME_SIZE = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Shape", "Transpose"})
 #: Graphs within graphs: the time in which ONNX Runtime loads a model doubles with each.
 DEEPEST = 12

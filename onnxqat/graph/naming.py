@@ -1,4 +1,4 @@
-"""How messages name a node: by its name, or, where it has none, by what it computes."""
+"""Names of nodes in messages: a node's own name or, if it has none, the operation it computes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from onnxqat.graph.upgrade import upgrade_nodes
 
 log = logging.getLogger(__name__)
 
-#: What models older than opset 13 are converted to.
+#: Opset that models of older ones than 13 are converted to.
 CONVERTED_OPSET = 17
 #: Weights larger than this many bytes stay out of what goes through onnx's converter, whose limit is 2 GiB.
 SMALL = 1024
@@ -34,7 +34,7 @@ def upgraded(model: ir.Model, version: int) -> ir.Model:
     try:
         upgrade_nodes(copy, found)
     except UnsupportedModelError as error:
-        raise InputError(f"model: opset {found} cannot be converted to {version}: {error}; export it anew") from error
+        raise InputError(f"model: opset {found} cannot be converted to {version}: {error}; export it again") from error
     stuck = Counter(node.op_type for node in copy.graph.all_nodes() if not _exists(node, version))
     if stuck:
         raise InputError(

@@ -68,7 +68,7 @@ class PairedLayer:
 
     @property
     def offset(self) -> int:
-        """What turns stored data codes into raw ones: kernels shift signed codes by 128, whatever a Clip leaves of them."""
+        """Offset from stored to raw data codes: kernels shift signed codes by 128, whatever a Clip leaves of them."""
         return 128 if self.data.is_signed else 0
 
     @property
@@ -77,7 +77,7 @@ class PairedLayer:
         return self.data.qmax + self.offset
 
     def pairings(self, runtime: Runtime) -> tuple[Pairing, ...]:
-        """How its weights meet in the kernels of a runtime: on AVX2 first, then otherwise on AVX-512 before VNNI."""
+        """Returns how its weights pair in a runtime's kernels: on AVX2 first, then on AVX-512 before VNNI."""
         inputs, taps = self.blocks(np.broadcast_to(np.int8(0), self.shape)).shape[2:]
         if inputs % 2 == 0 or taps == 1 or self.node.op_type != "Conv":
             return ("channels",)
@@ -120,7 +120,7 @@ class PairedLayer:
         return both.reshape(both.shape[0] * both.shape[1], -1, 2)
 
     def reach(self, array: Array) -> Reach:
-        """How far the weights reach, over the pairs of all its runtimes, in the shape of the weight's scale."""
+        """Returns the reach of the weights over the pairs of all its runtimes, in the shape of the weight's scale."""
         blocks = self.blocks(array)
         step = max(_STRETCH * blocks.shape[1] // max(blocks.size, 1), 1)
         parts = [self._reach(blocks[:, at : at + step]) for at in range(0, blocks.shape[1], step)]
@@ -165,7 +165,7 @@ class HeldWeight:
     layers: tuple[PairedLayer, ...]
 
     def reach(self, array: Array) -> Reach:
-        """How far these weights reach, over the pairs of all readers, in the shape of the scale."""
+        """Returns the reach of these weights over the pairs of all readers, in the shape of the scale."""
         if self.layers:
             return reduce(Reach.union, (layer.reach(array) for layer in self.layers))
         axis = self.quantizer.axis

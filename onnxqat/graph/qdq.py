@@ -34,7 +34,7 @@ INTEGER_BOUNDS = {
 
 @dataclass(frozen=True)
 class Spec:
-    """How a value is quantized.
+    """Specification of a value's quantization.
 
     Attributes:
         bits: width of the codes, 2 to 8.
@@ -96,7 +96,7 @@ class Quantizer:
 
     @property
     def is_given(self) -> bool:
-        """Whether the codes are no work of the model's: an input of integers, whose scale says what they mean."""
+        """Whether the codes come from outside: an input of integers, whose scale says what they mean."""
         return self.quantize is None and not self.is_weight
 
     @property

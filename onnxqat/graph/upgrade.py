@@ -17,7 +17,7 @@ from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name
 from onnxqat.graph.naming import label, name_of
 from onnxqat.graph.qdq import constant
 
-#: What writes a node anew, in place; it may raise UnsupportedModelError with the reason why it cannot.
+#: Rewrites a node in place; it may raise UnsupportedModelError with the reason why it cannot.
 Adapter = Callable[[ir.Graph, ir.Node], None]
 
 
@@ -86,7 +86,7 @@ def _dropout(graph: ir.Graph, node: ir.Node) -> None:
 
 def _dropout_of_numbers(graph: ir.Graph, node: ir.Node) -> None:
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
-        raise _refuse(node, "gives its mask as numbers, which it does no longer")
+        raise _refuse(node, "gives its mask as numbers, which newer opsets do not")
 
 
 def _batch_normalization(graph: ir.Graph, node: ir.Node) -> None:
@@ -173,7 +173,7 @@ def _roi_align(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _scan(graph: ir.Graph, node: ir.Node) -> None:
-    raise _refuse(node, "runs over batches, which it does no longer")
+    raise _refuse(node, "runs over batches, which newer opsets do not")
 
 
 #: By operator: adapters, each with the opset since which the operator is as it is then.

@@ -15,7 +15,7 @@ from onnxqat.numerics import dequantize
 
 #: Key of a QuantizeLinear's metadata: lower and upper bound of the activations that it has absorbed, where its codes do not tell.
 ABSORBED = "onnxqat.absorbed"
-#: Where `insert` leaves the target of a model in its metadata.
+#: Key of a model's metadata under which `insert` leaves the target.
 TARGET = "onnxqat.target"
 #: Operators whose results are bounded by themselves, or that a runtime joins with no activation.
 _BOUNDED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Tanh", "DequantizeLinear"})
@@ -26,7 +26,7 @@ Bounds = tuple[float, float]
 def without_quantizers(model: ir.Model, chosen: Callable[[qdq.Quantizer], bool] = lambda _: True) -> ir.Model:
     """A copy without its quantizers, or without chosen ones, stored codes back in float; outputs keep their names.
 
-    Where a quantizer stands for a Relu or Clip, whose work its codes do, the activation comes back.
+    Where a quantizer stands for a Relu or Clip, whose work its codes do, the activation is restored.
     """
     model = io.load(model)
     ours = TARGET in model.metadata_props

@@ -66,6 +66,13 @@ def insert(
         The Q/DQ model: weights as they were (BatchNormalization folded), 8-bit layers' biases on their int32 grid, and a
         QuantizeLinear/DequantizeLinear pair at each site. Nodes that stay in float say why in their metadata (`onnxqat.float`).
 
+    Example:
+        ```python
+        config = onnxqat.Config(target="openvino", weight_bits=4)
+        qdq = onnxqat.insert("model.onnx", calibration_batches, config)
+        onnxqat.save(qdq, "model.qdq.onnx")
+        ```
+
     Raises:
         InputError: model, data or configuration is wrong; the message says which and what to do.
         UnsupportedModelError: the model has nothing to quantize, or custom operators.
@@ -117,7 +124,7 @@ def insert(
 
 
 def _remembering(first: list[Batch]) -> Callable[[Iterable[Batch], str], Iterable[Batch]]:
-    """What shows progress over batches and keeps the first."""
+    """Returns a function that shows progress over batches and keeps the first of them."""
 
     def followed(batches: Iterable[Batch], what: str) -> Iterable[Batch]:
         for batch in track(batches, what):

@@ -35,7 +35,7 @@ BY_HISTOGRAM = ("percentile", "mse", "threesigma")
 
 @dataclass(frozen=True)
 class Observed:
-    """What to find out about a value.
+    """Value to observe during calibration.
 
     Attributes:
         value: the value.
@@ -204,7 +204,7 @@ def _check_seen(observers: Mapping[Observed, Observer]) -> None:
 
 
 def _counting(array: NDArray[np.float32], rows: int, wanted: int | None, seen: int) -> NDArray[np.float32]:
-    """What counts of a batch of `rows` samples after `seen` others: a part only where the first axis counts samples."""
+    """Returns what counts of a batch of `rows` samples after `seen` others: a part only if axis 0 counts samples."""
     left = rows if wanted is None else min(max(wanted - seen, 0), rows)
     if not left:
         return array.reshape(-1)[:0]
@@ -212,7 +212,7 @@ def _counting(array: NDArray[np.float32], rows: int, wanted: int | None, seen: i
 
 
 def merged(observers: dict[Observed, Observer], workers: Workers) -> dict[Observed, Observer]:
-    """What all processes have observed."""
+    """Merges the observations of all processes."""
     if workers.size == 1:
         return observers
     found = {one: Observer(one.axis, one.estimate) for one in observers}

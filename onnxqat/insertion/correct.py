@@ -1,7 +1,7 @@
-"""Bias correction: what quantization shifts the mean of a layer's output by is taken off its bias.
+"""Bias correction: subtracts from a layer's bias the shift that quantization causes in the mean of its output.
 
 Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2, with means measured on
-data. It does for a model whose BatchNormalization is folded what adapting that one's statistics does for others.
+data. For a model with folded BatchNormalization it takes the place of adapting that layer's statistics.
 """
 
 from __future__ import annotations

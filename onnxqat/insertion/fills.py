@@ -38,7 +38,7 @@ def is_filled(value: ir.Value) -> bool:
 
 
 def without_fills(value: ir.Value, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What was computed for the value, with zeros in the place of fill values: every range holds 0 anyway."""
+    """Returns the values with zeros in the place of fill values: every range holds 0 anyway."""
     fills = np.array(list(_fills(value, set())), np.float32)
     return np.where(np.isin(array, fills), np.float32(0), array) if fills.size else array
 

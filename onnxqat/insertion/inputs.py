@@ -40,7 +40,7 @@ def check_inputs(model: ir.Model, described: Sequence[Input]) -> None:
         wanted = signature.inputs[name][0]
         if batch[name].dtype != wanted:
             raise InputError(
-                f"configuration: inputs: {name!r} is described as {one.dtype}, the model takes {wanted}; mend it"
+                f"configuration: inputs: {name!r} is described as {one.dtype}, the model takes {wanted}; fix it"
             )
     try:
         Inference(model)(check_batch(batch, signature))

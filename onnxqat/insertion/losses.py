@@ -1,4 +1,4 @@
-"""How much of each value is left of its signal once everything before it is quantized; `insert` warns of what loses most."""
+"""Estimates the signal left of each value once all upstream of it is quantized; `insert` warns of the largest loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 #: Signal over noise, in dB; 8 bits lose no more than this where the model takes them.
 LEAST = 10.0
-#: How many elements of a value are compared at most.
+#: Most elements of a value that are compared.
 ELEMENTS = 2**16
 
 

@@ -1,4 +1,4 @@
-"""Which nodes of a model become integer kernels, and which stay in float with what reason. Reads the graph, changes nothing."""
+"""Finds the nodes that become integer kernels, and the reason for each that stays in float. Changes nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _asked_for(group: Group, target: Target, config: Config) -> Group | Skip:
 
 
 def _inside_branches(graph: ir.Graph, target: Target) -> str | None:
-    """What to do where the layers are inside a node: the branches of an `If`, the body of a loop."""
+    """Returns the remedy where the layers are inside a node: the branches of an `If`, the body of a loop."""
     for node in graph:
         if not any(inner.op_type in target.weighted for inner in inner_nodes(node)):
             continue
@@ -152,7 +152,7 @@ def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip
 
 
 def _attention_obstacle(group: Group, wholes: Mapping[ir.Node, Whole], target: Target) -> Skip | None:
-    """Why a product with probabilities from a Softmax that is written as several nodes stays in float."""
+    """Returns why a product with probabilities from a Softmax that is written as several nodes stays in float."""
     above = [v.producer() for v in group.reads[:1] if group.node.op_type == "MatMul"]
     softmax = any(node in wholes and wholes[node].name == "Softmax" for node in above if node is not None)
     return Skip(group.node, attention_reason(target)) if softmax and not target.softmax_product else None

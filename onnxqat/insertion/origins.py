@@ -1,4 +1,4 @@
-"""Where a quantizer goes: above all data movement, at the value that the data comes from."""
+"""Finds the place of a quantizer: upstream of all data movement, at the value that the data comes from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnxqat.targets import Target
 
 
 def origins(value: ir.Value, target: Target) -> list[ir.Value]:
-    """Where the data of `value` comes from, above all data movement; several where inputs are joined under one scale.
+    """Returns the values that the data of `value` comes from, upstream of all data movement; several for joined inputs.
 
     A maximum of data with fill values beside it is an origin: it has lost them.
     """

@@ -1,4 +1,4 @@
-"""What the configuration says about single nodes and values, its overrides and exceptions worked in."""
+"""Settings of single nodes and values: the configuration with its overrides and exceptions worked in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAFE_BITS = 7
 
 @dataclass(frozen=True)
 class Estimate:
-    """How a range is found: a `Range` with nothing left open.
+    """Estimator of a range: a `Range` with nothing left open.
 
     Attributes:
         type: the estimator.

@@ -109,7 +109,7 @@ class _Bound:
 
 
 def _bound(node: ir.Node) -> _Bound | None:
-    """How a Relu, or a Min, Max or one-sided Clip by a scalar, bounds its data; None for any other node."""
+    """Returns the bound that a Relu, or a Min, Max or one-sided Clip by a scalar, sets; None for any other node."""
     data = node.inputs[0] if node.inputs else None
     if data is None or not is_float(node.outputs[0]):
         return None
@@ -263,7 +263,7 @@ def _to_channels_last(node: ir.Node, rank: int) -> bool:
 
 
 def put_in_place(graph: ir.Graph, old: ir.Node, new: ir.Node, original: str | None = None) -> None:
-    """Puts `new` in the place of `old`, whose first output it computes.
+    """Replaces `old` by `new`, which computes its first output.
 
     Rules of the configuration still find it by the operator that the user's model had, `original` or that of `old`.
     """

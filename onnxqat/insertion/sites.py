@@ -1,4 +1,4 @@
-"""Which values get a quantizer, and with how many bits."""
+"""Sites of a model: the values that get a quantizer, and their numbers of bits."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ActivationSite:
 
     @property
     def observed(self) -> Observed:
-        """What calibration must find out for it."""
+        """Task for calibration: the value to observe and its estimator."""
         return Observed(self.value, self.axis, self.settings.estimate)
 
     @property

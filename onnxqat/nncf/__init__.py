@@ -57,7 +57,7 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in brackets
-        raise InputError(f"is not JSON ({shown(error)}); mend the file") from error
+        raise InputError(f"is not JSON ({shown(error)}); fix the file") from error
 
 
 def _shown(problem: Any) -> str:

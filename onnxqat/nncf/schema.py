@@ -67,7 +67,7 @@ class Percentiles(_Section):
 
 
 class RangeInit(_Section):
-    """How ranges are found."""
+    """Settings of the estimation of ranges."""
 
     type: Literal["mixed_min_max", "min_max", "mean_min_max", "threesigma", "percentile", "mean_percentile"] = (
         "mixed_min_max"
@@ -94,7 +94,7 @@ class RangeInit(_Section):
 
 
 class ScopedRangeInit(RangeInit):
-    """How the ranges of some quantizers are found."""
+    """Settings of the estimation of the ranges of some quantizers."""
 
     target_scopes: Scopes | None = None
     ignored_scopes: Scopes | None = None
@@ -103,18 +103,18 @@ class ScopedRangeInit(RangeInit):
     @model_validator(mode="after")
     def _has_scope(self) -> ScopedRangeInit:
         if self.target_scopes is None and self.ignored_scopes is None:
-            raise ValueError("says of no quantizers that they are meant; give target_scopes or ignored_scopes")
+            raise ValueError("selects no quantizers; give target_scopes or ignored_scopes")
         return self
 
 
 class BatchnormAdaptation(_Section):
-    """How many samples the biases are corrected on."""
+    """Number of samples on which the biases are corrected."""
 
     num_bn_adaptation_samples: int = Field(default=2000, ge=0)
 
 
 class Initializer(_Section):
-    """What is found out before training."""
+    """Settings of what is determined before training."""
 
     range: Annotated[
         Annotated[RangeInit, Tag("one")] | Annotated[list[ScopedRangeInit], Tag("many")], Discriminator(_one_or_many)
@@ -132,7 +132,7 @@ class Quantizers(_Section):
 
 
 class OverrideInitializer(_Section):
-    """What is found out before training, for one scope."""
+    """Settings of what is determined before training, for one scope."""
 
     range: RangeInit
 
@@ -167,7 +167,7 @@ class ScopeOverrides(_Section):
 
 
 class Stages(_Section):
-    """When quantization begins."""
+    """Epochs in which quantization begins."""
 
     activations_quant_start_epoch: Epoch = 1
     weights_quant_start_epoch: Epoch = 1
@@ -213,7 +213,7 @@ def _sole_algorithm(value: Any) -> Any:
 
 def _known_device(value: Any) -> Any:
     if value in ("GPU", "NPU", "VPU"):
-        raise ValueError(f"is {value!r}, of whose integer kernels there is no table; use 'ANY'")
+        raise ValueError(f"is {value!r}, which has no table of integer kernels; use 'ANY'")
     return value
 
 

@@ -1,4 +1,4 @@
-"""From NNCF's words to ours."""
+"""Translates NNCF's settings into ours."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def translate(root: Root) -> dict[str, Any]:
 
 
 def _scoped(algorithm: Quantization) -> dict[str, Any]:
-    """What holds for some nodes: which are quantized at all, and the settings of single ones."""
+    """Returns the settings of single nodes: the nodes that are quantized at all, and the overrides."""
     weights, activations = algorithm.weights, algorithm.activations
     _check_signed(weights, "weights")
     only: tuple[Select, ...] = ()

@@ -12,7 +12,7 @@ from onnxqat.names import RuntimeName
 
 @dataclass(frozen=True)
 class Target:
-    """What a runtime can do with quantized nodes.
+    """Abilities of a runtime with quantized nodes.
 
     Attributes:
         name: as the user writes it.

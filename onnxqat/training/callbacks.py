@@ -1,4 +1,4 @@
-"""What is called while `Trainer.fit` runs: progress, a log of numbers, the best model, early stopping."""
+"""Ready-made callbacks of `Trainer.fit`: progress, a log of numbers, the best model, early stopping."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 
 
 class Callback:
-    """Does nothing; override what is of interest. To end a run, set `trainer.stop = True`.
+    """Base class of callbacks; override the methods of interest. To end a run, set `trainer.stop = True`.
 
     Attributes:
         main_only: whether only the first of several processes calls it, as what writes files must be. It may stop the run for
@@ -49,7 +49,7 @@ class Callback:
         """Called at the end, also after an error."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint is to hold, in a form that JSON can; empty where nothing needs to be remembered."""
+        """Returns the state for a checkpoint, in a form that JSON holds; empty if nothing needs to be remembered."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -88,13 +88,13 @@ class Progress(Callback):
         log.info("epoch %d/%d: %s", done, self._epochs, numbers)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()
 
 
 class BestModel(Callback):
-    """Keeps the parameters of the epoch with the highest validation accuracy (or the lowest loss), and puts them back."""
+    """Keeps and restores the parameters of the epoch with the highest validation accuracy (or the lowest loss)."""
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
         """Remembers the parameters if the epoch is the best so far."""
@@ -103,7 +103,7 @@ class BestModel(Callback):
             state.best = (state.parameters.copy(), score)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Puts the best parameters back where a run has come to its end; one that broke off goes on from where it was."""
+        """Restores the best parameters if the run is complete; an interrupted one resumes from where it was."""
         position, state = trainer.schedule.position, trainer.state
         ended = state.batch == 0 and (position.epoch == position.epochs or trainer.stop)
         if ended and state.best is not None:
@@ -125,7 +125,7 @@ class EarlyStopping(Callback):
         self._best, self._waited = -float("inf"), 0
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Begins to count anew."""
+        """Resets the count."""
         self._best, self._waited = -float("inf"), 0
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -239,7 +239,7 @@ class Checkpoints(Callback):
 
 
 def score_of(metrics: Metrics) -> float:
-    """What is better is higher: validation accuracy, or the loss turned over."""
+    """Returns a score of which higher is better: validation accuracy, or the negated loss."""
     if "validation_accuracy" in metrics:
         return metrics["validation_accuracy"]
     return -metrics.get("validation_loss", metrics["train_loss"])

@@ -1,4 +1,4 @@
-"""Who calls which callbacks: of several processes, the first calls those for one process, and all go on or stop together."""
+"""Calls callbacks in several processes: the first calls those for one process, and all go on or stop together."""
 
 from __future__ import annotations
 

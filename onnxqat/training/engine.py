@@ -2,7 +2,7 @@
 
 Parameters are views of one flat array, gradients of another. A session reads and writes them where they lie, so nothing is
 copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array. A `Program`, in contrast, is given its
-arrays anew on each run.
+arrays again on each run.
 """
 
 from __future__ import annotations

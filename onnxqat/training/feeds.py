@@ -1,4 +1,4 @@
-"""From a checked batch to what the training graph is fed: labels of the right type and range, and a teacher's outputs."""
+"""Turns a checked batch into the feeds of the training graph: labels in type and range, outputs of a teacher."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 Sizes = tuple[int | None, ...]
 
-#: How far from 1 probabilities of quantized outputs may sum up, for each class.
+#: Largest distance from 1 of the sum of probabilities of quantized outputs, for each class.
 _ROUNDING = 1 / 255
 
 
 class Forward(Protocol):
-    """What batches are prepared for: the part of a `TrainingGraph` that says what they must hold."""
+    """Part of a `TrainingGraph` that says what its batches must hold."""
 
     @property
     def qdq(self) -> ir.Model:
@@ -50,11 +50,11 @@ class Forward(Protocol):
 
     @property
     def loss(self) -> AttachedLoss:
-        """What the loss needs."""
+        """Needs of the loss."""
 
     @property
     def labelling(self) -> Labelling:
-        """What the user says about labels."""
+        """Settings of the user about labels."""
 
 
 @dataclass
@@ -78,11 +78,11 @@ class Feeds:
 
     @property
     def loss(self) -> AttachedLoss:
-        """What the loss needs."""
+        """Needs of the loss."""
         return self.graph.loss
 
     def signature(self, *, needs_labels: bool = True) -> Signature:
-        """What a batch must hold; without labels where the loss takes none (one named `label` is let through)."""
+        """Returns the requirements on a batch; labels may be missing if the loss takes none."""
         names = tuple(self.loss.labels) or ("label",)
         return replace(
             self.base,
@@ -105,13 +105,13 @@ class Feeds:
         return {**inputs, **named, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
 
     def counted(self, batch: Batch) -> int:
-        """How much a batch weighs in a mean: its labels that count, of classes or sides; else its samples."""
+        """Returns the weight of a batch in a mean: the number of its labels that count, or else of its samples."""
         if self.loss.counts_accuracy:
             return int(self.loss.decisions.counted(batch["label"]).sum())
         return self.base.samples.rows(batch, list(self.base.inputs))
 
     def share(self, part: Batch, batch: Batch, of_rows: float) -> float:
-        """What the mean over a part weighs in that over the batch: its share of rows, or of the labels that count."""
+        """Returns the weight of a part's mean in that of the batch: its share of rows, or of the labels that count."""
         if self.loss.decisions.ignored is None or not self.loss.counts_accuracy:
             return of_rows
         ours, all_of_them = self.counted(part), self.counted(batch)
@@ -128,7 +128,7 @@ class Feeds:
         )
 
     def masked_label(self, output: NDArray[Any], feeds: Mapping[str, NDArray[Any]], *, begun: bool) -> str | None:
-        """What is wrong where a label is a class that the model rules out, so that the loss is infinite; else None.
+        """Returns the error if a label is a class that the model rules out, so that the loss is infinite; else None.
 
         A probability of 0 says so only before training has `begun`: a model that diverges gives such too.
         """
@@ -224,7 +224,7 @@ class Feeds:
 
 
 def feeds_for(graph: Forward, teacher: io.ModelLike | None) -> Feeds:
-    """What prepares batches for a training graph; the default teacher is its model without quantizers.
+    """Returns the preparation of batches for a training graph; the default teacher is its model without quantizers.
 
     Raises:
         InputError: the teacher lacks an output, or is given to a loss that does not distill.

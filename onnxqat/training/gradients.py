@@ -44,10 +44,16 @@ def gradients(
             None: ones for every float output.
 
     Returns:
-        outputs by name, and gradients by name: each of the shape and type of the value it belongs to.
+        Outputs by name, and gradients by name: each of the shape and type of the value it belongs to.
+
+    Example:
+        ```python
+        outputs, gradients = onnxqat.gradients("model.onnx", {"x": image}, wrt=["x", "conv.weight"])
+        print(gradients["x"].shape)
+        ```
 
     Raises:
-        UnsupportedModelError: nodes on the way have no gradient; all are named.
+        UnsupportedModelError: nodes on the path have no gradient; all are named.
         InputError: a name is not in the model, or an input is empty where ONNX Runtime cannot take that.
     """
     forward = load(model, oldest_opset=7)

@@ -1,4 +1,4 @@
-"""What can be said of a loss, a teacher and labels before a model is quantized: whether they fit the float model."""
+"""Checks, before a model is quantized, that a loss, a teacher and labels fit the float model."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ KEYS = {"activations": "onnxqat.activation_start_epoch", "weights": "onnxqat.wei
 
 @dataclass(frozen=True)
 class Stage:
-    """What is quantized."""
+    """Stage of training: whether weights and activations are quantized."""
 
     activations: bool = True
     weights: bool = True
@@ -32,7 +32,7 @@ class Stage:
 
 
 class Stages:
-    """Which stage an epoch is in, and the training graph of each.
+    """Stages of training, and the training graph of each.
 
     The stage follows from the epoch alone, so that a run resumed in the middle is in the right one. Parameters and the
     optimizer's moments lie in the same flat arrays throughout: a scale that is not in use has gradient 0 and stays as it is.

@@ -1,4 +1,4 @@
-"""What is quantized in a model and how, how well the ranges fit, and how far training has moved them."""
+"""Statistics of a model's quantizers: settings, fit of the ranges, drift through training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TEXT_WIDTH = 140
 
 @dataclass(frozen=True)
 class QuantizerStatistics:
-    """One quantizer.
+    """Statistics of one quantizer.
 
     Attributes:
         value: name of the value that it quantizes.
@@ -67,7 +67,7 @@ class QuantizerStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `Trainer.statistics` found; prints as tables.
+    """Result of `Trainer.statistics`; prints as tables.
 
     Attributes:
         step: optimizer steps done.
@@ -221,7 +221,7 @@ def _clipped_activations(model: ir.Model, batches: Iterable[Mapping[str, Array]]
 
 
 def _count_clipped(op: Ops, quantizer: Quantizer) -> ir.Value:
-    """How many of the values fall outside the codes: `numerics.clipped`, written in ONNX."""
+    """Writes the number of values that fall outside the codes: `numerics.clipped` in ONNX."""
     rank = 0 if quantizer.axis is None or quantizer.source.shape is None else quantizer.source.shape.rank()
     scale, zero = (along_axis(a, rank, quantizer.axis) for a in (quantizer.scales, quantizer.zero_points))
     low, high = (_floats(op, bound - zero) for bound in (quantizer.qmin, quantizer.qmax))

@@ -65,7 +65,7 @@ class Steps:
         self.watch = LossWatch()
 
     def whole(self) -> AbstractContextManager[None]:
-        """What is done in it is done as a whole: signals wait; of several processes none may keep the others waiting."""
+        """Protects its block from interruption: signals wait; of several processes none may keep the others waiting."""
         return interruption.held() if self.workers.size == 1 else nullcontext()
 
     def hold(self) -> None:

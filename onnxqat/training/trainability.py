@@ -1,4 +1,4 @@
-"""What of a model can be trained: operator by operator, and which nodes are in the way."""
+"""Says, operator by operator, what of a model can be trained, and which nodes prevent it."""
 
 from __future__ import annotations
 

@@ -67,9 +67,21 @@ class Trainer:
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
 
+    Attributes:
+        optimizer: the optimizer.
+        state: parameters, moments, position in the schedule, and all else that a checkpoint holds.
+        resumed_from: checkpoint that this trainer was resumed from; None: none.
+
+    Example:
+        ```python
+        trainer = onnxqat.Trainer(qdq, optimizer=onnxqat.AdamW(lr=2e-4), schedule=onnxqat.Cosine())
+        trainer.fit(train_batches, epochs=3, validation=validation_batches)
+        deployed = onnxqat.fold(trainer.model())
+        ```
+
     Raises:
         InputError: the model has no quantizers, or an argument does not fit it.
-        UnsupportedModelError: nodes without gradient are in the way; the message names all of them.
+        UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
     """
 
     def __init__(  # noqa: PLR0913  (the public interface is this flat)
@@ -134,7 +146,7 @@ class Trainer:
 
     @property
     def state(self) -> State:
-        """What a run must remember, apart from what it was made with."""
+        """State that a run must remember, apart from what it was made with."""
         return self._steps.state
 
     @property
@@ -153,7 +165,7 @@ class Trainer:
 
     @property
     def parameters(self) -> dict[str, NDArray[np.float32]]:
-        """What is trained, by initializer name: arrays that the next step reads, for updates of one's own in place."""
+        """Trained arrays by initializer name; the next step reads them, so changing them in place takes effect."""
         return self._graph.layout.named(self.state.parameters)
 
     @property
@@ -179,7 +191,7 @@ class Trainer:
         *,
         transform: sources.Transform | None = None,
     ) -> None:
-        """Trains for a number of epochs; with validation data the best epoch's parameters are what remains.
+        """Trains for a number of epochs; with validation data the best epoch's parameters are kept.
 
         Ctrl-C, or another signal that raises, leaves the trainer as it was after the last whole step. A run that broke off, or
         was resumed from a checkpoint, goes on where it was: `epochs` counts from where it had begun.
@@ -226,9 +238,9 @@ class Trainer:
         return loss, {name: view.copy() for name, view in gradients.items()}
 
     def take_best(self) -> bool:
-        """Takes the parameters of the best epoch so far, where a run broke off; whether an epoch has been judged.
+        """Restores the parameters of the best epoch of an interrupted run; returns whether an epoch has been judged.
 
-        The run cannot go on from there: save a checkpoint first.
+        The run cannot resume from there: save a checkpoint first.
         """
         best, self.state.best = self.state.best, None
         if best is not None:
@@ -258,7 +270,7 @@ class Trainer:
         return metrics
 
     def statistics(self, batches: Data | None = None, *, transform: sources.Transform | None = None) -> Statistics:
-        """What is quantized and how, scales, shares of clipped values, drift since this trainer was made; prints as tables.
+        """Returns settings and scales of quantizers, shares of clipped values and drift; prints as tables.
 
         Args:
             batches: data, labels not needed, to count clipped activations on; None: the last batch trained on, if any.
@@ -301,7 +313,7 @@ class Trainer:
 
     @classmethod
     def restore(cls, path: str | os.PathLike[str], **given: Any) -> Trainer:
-        """The trainer that a checkpoint is of, ready to go on as if it had never stopped.
+        """Returns the trainer of a checkpoint, ready to resume as if it had never stopped.
 
         Args:
             path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
@@ -319,7 +331,7 @@ class Trainer:
         return trainer
 
     def resume(self, path: str | os.PathLike[str]) -> None:
-        """Goes on from a checkpoint of the same model, made with the same arguments; `restore` makes a trainer of one.
+        """Resumes from a checkpoint of the same model, made with the same arguments; `restore` makes a trainer of one.
 
         Args:
             path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
@@ -338,7 +350,7 @@ class Trainer:
         log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
 
     def _origin(self) -> Origin:
-        """What checkpoints say this run was made from; the same as before unless the optimizer was exchanged."""
+        """Returns what checkpoints say this run was made from; constant unless the optimizer was exchanged."""
         if self._made_from is None or self._made_from.arguments["optimizer"] != self.optimizer:
             arguments = {**self._arguments, "optimizer": self.optimizer}
             self._made_from = Origin(self._graph, arguments, self._threads, self._workers.size)

@@ -1,4 +1,4 @@
-"""How well the float model itself does on the data: whether it, its labels and its inputs belong together at all."""
+"""Scores the float model itself on the data, to tell whether model, labels and inputs belong together at all."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Baseline:
 
     @property
     def constant(self) -> float:
-        """What the best constant answer scores: the most frequent classes' share, or the labels' variance as a squared error."""
+        """Score of the best constant answer: the share of the most frequent classes, or the labels' variance."""
         if self.classes.size:
             answers = 5 if self.metric == "top5" else 1
             return float(np.sort(self.classes)[-answers:].sum() / self.classes.sum())
@@ -97,7 +97,7 @@ class Baseline:
 
     @property
     def suspicion(self) -> str | None:
-        """Why the float model does not seem to belong to the data; None where it does."""
+        """Reason why the float model does not seem to belong to the data; None if it does."""
         found = self._at_chance() or self._above_constant()
         return None if found is None else f"the float model itself {found}; {self._hint()}"
 

@@ -1,4 +1,4 @@
-"""Why a node did not become an integer kernel: facts about the deployed graph around it, looked up after the runtime refused.
+"""Finds the reason why a node did not become an integer kernel, in the graph around it, once the runtime refused it.
 
 Each function gives a sentence; where nothing around the node explains it, the sentence says so. What ONNX Runtime demands
 was measured with 1.19.2 and 1.32 on x86, what OpenVINO demands with 2026.4.
@@ -28,7 +28,7 @@ _BIAS_TOLERANCE = 0.01
 
 
 def ort_blockers(node: ir.Node, quantized: Quantizers) -> str:
-    """Why ONNX Runtime ran the node in float."""
+    """Returns why ONNX Runtime ran the node in float."""
     if node.op_type not in ORT_CPU.reads:
         return f"ONNX Runtime has no integer kernel for {node.op_type}"
     facts = [*_ort_input_facts(node, quantized)]
@@ -42,7 +42,7 @@ def ort_blockers(node: ir.Node, quantized: Quantizers) -> str:
 
 
 def openvino_blockers(node: ir.Node, quantized: Quantizers, precision: str) -> str:
-    """Why OpenVINO ran the node in float."""
+    """Returns why OpenVINO ran the node in float."""
     inputs = [value for value in node.inputs[:2] if value is not None]
     facts = [fact for value in inputs for fact in _openvino_input_facts(value, quantized)]
     return _sentence(facts, f"OpenVINO, which computes it in {precision}")
@@ -81,7 +81,7 @@ def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
 
 
 def _output_facts(node: ir.Node) -> Iterator[str]:
-    """What stands between the node and a QuantizeLinear that is its output's only reader."""
+    """Yields facts about the nodes between the node and a QuantizeLinear that is its output's only reader."""
     *between, last = way_to_quantizer(node)
     value = last.outputs[0]
     users = [user for user, _ in value.uses()]
@@ -101,7 +101,7 @@ def _output_facts(node: ir.Node) -> Iterator[str]:
 
 
 def way_to_quantizer(node: ir.Node) -> list[ir.Node]:
-    """The node and its sole users one after another, as far as they are what ONNX Runtime looks past for a QuantizeLinear."""
+    """Returns the node and its sole users in turn, as far as ONNX Runtime looks past them for a QuantizeLinear."""
     way = [node]
     while True:
         users = [user for user, _ in way[-1].outputs[0].uses()]

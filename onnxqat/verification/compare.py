@@ -35,7 +35,7 @@ MORE_THAN_ONE_STEP = 1.5
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far apart one output of the two models gets.
+    """Largest difference of one output between the two models.
 
     Attributes:
         output: its name.
@@ -86,7 +86,7 @@ class Divergence:
 
 @dataclass
 class Comparison:
-    """What is summed up over the batches.
+    """Sums over the batches of a comparison.
 
     Attributes:
         samples: rows seen.
@@ -284,7 +284,7 @@ def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[NDAr
 
 
 def _one_row(inputs: Arrays, row: int | None, model: ir.Model) -> Arrays:
-    """That row of every input, where the model takes any number (probing every value of a batch would need much memory)."""
+    """Returns that row of every input if the model takes any number: a whole batch would need much memory to probe."""
     if row is None:
         return inputs
     axes = _free_axes(inputs, model)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many entries two models gave of an output, over the batches in which its shape differs between them.
+    """Numbers of entries that two models gave for an output, over the batches in which its shape differs between them.
 
     Attributes:
         trained: entries of the Q/DQ model: rows along the axis that differs, elements where there is more than one.

@@ -36,7 +36,7 @@ _VALUE = re.compile(r"onnxqatV(\d+)_")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What became of one node of the deployed model.
+    """Fate of one node of the deployed model in the runtime.
 
     Attributes:
         node: its name.
@@ -62,7 +62,7 @@ class Kernel:
 
 
 def purpose(node: ir.Node) -> str:
-    """Why `insert` left the node in float; "" where it did not."""
+    """Returns why `insert` left the node in float; "" if it did not."""
     return str(node.metadata_props.get("onnxqat.float", ""))
 
 
@@ -105,7 +105,7 @@ def _is_guard(node: ir.Node) -> bool:
 
 
 def quantized_by_runtime(node: ir.Node, runtime: str) -> str:
-    """What is wrong where a layer with a float weight runs on integers; "" for other nodes."""
+    """Returns the error if a layer with a float weight runs on integers; "" for other nodes."""
     weight = qdq.constant(node.inputs[1]) if node.op_type in WEIGHTED else None
     if weight is None or weight.dtype.kind != "f":
         return ""
@@ -113,7 +113,7 @@ def quantized_by_runtime(node: ir.Node, runtime: str) -> str:
 
 
 def together_with(holder: ir.Node) -> str:
-    """Why a node runs in float that shares a kernel with one reported before."""
+    """Returns why a node runs in float that shares a kernel with one reported before."""
     return f"computed in one kernel with {label(holder)}"
 
 

@@ -18,7 +18,7 @@ _WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul
 
 
 def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
-    """What became of each node.
+    """Returns the fate of each node.
 
     Args:
         deployed: the deployed model.

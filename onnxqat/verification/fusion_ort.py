@@ -32,7 +32,7 @@ _FOLLOWERS = frozenset(
 
 
 def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
-    """What became of each node.
+    """Returns the fate of each node.
 
     Args:
         deployed: the deployed model.

@@ -29,10 +29,10 @@ from onnxqat.verification import worker
 Arrays = dict[str, NDArray[Any]]
 
 PACKAGES: dict[RuntimeName, str] = {one.runtime: one.package for one in TARGETS.values()}
-#: Where a model is run that names no runtime, and where one is that was made for a target (`onnxqat.target`).
+#: Runtime of a model that names no target, and runtime of each target (`onnxqat.target`).
 RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", **{one.name: one.runtime for one in TARGETS.values()}}
 REASON_LENGTH = 240
-#: How long another interpreter may take to begin, before it imports anything of size.
+#: Time that another interpreter may take to begin, before it imports anything of size.
 STARTING_SECONDS = 60.0
 #: Characters after which a line of the worker's is taken for no reply.
 LONGEST_LINE = 2**26
@@ -79,7 +79,7 @@ class Host:
         return {name: np.asarray(taken[name]) for name in names}
 
     def executed(self, model: ir.Model) -> dict[str, Any]:
-        """What the runtime makes of a model: {"model": path of its optimized graph} or {"layers": ...}."""
+        """Returns what the runtime executes: {"model": path of its optimized graph} or {"layers": ...}."""
         path = self._write("marked", model)
         answer = self._call("executed", "deployed", path=path, folder=str(self.folder), threads=self.threads)
         return dict(answer)

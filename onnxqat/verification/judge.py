@@ -14,7 +14,7 @@ from onnxqat.errors import InputError
 
 Array = NDArray[Any]
 
-#: What is compared where there are no labels: the share of answers that are those of the float model.
+#: Measure where there are no labels: the share of answers that are those of the float model.
 AGREEMENT = "agreement"
 #: Keeps a relative drop finite where there is nothing to be relative to.
 TINY = float(np.finfo(np.float32).tiny)
@@ -22,7 +22,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class Measure:
-    """In what a drop is counted; a drop is positive where the deployed model is worse.
+    """Unit and bound of a drop, which is positive if the deployed model is worse.
 
     Attributes:
         unit: as messages write it behind a number.
@@ -66,7 +66,7 @@ OTHER = Measure("", None, _difference)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What else is known of the two models: it tells causes apart.
+    """Further facts about the two models, which tell causes apart.
 
     Attributes:
         constant: score of the best constant answer, by which losses are measured.
@@ -89,7 +89,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How much worse than the float model the deployed one is.
+    """Loss of quality from the float to the deployed model.
 
     Attributes:
         metric: what was compared.
@@ -120,12 +120,12 @@ class Verdict:
 
     @property
     def fails(self) -> bool:
-        """Whether the exit status says so."""
+        """Whether the exit status reports a failure."""
         return self.exceeded and self.enforced
 
     @property
     def cause(self) -> str:
-        """What has most likely happened, and what to do about it."""
+        """Most likely cause, and the remedy."""
         if self.evidence.suspicion is not None:
             return self.evidence.suspicion
         if self.evidence.runtime_hint is not None:
@@ -156,7 +156,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """What an exceeded bound is reported with."""
+        """Sentence that reports an exceeded bound."""
         return (
             f"deployed model: {self._scores(self.deployed_score)}, the float model's {shown(self.metric, self.float_score)} "
             f"({self.comparison}); likely cause: {self.cause}"
@@ -188,13 +188,13 @@ class Verdict:
 
 
 def check_judged(max_drop: float | None, *, possible: bool) -> None:
-    """Raises InputError where a bound is asked for and nothing can be held against it."""
+    """Raises InputError where a bound is asked for and nothing can be compared with it."""
     if max_drop is not None and not possible:
         raise InputError("max drop: there are neither labels nor class scores to judge by; add labels to the data")
 
 
 def measure(metric: str) -> Measure:
-    """What a metric is judged by."""
+    """Returns the measure by which a metric is judged."""
     return MEASURES.get(metric, OTHER)
 
 

@@ -1,4 +1,4 @@
-"""How well outputs match labels: a metric is a function from an output and its labels to one value per sample or decision."""
+"""Metrics: a metric is a function from an output and its labels to one value per sample or decision."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _checked(name: str, metric: Metric) -> Metric:
     """The user's metric, whose values are numbers."""
 
     def score(output: Array, label: Array) -> Array:
-        with guarded(f"metric {name!r}: fails", "mend the function"):
+        with guarded(f"metric {name!r}: fails", "fix the function"):
             values = np.asarray(metric(output, label))
         if values.dtype.kind not in "biuf":
             raise InputError(f"metric {name!r}: returns {values.dtype} values; return one number per sample")

@@ -54,7 +54,7 @@ def saturates_here(host: Host) -> bool:
 
 
 class Elsewhere:
-    """What the deployed model computes on processors without VNNI: proved, or emulated batch by batch.
+    """Results of the deployed model on processors without VNNI: proved, or emulated batch by batch.
 
     Args:
         host: the runtime.
@@ -76,11 +76,11 @@ class Elsewhere:
 
     @property
     def watch(self) -> compare.Watch | None:
-        """What has to see every batch; None where nothing is left to find out."""
+        """Returns the function that must see every batch; None if nothing is left to find out."""
         return None if self._emulation is None else self._emulation.add
 
     def result(self) -> Saturation:
-        """What is known after all batches."""
+        """Returns the findings after all batches."""
         if self._emulation is None:
             return Saturation(tuple(self._counts), self._products, self._unknown)
         return replace(self._emulation.result(self._counts), products=self._products, unknown=self._unknown)
@@ -128,7 +128,7 @@ class _Emulation:
         return next(iter(outputs.values()))
 
     def result(self, counts: Sequence[LayerSaturation]) -> Saturation:
-        """What was found, over all batches."""
+        """Returns the findings over all batches."""
         statistics = iter(self._statistics.values())
         layers = tuple(_with(count, next(statistics)) if count.on_avx2 else count for count in counts)
         other = OtherProcessor(

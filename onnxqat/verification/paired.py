@@ -15,7 +15,7 @@ from onnxqat.verification.judge import AGREEMENT, Evidence, Verdict, joined, jud
 
 
 def agreeing(one: NDArray[Any], other: NDArray[Any], decisions: Decisions) -> NDArray[np.bool_] | None:
-    """Where two outputs decide alike; None where they make no decisions."""
+    """Returns the mask of equal decisions of two outputs; None if they make no decisions."""
     if one.shape != other.shape:
         return None
     ours, theirs = decisions.predicted(one), decisions.predicted(other)
@@ -61,7 +61,7 @@ class Paired:
             self.agreeing.append(per_sample(same, rows))
 
     def verdict(self, evidence: Evidence, max_drop: float | None) -> Verdict | None:
-        """How much worse the deployed model is by the metric, or, without labels, how often it answers otherwise."""
+        """Judges the deployed model by the metric or, without labels, by how often it answers differently."""
         known = replace(evidence, constant=self.baseline.constant, suspicion=self.baseline.suspicion)
         if self.floats:
             return judge(self.baseline.metric, joined(self.floats), joined(self.deployed), known, max_drop=max_drop)

@@ -1,4 +1,4 @@
-"""What verification found, as data, as JSON and as text for a terminal."""
+"""Report of verification, as data, as JSON and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a batch takes; float and deployed model ran in turn in the same process.
+    """Time per batch; float and deployed model ran in turn in the same process.
 
     Attributes:
         deployed: median of the deployed model in milliseconds.
@@ -65,7 +65,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Report:
-    """What a deployed model does in a runtime, beside the Q/DQ model it was folded from.
+    """Behaviour of a deployed model in a runtime, compared with the Q/DQ model it was folded from.
 
     Attributes:
         runtime: name and version.
@@ -74,13 +74,13 @@ class Report:
         trained: the metric of the Q/DQ model, its quantizers computed in float as in training; None without labels.
         deployed: the metric of the deployed model, as the runtime executes it; None without labels.
         agreement: share of predictions (largest score of the first output) that are equal; None where there are no scores.
-        outputs: how far each output differs at most.
-        divergence: where the difference arises, looked up where an output differs by more than two steps; None otherwise.
-        kernels: what became of each computing node of the deployed model.
-        saturation: whether x86 processors without VNNI compute the same integers, and what they compute where they do not.
-        size: file sizes.
-        latency: times.
-        verdict: how the deployed model compares to the float one; None where none was given, or nothing can be judged.
+        outputs: largest difference of each output.
+        divergence: where the difference arises, looked up if an output differs by more than two steps; None otherwise.
+        kernels: fate of each computing node of the deployed model.
+        saturation: whether x86 processors without VNNI compute the same integers, and their results where they do not.
+        size: sizes of the models' files.
+        latency: times per batch of both models.
+        verdict: comparison of the deployed with the float model; None if none was given, or nothing can be judged.
     """
 
     runtime: str
@@ -222,7 +222,7 @@ class Report:
 
 
 def _entries(sizes: Sizes) -> tuple[str, str]:
-    """How many entries each model gave, in the batches in which their numbers differ."""
+    """Returns the number of entries that each model gave, in the batches in which their numbers differ."""
     shared = "" if sizes.shared is None else f", {sizes.shared} in both"
     return str(sizes.trained), f"{sizes.deployed}{shared} ({sizes.batches} batches differ in size)"
 

@@ -31,7 +31,7 @@ from onnxqat.verification.report import ALARMING_STEPS, Latency, Report, Size
 log = logging.getLogger(__name__)
 
 _REPORTS = {"ort": fusion_ort.report, "openvino": fusion_openvino.report}
-#: How long float and deployed model are timed.
+#: Time for which float and deployed model are timed.
 TIMING_SECONDS = 4.0
 
 
@@ -73,6 +73,16 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
             standard error of the difference; None: the metric's default (1, 0.3, 5, 1), and no failure.
         transform: turns an item of the loader into a batch.
         threads: how many threads the runtime may use.
+
+    Returns:
+        The report; `rich.print` shows it as tables, `to_json` as JSON.
+
+    Example:
+        ```python
+        report = onnxqat.verify("model.qdq.onnx", "model.int8.onnx", test_batches, float_model="model.onnx")
+        print(report.trained, report.deployed, report.agreement, report.latency.ratio)
+        print(report.verdict)
+        ```
 
     Raises:
         InputError: models or data do not fit, or the runtime refuses them; interpreter or runtime are missing.
@@ -141,7 +151,14 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     transform: sources.Transform | None = None,
     threads: int = 2,
 ) -> float:
-    """The metric of one model on labelled data, as the runtime executes it (see `verify` for the arguments)."""
+    """Returns the metric of one model on labelled data, as the runtime executes it (see `verify` for the arguments).
+
+    Example:
+        ```python
+        accuracy = onnxqat.evaluate("model.int8.onnx", test_batches)
+        error = onnxqat.evaluate("model.int8.onnx", test_batches, metric="mse", runtime="openvino")
+        ```
+    """
     loaded = io.load(model, oldest_opset=7)
     _, score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
     checked = sources.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
@@ -160,7 +177,7 @@ def baseline(
     labelling: Labelling | None = None,
     threads: int = 2,
 ) -> Baseline:
-    """How a float model does on data, and whether they belong together; without labels too (see `verify` for the arguments)."""
+    """Scores a float model on data, and says whether they belong together; arguments as for `verify`."""
     loaded = io.load(model, oldest_opset=7)
     labelling = labelling or Labelling()
     decisions = _decisions(loaded, labelling)
@@ -206,7 +223,7 @@ def _size(given: io.ModelLike | None, written: Path) -> int:
 
 
 def _decisions(model: ir.Model, labelling: Labelling) -> Decisions:
-    """What the model's first output decides; shapes are inferred on a copy, as files need not hold them."""
+    """Returns what the model's first output decides; shapes are inferred on a copy, as files need not hold them."""
     inferred = model.clone()
     infer(inferred)
     output = inferred.graph.outputs[0]

@@ -1,4 +1,4 @@
-"""What x86 processors without VNNI make of a deployed model: whether any pair of products can saturate, and what it costs.
+"""Predicts x86 processors without VNNI for a deployed model: whether pairs of products can saturate, and the cost.
 
 Such a processor adds the products of two neighbours of a reduction in 16 bits. Where no pair of weights can leave 16 bits,
 whatever the data, every processor computes the same integers: that is a proof, and needs no data. Where pairs can, the layers
@@ -53,7 +53,7 @@ class LayerSaturation:
 
 @dataclass(frozen=True)
 class OtherProcessor:
-    """What the other kind of processor computes, where pairs of products can saturate.
+    """Results on the other kind of processor, where pairs of products can saturate.
 
     Attributes:
         saturates: whether it is the one without VNNI; False where this machine is.
@@ -87,12 +87,12 @@ class Saturation:
 
     @property
     def pairs(self) -> int:
-        """How many pairs there are."""
+        """Number of pairs."""
         return sum(layer.pairs for layer in self.layers)
 
     @property
     def can_saturate(self) -> int:
-        """How many of them can leave 16 bits."""
+        """Number of pairs that can leave 16 bits."""
         return sum(layer.can_saturate for layer in self.layers)
 
     @property
@@ -186,7 +186,7 @@ def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runt
 
 
 def _can_leave_sixteen_bits(left: qdq.Quantizer | None, right: qdq.Quantizer | None) -> bool:
-    """Whether two products of the codes of these quantizers can; it is taken for granted where one is not known."""
+    """Says whether two products of the codes of these quantizers can leave 16 bits; True where one is not known."""
     if left is None or right is None:
         return True
     largest = left.qmax + (128 if left.is_signed else 0)

@@ -1,4 +1,4 @@
-"""What a layer loses where pairs of its products saturate 16 bits, in plain operators.
+"""Computes, in plain operators, what a layer loses where pairs of its products saturate 16 bits.
 
 A pair is computed by itself, as two taps on raw codes, clipped to 16 bits and subtracted: the difference is what its sum lost.
 A 1 × 1 convolution, or a MatMul, adds up the losses of each output. All numbers are integers that float32 holds exactly.
@@ -90,7 +90,7 @@ def _located(layer: PairedLayer, at: tuple[Array, ...]) -> tuple[Array, Array, A
 
 
 def loss(write: Writer, layer: PairedLayer, runtime: Runtime, raw: ir.Value, zero: int) -> ir.Value:
-    """What each output of a layer loses, as float32 integers of the output's shape.
+    """Writes the loss of each output of a layer, as float32 integers of the output's shape.
 
     Args:
         write: where to.
@@ -107,7 +107,7 @@ def loss(write: Writer, layer: PairedLayer, runtime: Runtime, raw: ir.Value, zer
 
 
 def _by_channels(pairs: TwoTaps) -> Iterator[TwoTaps]:
-    """The pairs of some neighbouring output channels after those of others; outputs are counted from the first of them."""
+    """Splits the pairs into blocks of neighbouring output channels, counted from the first of each block."""
     counts = np.bincount(pairs.outputs, minlength=pairs.channels)
     ends, limit, start, done = np.cumsum(counts), max(PAIRS_AT_ONCE, counts.max()), 0, 0
     while start < pairs.channels:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 HERE = Path(__file__).resolve().parent
-#: What a line of a reply begins with.
+#: Prefix of a line of a reply.
 MARK = "onnxqat: "
 
 
 class WorkerError(Exception):
-    """What went wrong in the runtime.
+    """Failure in the runtime.
 
     Attributes:
         kind: "missing" (a package is not installed), "load" (the model) or "run" (the batch).
@@ -84,7 +84,7 @@ class Worker:
         return taken
 
     def executed(self, path: str, folder: str, threads: int) -> dict[str, Any]:
-        """What the runtime makes of the model at `path` (see the runtime's `executed`)."""
+        """Returns what the runtime executes of the model at `path` (see the runtime's `executed`)."""
         try:
             return dict(self._runtime.executed(path, folder, threads))
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What labels mean, the same for training, validation and verification: each against NumPy on the model's own outputs."""
+"""Meaning of labels, the same for training, validation and verification: each against NumPy on the model's outputs."""
 
 import json
 import sys

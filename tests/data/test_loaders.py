@@ -27,7 +27,7 @@ CUTS = [slice(start, start + BATCH) for start in range(0, ROWS, BATCH)]
 
 
 def items():
-    """What a user's own loader might give: neither names nor layout are the model's."""
+    """Yields what a user's own loader might give: neither names nor layout are the model's."""
     return [{"pixels": np.uint8(np.clip(X[cut] * 40 + 128, 0, 255)), "target": LABELS[cut]} for cut in CUTS]
 
 
@@ -272,7 +272,7 @@ def test_a_dataset_without_end_is_refused(stage, qdq):
     ("transform", "message"),
     [
         (lambda item: item["image"], r"transform: fails on item 0 of the loader \(KeyError: 'image'\)"),
-        (lambda item: {"image": item["pixels"]}, "batch 0: has no use for 'image'; the model takes 'x', 'label'"),
+        (lambda item: {"image": item["pixels"]}, "batch 0: does not need 'image'; the model takes 'x', 'label'"),
         (3, "transform: is a int; give a function"),
     ],
     ids=["raises", "wrong names", "no function"],

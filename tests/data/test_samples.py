@@ -1,4 +1,4 @@
-"""Which axis counts samples, and that every stage counts along it."""
+"""Axis that counts samples; every stage counts along it."""
 
 import numpy as np
 import pytest

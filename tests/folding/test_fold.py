@@ -34,7 +34,7 @@ def inserted(proto: onnx.ModelProto, **settings) -> onnx.ModelProto:
 
 
 def weights_of(proto: onnx.ModelProto, names: list[str]) -> list[np.ndarray]:
-    """What the runtime makes of the weights: the dequantized values, as further outputs of the model."""
+    """Returns the weights as the runtime dequantizes them, as further outputs of the model."""
     shown = onnx.ModelProto.FromString(proto.SerializeToString())
     shown.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
     (batch,) = batches(proto, 1)

@@ -1,4 +1,4 @@
-"""What was left in float by request stays float in every runtime, and loads in all of them."""
+"""Layers left in float by request stay float in every runtime, and load in all of them."""
 
 import numpy as np
 import onnx

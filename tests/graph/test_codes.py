@@ -101,7 +101,7 @@ ENDS = {
     "codes": (
         """(float[N,8] x) => (uint8[N,6] y) { xc = QuantizeLinear(x, sx, zx) f = DequantizeLinear(xc, sx, zx)
         w = DequantizeLinear(wq, sw, zw) g = MatMul(f, w) y = QuantizeLinear(g, sx, zx) }""",
-        "take QuantizeLinear 'y' off its end",
+        "remove QuantizeLinear 'y' from its end",
         ("sx", "zx", "sw", "zw"),
     ),
     "scales at run time": (

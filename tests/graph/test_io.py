@@ -172,7 +172,7 @@ def test_external_data_behind_a_link_out_of_the_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("entry", [{"offset": "-4"}, {"length": "8"}, {"offset": "many"}])
 def test_external_data_described_wrongly_is_refused(tmp_path, entry):
-    with pytest.raises(InputError, match="says wrongly where its data is"):
+    with pytest.raises(InputError, match="has an incorrect location of its data"):
         io.load(edited(with_weights_beside(tmp_path), **entry))
 
 

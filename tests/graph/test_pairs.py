@@ -36,7 +36,7 @@ def neighbours(order):
 
 
 def found(layer, codes, runtime, processor=0):
-    """What the layer says: for each row, the pairs of weight indices, on AVX2 or on another processor."""
+    """Returns what the layer says: for each row, the pairs of weight indices, on AVX2 or on another processor."""
     pairing = layer.pairings(runtime)[processor]
     positions = layer.pairs(np.arange(codes.size).reshape(codes.shape), pairing, fill=-1)
     where = [None if p < 0 else tuple(int(i) for i in np.unravel_index(p, codes.shape)) for p in range(codes.size)]

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnxqat.graph.qdq import Spec
@@ -45,6 +45,8 @@ def test_percentiles_of_a_histogram_are_those_of_the_values_within_a_bin(seed, p
     values = np.random.default_rng(seed).normal(size=(1, 5000)).astype(np.float32)
     histogram = Histogram.of(values)
     wanted = Estimate("percentile", 100 - percentile - floor, percentile)
+    # where a whole number of values lies below, the percentile is anything from one value to the next
+    assume(abs(50 * wanted.low - round(50 * wanted.low)) > 1e-6)
     low, high = histogram_range(histogram, wanted, 256, symmetric=False)
     expected = np.percentile(values, [wanted.low, wanted.high], method="inverted_cdf")
     assert np.abs(np.array([low[0], high[0]]) - expected).max() <= 1.01 * histogram.width[0]

@@ -260,7 +260,7 @@ def test_key_of_nncf_without_counterpart_is_refused_with_the_way_to_do_it(key):
         (
             {"target_device": "NPU"},
             {},
-            "target_device: is 'NPU', of whose integer kernels there is no table; use 'ANY'",
+            "target_device: is 'NPU', which has no table of integer kernels; use 'ANY'",
         ),
         ({"target_device": "TPU"}, {}, "target_device: .*'ANY', 'CPU'"),
         ({"target_device": "TRIAL"}, {"overflow_fix": "enable"}, "overflow_fix: 'enable' has no effect on .*'TRIAL'"),

@@ -26,7 +26,7 @@ def qdq():
 
 
 class Diary(Callback):
-    """Writes down when it is called."""
+    """Records when it is called."""
 
     def __init__(self):
         self.calls = []
@@ -45,7 +45,7 @@ class Diary(Callback):
 
 
 def scalars(folder):
-    """What TensorBoard itself reads: steps and values by tag."""
+    """Returns what TensorBoard itself reads: steps and values by tag."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

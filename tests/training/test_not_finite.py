@@ -62,7 +62,7 @@ def test_silence_is_trained_through(magnitude):
 
 
 def failure(qdq, *batches, **arguments):
-    """What is said of the last of the batches; the steps on the others are good."""
+    """Returns the message about the last of the batches; the steps on the others are good."""
     trainer = Trainer(qdq, "mse", **arguments)
     *good, bad = [{"x": SOUND, "label": LABEL, **batch} for batch in batches]
     for batch in good:

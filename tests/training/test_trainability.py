@@ -42,7 +42,7 @@ def test_nodes_in_the_way_of_a_weight_are_named_with_the_remedies() -> None:
     )
     text = blocked_text(obstacles(model))
     assert text.startswith("the gradient cannot pass 2 node(s): Unique 'u', 'v': which elements are equal")
-    assert "freeze what is before (w), exclude the node" in text
+    assert "freeze what is upstream (w), exclude the node" in text
     assert "or replace it" in text
 
 
@@ -92,7 +92,7 @@ def test_a_thousand_nodes_take_less_than_a_second() -> None:
             "runs",
             "(float[n,2] x) => (float[n,2] y) { y = Relu (x) }",
             0,
-            "no node is in the way of training",
+            "no node prevents training",
         ),
         (
             "does not load",

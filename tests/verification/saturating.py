@@ -91,7 +91,7 @@ class Layer:
 
 
 def expected(layer: Layer, pairing: str | None) -> np.ndarray:
-    """What a kernel computes whose pairs ("taps" or "channels") saturate; exact for None: codes, or floats."""
+    """Computes a kernel whose pairs ("taps" or "channels") saturate; exact for None: codes, or floats."""
     w = layer.weights
     raw = np.random.default_rng(1).integers(0, 256, layer.data)
     if layer.op == "Conv":
@@ -143,7 +143,7 @@ def _convolved(layer: Layer, raw: np.ndarray, codes: np.ndarray, pairing: str | 
 
 
 def _columns(layer: Layer, raw: np.ndarray) -> np.ndarray:
-    """What each output reads, padding as the code of 0: [N, ..., taps, channels]."""
+    """Returns what each output reads, padding as the code of 0: [N, ..., taps, channels]."""
     kernel = layer.weight[2:]
     rank = len(kernel)
     pads = layer.attributes.get("pads", [0] * 2 * rank)
@@ -189,6 +189,6 @@ LAYERS = {
 
 
 def openvino_pairing(layer: Layer) -> str:
-    """How OpenVINO pairs on AVX2."""
+    """Returns how OpenVINO pairs on AVX2."""
     odd_groups = layer.attributes.get("group", 1) > 1 and layer.weight[1] % 2 == 1
     return "taps" if layer.op == "Conv" and odd_groups else "channels"

@@ -1,4 +1,4 @@
-"""What is said of a float model that does not belong to the data, on made-up outputs."""
+"""Verdicts on a float model that does not belong to the data, on made-up outputs."""
 
 import numpy as np
 import pytest

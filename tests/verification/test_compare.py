@@ -1,4 +1,4 @@
-"""What counts as one step, where a difference arises, and which predictions agree."""
+"""Size of one step, place of a difference, and agreement of predictions."""
 
 import numpy as np
 import pytest

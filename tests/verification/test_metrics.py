@@ -124,7 +124,7 @@ def ends(output, label):
 
 BROKEN_METRICS = {
     "one that raises": (lambda output, label: output[label.max() + 99], "fails (IndexError: "),
-    "one that exits": (ends, "metric 'ends': fails (it ends the process, with status 0); mend the function"),
+    "one that exits": (ends, "metric 'ends': fails (it ends the process, with status 0); fix the function"),
     "nothing": (lambda output, label: None, "returns object values; return one number per sample"),
     "text": (lambda output, label: "good", "returns <U4 values; return one number per sample"),
     "ragged lists": (lambda output, label: [[1], [1, 2]], "fails (ValueError: "),

@@ -121,7 +121,7 @@ def test_size_is_compared_with_the_float_model_that_is_given(pair, batches):
 
 def test_models_in_memory_have_the_size_of_their_files(pair, batches, report):
     in_memory = verify(*map(onnx.load, pair), batches[:1])
-    # files are written anew for the runtime: the same content, with a few bytes of the writer's own
+    # files are written again for the runtime: the same content, with a few bytes of the writer's own
     assert in_memory.size.deployed == pytest.approx(report.size.deployed, rel=0.001)
     assert in_memory.size.float_model == report.size.float_model
 

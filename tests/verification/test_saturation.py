@@ -1,4 +1,4 @@
-"""What verify says of processors without VNNI: a proof where no pair can saturate, else what they compute."""
+"""Statements of verify about processors without VNNI: a proof if no pair can saturate, else what they compute."""
 
 import json
 import sys

@@ -13,7 +13,7 @@ from tools.fuzzing.seeds import CONFIGS, NETWORKS
 
 @dataclass(frozen=True)
 class Case:
-    """What is tried.
+    """Case to try.
 
     Attributes:
         what: kind and mutations.

@@ -18,7 +18,7 @@ UNEXPECTED = "run again with --debug for the traceback"
 
 
 def judged(case: Case, *, echo: bool = False) -> str | None:
-    """Why the case failed; None where all of its commands ended as they may."""
+    """Returns why the case failed; None if all of its commands ended as they may."""
     for command in case.commands:
         status, said, failure = _run(command)
         if echo:
@@ -53,14 +53,14 @@ def _wrong_words(status: int, said: str) -> str | None:
     if "Traceback" in said or UNEXPECTED in said:
         return f"traceback: {' '.join(said.split())[-300:]}"
     if status and not said.strip().splitlines()[-1].startswith("error: "):
-        return f"no error is said: {said[-200:]!r}"
+        return f"no error is printed: {said[-200:]!r}"
     if any(not one.isprintable() and one != "\n" for one in said):
         return "control characters are printed"
     return None
 
 
 def _wrong_output(case: Case, status: int) -> str | None:
-    """What is wrong with a model that was written, or that there is one where the command failed."""
+    """Returns the error in a model that was written, or that there is one although the command failed."""
     if not case.output.exists():
         return None
     if status:

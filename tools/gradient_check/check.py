@@ -30,7 +30,7 @@ _NUDGES = (0.0, 1e-2, 3e-2, 1e-1, 3e-1, -1e-2)  # how far the point may move awa
 
 @dataclass(frozen=True)
 class Precision:
-    """How finely a model can be told from its neighbour.
+    """Precision with which a model can be told from its neighbour.
 
     Attributes:
         steps: step sizes of the finite differences; the first is used whose derivative a longer step confirms.
@@ -52,7 +52,7 @@ _HALF = Precision((3e-2, 1e-1, 3e-1, 1.0), 2, 2e-2, 3e-2)  # a model that rounds
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one check.
+    """Result of one check.
 
     Attributes:
         outcome: correct; refused (with the reason); wrong; unchecked (no evaluator computes the operator, or it has

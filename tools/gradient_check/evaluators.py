@@ -1,4 +1,4 @@
-"""Evaluations of a model that owe nothing to the gradients that are checked against them: in float64 where possible."""
+"""Evaluations of a model, independent of the gradients that are checked against them: in float64 where possible."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Six pretrained models as their packages ship them, with honest labelled data, for measuring quantization on real things."""
+"""Six pretrained models as their packages ship them, with labelled data, for measuring quantization on real models."""

@@ -1,4 +1,4 @@
-"""From a Keras "layers-model" (topology in JSON, weights in one binary file) to ONNX."""
+"""Converts a Keras "layers-model" (topology in JSON, weights in one binary file) to ONNX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the six models have in common: data for training without labels, labelled data for judging, and a score."""
+"""Common parts of the six models: data for training without labels, labelled data for judging, and a score."""
 
 from __future__ import annotations
 

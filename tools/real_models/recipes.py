@@ -55,7 +55,7 @@ class RealModel:
 
     @property
     def path(self) -> Path:
-        """Where `tools.fetch_models` puts it."""
+        """Path where `tools.fetch_models` puts it."""
         return FOLDER / f"{self.name}.onnx"
 
     def data(self, train: int | None = None, test: int | None = None) -> Data:

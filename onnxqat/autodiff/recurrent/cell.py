@@ -1,4 +1,4 @@
-"""What the backward passes of the recurrent operators start from and lead to."""
+"""Starting points and results of the backward passes of the recurrent operators."""
 
 from __future__ import annotations
 

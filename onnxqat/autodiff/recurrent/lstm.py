@@ -20,7 +20,7 @@ _F, _G, _H = 0, 1, 2  # activation functions of the gates, the cell input and th
 
 @dataclass(frozen=True)
 class _Factors:
-    """What a step multiplies gradients by: of c to those of aᵢ, a_f, a_g and c₋, of h to those of aₒ and c."""
+    """Factors by which a step multiplies gradients: of c to those of aᵢ, a_f, a_g and c₋, of h to those of aₒ and c."""
 
     i: ir.Value
     f: ir.Value

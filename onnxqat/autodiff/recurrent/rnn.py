@@ -10,7 +10,7 @@ from onnxqat.graph.ops import Ops
 
 
 def backward(op: Ops, cell: Cell) -> CellGradients:
-    """Da = (dy + dh)·f′, and for the step before dh = da·R."""
+    """Computes da = (dy + dh)·f′, and for the step before dh = da·R."""
     a = pre_activations(op, cell)
     slope = cell.slope(op, 0, a, cell.activate(op, 0, a))
 

@@ -26,7 +26,7 @@ def scan(op: Ops, body: Body, states: Values, sequences: Values, *, backwards: b
         backwards: from the last step to the first; results are in the order of the sequences all the same.
 
     Returns:
-        the states after the last step, and the results of all steps, stacked along axis 0.
+        The states after the last step, and the results of all steps, stacked along axis 0.
     """
     step = Ops(op.opset)
     formals = [ir.Value(name=f"step_in{i}", type=value.type) for i, value in enumerate((*states, *sequences))]

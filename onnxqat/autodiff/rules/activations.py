@@ -24,32 +24,32 @@ def _zero_outside(op: Ops, dy: ir.Value, inside: ir.Value) -> ir.Value:
 
 
 def relu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = max(x, 0): dx = dy where y > 0. ONNX Runtime's own kernel branches on every element: twelve times as slow."""
+    """Relu, y = max(x, 0): dx = dy where y > 0. ONNX Runtime's own kernel branches per element: twelve times slower."""
     return _zero_outside(op, dy, op.Greater(call.outputs[0], 0.0))
 
 
 def leaky_relu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x for x ≥ 0, else αx: dx = α·dy, and (1 − α)·dy more where x > 0."""
+    """LeakyRelu, y = x for x ≥ 0, else αx: dx = α·dy, and (1 − α)·dy more where x > 0."""
     alpha = call.get("alpha", 0.01)
     more = _zero_outside(op, op.Mul(dy, 1.0 - alpha), op.Greater(call.required(0), 0.0))
     return op.Add(op.Mul(dy, alpha), more)
 
 
 def hard_swish(op: Ops, call: Call) -> ir.Value:
-    """Y = x·clip(x/6 + 1/2, 0, 1), as ONNX defines it; ONNX Runtime's one kernel for it is slower than these two."""
+    """HardSwish, y = x·clip(x/6 + 1/2, 0, 1), in two nodes: ONNX Runtime's single kernel for it is slower."""
     x = call.required(0)
     return op.Mul(x, op.HardSigmoid(x, alpha=1 / 6, beta=0.5))
 
 
 def hard_sigmoid_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = clip(αx + β, 0, 1): dx = α·dy where 0 < y < 1."""
+    """HardSigmoid, y = clip(αx + β, 0, 1): dx = α·dy where 0 < y < 1."""
     y = call.outputs[0]
     inside = op.And(op.Greater(y, 0.0), op.Less(y, 1.0))
     return _zero_outside(op, op.Mul(dy, call.get("alpha", 0.2)), inside)
 
 
 def _exponential_gradient(op: Ops, call: Call, dy: ir.Value, alpha: float, gamma: float) -> ir.Value:
-    """Y = γx for x > 0, else γα(eˣ − 1): dx = γ·dy, else dy·(y + γα); min(y, 0) + γα is both for α = 1."""
+    """Elu, Selu: y = γx for x > 0, else γα(eˣ − 1); dx = γ·dy, else dy·(y + γα); min(y, 0) + γα is both for α = 1."""
     y = call.outputs[0]
     dx = op.Mul(dy, op.Add(op.Min(y, op.like(0.0, y)), gamma * alpha))
     if alpha == 1.0:
@@ -58,51 +58,51 @@ def _exponential_gradient(op: Ops, call: Call, dy: ir.Value, alpha: float, gamma
 
 
 def elu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x for x > 0, else α(eˣ − 1) (Clevert et al. 2016)."""
+    """Elu, y = x for x > 0, else α(eˣ − 1) (Clevert et al. 2016)."""
     return _exponential_gradient(op, call, dy, call.get("alpha", 1.0), 1.0)
 
 
 def celu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x for x > 0, else α(exp(x/α) − 1) (Barron 2017): dx = dy, else dy·(y/α + 1)."""
+    """Celu, y = x for x > 0, else α(exp(x/α) − 1) (Barron 2017): dx = dy, else dy·(y/α + 1)."""
     y, alpha = call.outputs[0], call.get("alpha", 1.0)
     return op.Mul(dy, op.Add(op.Mul(op.Min(y, op.like(0.0, y)), 1.0 / alpha), 1.0))
 
 
 def selu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = γx for x > 0, else γα(eˣ − 1) (Klambauer et al. 2017)."""
+    """Selu, y = γx for x > 0, else γα(eˣ − 1) (Klambauer et al. 2017)."""
     return _exponential_gradient(op, call, dy, call.get("alpha", _SELU_ALPHA), call.get("gamma", _SELU_GAMMA))
 
 
 def softplus_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = log(1 + eˣ): dx = dy·s(x)."""
+    """Softplus, y = log(1 + eˣ): dx = dy·s(x)."""
     return op.Mul(dy, op.Sigmoid(call.required(0)))
 
 
 def softsign_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x / (1 + |x|): dx = dy / (1 + |x|)²."""
+    """Softsign, y = x / (1 + |x|): dx = dy / (1 + |x|)²."""
     scale = op.Add(op.Abs(call.required(0)), 1.0)
     return op.Div(dy, op.Mul(scale, scale))
 
 
 def thresholded_relu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x where x > α, else 0: dx = dy where x > α."""
+    """ThresholdedRelu, y = x where x > α, else 0: dx = dy where x > α."""
     return _zero_outside(op, dy, op.Greater(call.required(0), call.get("alpha", 1.0)))
 
 
 def shrink_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x + bias below −λ, x − bias above λ, else 0: dx = dy where |x| > λ."""
+    """Shrink, y = x + bias below −λ, x − bias above λ, else 0: dx = dy where |x| > λ."""
     return _zero_outside(op, dy, op.Greater(op.Abs(call.required(0)), call.get("lambd", 0.5)))
 
 
 def mish_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x·t with t = tanh(softplus(x)): dx = dy·(t + x·(1 − t²)·s(x)) (Misra 2019, section 2)."""
+    """Mish, y = x·t with t = tanh(softplus(x)): dx = dy·(t + x·(1 − t²)·s(x)) (Misra 2019, section 2)."""
     x = call.required(0)
     t = op.Tanh(op.Softplus(x))
     return op.Mul(dy, op.Add(t, op.Mul(op.Mul(x, op.Sub(1.0, op.Mul(t, t))), op.Sigmoid(x))))
 
 
 def prelu_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
-    """Y = x for x ≥ 0, else slope·x: dx = dy or dy·slope; dslope = Σ dy·x over x < 0."""
+    """PRelu, y = x for x ≥ 0, else slope·x: dx = dy or dy·slope; dslope = Σ dy·x over x < 0."""
     x, slope = call.required(0), call.inputs[1]
     assert slope is not None
     negative = op.Less(x, 0.0)
@@ -113,14 +113,14 @@ def prelu_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | Non
 
 
 def swish(op: Ops, call: Call) -> ir.Value:
-    """Y = x·s(αx)."""
+    """Swish, y = x·s(αx)."""
     x = call.required(0)
     alpha = call.get("alpha", 1.0)
     return op.Mul(x, op.Sigmoid(x if alpha == 1.0 else op.Mul(x, alpha)))
 
 
 def gelu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Hendrycks & Gimpel 2016: y = x·Φ(x), dx = dy·(Φ(x) + x·φ(x)); or its tanh form.
+    """Gelu: y = x·Φ(x), dx = dy·(Φ(x) + x·φ(x)) (Hendrycks & Gimpel 2016); or its tanh form.
 
     Tanh form: y = x/2·(1 + tanh u), u = √(2/π)(x + 0.044715x³): dx = dy·((1 + t)/2 + x/2·(1 − t²)·u′), t = tanh u.
     """

@@ -14,7 +14,7 @@ from onnxqat.graph.ops import Ops, same_shape
 
 
 def pow_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Y = xᵇ: dx = dy·b·x^(b−1), 0 for b = 0; db = dy·y·ln x where x > 0 (else y is no function of b, or constant).
+    """Pow, y = xᵇ: dx = dy·b·x^(b−1), 0 for b = 0; db = dy·y·ln x where x > 0, else 0.
 
     Where one has no bound, it is 0.
     """
@@ -48,7 +48,7 @@ def _power_slope(op: Ops, call: Call, x: ir.Value, exponent: ir.Value) -> ir.Val
 
 
 def where_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Y = a where the condition holds, else b: da = Σ dy there, db = Σ dy elsewhere, summed over what was broadcast."""
+    """Gradient of Where, y = a if the condition holds, else b: da, db = Σ dy there, elsewhere, over broadcast axes."""
     condition, a, b = (call.required(i) for i in range(3))
     y, none = call.outputs[0], op.like(0.0, dy)
     whole = same_shape(condition, y)
@@ -61,7 +61,7 @@ def where_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
 
 
 def clip_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Y = min(max(x, low), high): dx = dy where low ≤ x ≤ high; a bound gets Σ dy over what it cuts, `high` going first."""
+    """Clip, y = min(max(x, low), high): dx = dy where low ≤ x ≤ high; a bound gets Σ dy of what it cuts, high first."""
     x, low, high = call.required(0), call.input(1), call.input(2)
     above = None if low is None else op.GreaterOrEqual(x, low)
     below = None if high is None else op.LessOrEqual(x, high)
@@ -99,7 +99,7 @@ def matmul_of_matrices(op: Ops, call: Call) -> ir.Value:
 
 
 def gemm_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient stumbles over an addend that β = 0 takes away."""
+    """Returns the rule of Gemm; ONNX Runtime's gradient fails on an addend that β = 0 removes."""
     unused = len(node.inputs) > 2 and node.inputs[2] is not None and node.attributes.get_float("beta", 1.0) == 0.0
     return Expanded(gemm_without_addend) if unused else Trusted()
 
@@ -121,7 +121,7 @@ def dropout_rule(node: ir.Node) -> Rule:
 
 
 def identity_dropout(op: Ops, call: Call) -> list[ir.Value]:
-    """Everything is kept."""
+    """Writes a dropout that keeps everything."""
     x = call.required(0)
     kept = op.ConstantOfShape(op.Shape(x), value=ir.tensor([True]))
     return [op.Identity(x), kept][: len(call.outputs)]

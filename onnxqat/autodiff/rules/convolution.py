@@ -45,7 +45,7 @@ def conv_transpose_rule(node: ir.Node) -> Rule:
 
 
 def conv_transpose_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Dx = Conv(dy, w); dw as of that Conv; db = Σ dy over all but the channels."""
+    """ConvTranspose: dx = Conv(dy, w); dw as of that Conv; db = Σ dy over all but the channels."""
     x, weight = call.inputs[0], call.inputs[1]
     attributes = _conv_attributes(call)
     assert x is not None

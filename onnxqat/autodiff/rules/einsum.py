@@ -52,7 +52,7 @@ def parse(text: str, ranks: Sequence[int | None]) -> Equation:
 
 
 def einsum_rule(node: ir.Node) -> Custom | Refused:
-    """Einsum's gradient needs to know how many axes an ellipsis stands for."""
+    """Returns the rule of Einsum, which needs to know how many axes an ellipsis stands for."""
     text = node.attributes["equation"].as_string()
     if "..." in text and any(value is None or value.shape is None for value in node.inputs):
         return Refused("the equation has an ellipsis and an operand's rank is not known; give the operand a shape")

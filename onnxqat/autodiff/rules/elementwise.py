@@ -20,29 +20,29 @@ def _present(call: Call) -> list[ir.Value]:
 
 
 def sqrt_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / 2y."""
+    """Sqrt: dx = dy / 2y."""
     y = call.outputs[0]
     return op.Mul(dy, op.finite(op.Div(op.like(0.5, y), y)))
 
 
 def exp_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy·y."""
+    """Exp: dx = dy·y."""
     return op.Mul(dy, op.finite(call.outputs[0]))
 
 
 def log_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / x."""
+    """Log: dx = dy / x."""
     return op.Mul(dy, op.finite(op.Reciprocal(call.required(0))))
 
 
 def reciprocal_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = −dy·y²."""
+    """Reciprocal: dx = −dy·y²."""
     y = call.outputs[0]
     return op.Neg(op.Mul(dy, op.finite(op.Mul(y, y))))
 
 
 def div_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
-    """Y = a/b: da = dy/b, db = −Σ dy·y/b."""
+    """Div, y = a/b: da = dy/b, db = −Σ dy·y/b."""
     a, b = _present(call)
     y = call.outputs[0]
     inverse = op.finite(op.Reciprocal(b))
@@ -53,77 +53,77 @@ def div_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]
 
 
 def acos_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = −dy / √(1 − x²)."""
+    """Acos: dx = −dy / √(1 − x²)."""
     return op.Neg(asin_gradient(op, call, dy))
 
 
 def asin_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / √(1 − x²)."""
+    """Asin: dx = dy / √(1 − x²)."""
     (x,) = _present(call)
     return op.Mul(dy, op.finite(op.Reciprocal(op.Sqrt(op.Sub(1.0, op.Mul(x, x))))))
 
 
 def atan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / (1 + x²)."""
+    """Atan: dx = dy / (1 + x²)."""
     (x,) = _present(call)
     return op.Div(dy, op.Add(op.Mul(x, x), 1.0))
 
 
 def acosh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / √(x² − 1)."""
+    """Acosh: dx = dy / √(x² − 1)."""
     (x,) = _present(call)
     return op.Mul(dy, op.finite(op.Reciprocal(op.Sqrt(op.Sub(op.Mul(x, x), 1.0)))))
 
 
 def asinh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / √(x² + 1); 0 where the square overflows."""
+    """Asinh: dx = dy / √(x² + 1); 0 where the square overflows."""
     (x,) = _present(call)
     return op.Mul(dy, op.finite(op.Reciprocal(op.Sqrt(op.Add(op.Mul(x, x), 1.0)))))
 
 
 def atanh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy / (1 − x²)."""
+    """Atanh: dx = dy / (1 − x²)."""
     (x,) = _present(call)
     return op.Mul(dy, op.finite(op.Reciprocal(op.Sub(1.0, op.Mul(x, x)))))
 
 
 def tan_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy·(1 + y²)."""
+    """Tan: dx = dy·(1 + y²)."""
     y = call.outputs[0]
     return op.Mul(dy, op.Add(op.Mul(y, y), 1.0))
 
 
 def sinh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy·cosh x, with cosh x = (eˣ + e⁻ˣ)/2."""
+    """Sinh: dx = dy·cosh x, with cosh x = (eˣ + e⁻ˣ)/2."""
     (x,) = _present(call)
     return op.Mul(dy, op.finite(op.Mul(op.Add(op.Exp(x), op.Exp(op.Neg(x))), 0.5)))
 
 
 def cosh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy·sinh x, with sinh x = (eˣ − e⁻ˣ)/2."""
+    """Cosh: dx = dy·sinh x, with sinh x = (eˣ − e⁻ˣ)/2."""
     (x,) = _present(call)
     return op.Mul(dy, op.finite(op.Mul(op.Sub(op.Exp(x), op.Exp(op.Neg(x))), 0.5)))
 
 
 def sum_as_adds(op: Ops, call: Call) -> ir.Value:
-    """Y = x₀ + x₁ + …, with broadcasting."""
+    """Sum, y = x₀ + x₁ + …, with broadcasting."""
     return reduce(op.Add, _present(call))
 
 
 def mean_as_adds(op: Ops, call: Call) -> ir.Value:
-    """Y = (x₀ + x₁ + …) / n, with broadcasting."""
+    """Mean, y = (x₀ + x₁ + …) / n, with broadcasting."""
     return op.Div(sum_as_adds(op, call), float(len(_present(call))))
 
 
 def mod_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's kernel computes the remainder of floats in C's sense alone."""
+    """Returns the rule of Mod; ONNX Runtime's kernel computes the remainder of floats in C's sense only."""
     if not node.attributes.get_int("fmod", 0):
         return Refused("ONNX Runtime takes the remainder of floats with fmod=1 alone")
     return Custom(mod_gradient, inputs=frozenset({0, 1}))
 
 
 def mod_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
-    """Y = a − b·q with an integer quotient q: da = dy, db = −Σ dy·q where q = (a − y)/b is locally constant."""
+    """Mod, y = a − b·q with an integer quotient q: da = dy, db = −Σ dy·q where q = (a − y)/b is locally constant."""
     a, b = _present(call)
     y = call.outputs[0]
     da = op.sum_to(dy, a, y) if 0 in call.wanted else None

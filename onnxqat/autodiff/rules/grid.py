@@ -25,7 +25,7 @@ _A = -0.75
 
 @dataclass(frozen=True)
 class _Taps:
-    """What one axis contributes: tensors (N, P, …, K, …) of batch, points, and taps on a dimension of the axis's own.
+    """Contribution of one axis: tensors (N, P, …, K, …) of batch, points, and taps on a dimension of the axis's own.
 
     Attributes:
         indices: elements along the axis.
@@ -41,7 +41,7 @@ class _Taps:
 
 
 def grid_sample_rule(node: ir.Node) -> Custom | Refused:
-    """The number of axes must be known."""
+    """Returns the rule of GridSample; the number of axes must be known."""
     x = node.inputs[0]
     if x is None or x.shape is None:
         return Refused("the rank of its input is not known; give the input a shape")
@@ -91,7 +91,7 @@ def _grid_gradient(op: Ops, call: Call, indices: ir.Value, upstream: ir.Value, a
 
 
 def affine_grid_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Grid = theta·(base, 1): dtheta = Σ over points of dy·(base, 1)ᵀ, where base is the grid of the identity."""
+    """AffineGrid, grid = theta·(base, 1): dtheta = Σ over points of dy·(base, 1)ᵀ; base is the grid of the identity."""
     theta = call.inputs[0]
     assert theta is not None
     axes = size(op, theta, 1)

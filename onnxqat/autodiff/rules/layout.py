@@ -46,7 +46,7 @@ def center_crop_pad_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def reverse_sequence_rule(node: ir.Node) -> Custom | Expanded:
-    """ONNX Runtime leaves a sequence of length 0 uninitialized, so 1 is put for it, which moves nothing either."""
+    """Returns the rule of ReverseSequence; lengths of 0 become 1, as ONNX Runtime leaves such rows uninitialized."""
     lengths = node.inputs[1]
     assert lengths is not None
     known = ir.convenience.get_const_tensor(lengths)
@@ -57,7 +57,7 @@ def reverse_sequence_rule(node: ir.Node) -> Custom | Expanded:
 
 
 def reverse_sequence_of_positive_length(op: Ops, call: Call) -> ir.Value:
-    """The same, of lengths max(length, 1)."""
+    """Writes ReverseSequence with lengths max(length, 1)."""
     return op.ReverseSequence(_x(call), op.Max(call.inputs[1], op.ints([1])), **_sequence_axes(call))
 
 
@@ -71,19 +71,19 @@ def _sequence_axes(call: Call) -> dict[str, int]:
 
 
 def trilu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy in the triangle that was kept, 0 elsewhere."""
+    """Trilu: dx = dy in the triangle that was kept, 0 elsewhere."""
     k = call.input(1)
     return op.Trilu(dy, *([] if k is None else [k]), upper=call.get("upper", 1))
 
 
 def cumsum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """x_i is in every later sum: dx is the cumulative sum of dy from the other end."""
+    """CumSum: x_i is in every later sum, so dx is the cumulative sum of dy from the other end."""
     exclusive, reverse = call.get("exclusive", 0), call.get("reverse", 0)
     return op.CumSum(dy, call.inputs[1], exclusive=exclusive, reverse=1 - reverse)
 
 
 def compress_rule(node: ir.Node) -> Custom | Refused:
-    """Along an axis, Compress needs the rank of x."""
+    """Returns the rule of Compress; along an axis it needs the rank of x."""
     x = node.inputs[0]
     if "axis" in node.attributes and (x is None or x.shape is None):
         return Refused("the rank of its input is not known; give the input a shape")
@@ -105,7 +105,7 @@ def compress_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def col2im_rule(node: ir.Node) -> Custom | Refused:
-    """The one-hot kernels need to know how many axes the image has."""
+    """Returns the rule of Col2Im; its one-hot kernels need to know how many axes the image has."""
     block = node.inputs[2]
     if block is None or block.shape is None or not isinstance(block.shape[0], int):
         return Refused("the number of the image's axes is not known; give its block shape a shape")
@@ -131,7 +131,7 @@ def col2im_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def one_hot_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Y is `on` at the indices and `off` elsewhere, values = [off, on]: each gets the sum of dy over its elements."""
+    """OneHot, y is `on` at the indices and `off` elsewhere, values = [off, on]: each gets Σ dy over its elements."""
     indices, depth, _ = call.inputs
     marks = op.ConstantOfShape(op.ints([2]), value=ir.tensor([0], dtype=_dtype(dy)))
     marks = op.ScatterElements(marks, op.ints([1]), reshape(op, op.like(1.0, dy), [1]))
@@ -142,7 +142,7 @@ def one_hot_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]
 
 
 def range_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """y_i = start + i·delta: dstart = Σ dy_i, ddelta = Σ i·dy_i; `limit` only says how many there are."""
+    """Range, y_i = start + i·delta: dstart = Σ dy_i, ddelta = Σ i·dy_i; `limit` only says how many there are."""
     start, _, delta = call.inputs
     assert start is not None
     assert delta is not None
@@ -158,7 +158,7 @@ def cast_like_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def max_unpool_rule(node: ir.Node) -> Custom | Refused:
-    """Where windows overlap, several x may go to one element, and which of them wins is not defined."""
+    """Returns the rule of MaxUnpool: where windows overlap, ONNX leaves open which of several x an element gets."""
     kernel = node.attributes["kernel_shape"].as_ints()
     strides = node.attributes["strides"].as_ints() if "strides" in node.attributes else [1] * len(kernel)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -169,7 +169,7 @@ def max_unpool_rule(node: ir.Node) -> Custom | Refused:
 
 
 def max_unpool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """y[indices] = x over the flattened tensors: dx = dy[indices]."""
+    """MaxUnpool, y[indices] = x over the flattened tensors: dx = dy[indices]."""
     return op.Gather(reshape(op, dy, [-1]), call.inputs[1])
 
 

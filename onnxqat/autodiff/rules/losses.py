@@ -18,7 +18,7 @@ from onnxqat.graph.ops import Ops
 
 @dataclass(frozen=True)
 class _Likelihood:
-    """What both losses need.
+    """Gradients that both losses need.
 
     Attributes:
         dlog: gradient of the log-probabilities, [N, C, …].
@@ -30,7 +30,7 @@ class _Likelihood:
 
 
 def negative_log_likelihood_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Dl = −onehot(t)·cᵢ and dw, with cᵢ = dyᵢ·mᵢ·w_tᵢ (over Σ mⱼ·w_tⱼ for the mean)."""
+    """Writes dl = −onehot(t)·cᵢ and dw, with cᵢ = dyᵢ·mᵢ·w_tᵢ (over Σ mⱼ·w_tⱼ for the mean)."""
     found = _likelihood(op, call, call.inputs[0], dy)
     return [found.dlog, None, found.dweight]
 

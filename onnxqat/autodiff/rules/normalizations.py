@@ -51,7 +51,7 @@ def batch_normalization_rule(node: ir.Node) -> Rule:
 
 
 def batch_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Y = s·(x − μ)·r + b with r = (v + ε)^(−1/2), all of them given.
+    """BatchNormalization, y = s·(x − μ)·r + b with r = (v + ε)^(−1/2), all of them given.
 
     dx = s·r·dy; ds = Σ dy·(x − μ)·r; db = Σ dy; dμ = −s·r·Σ dy; dv = −s·r³/2 · Σ dy·(x − μ).
     """
@@ -74,7 +74,7 @@ def batch_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.V
 
 
 def instance_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
-    """Y = s·x̂ + b, standardized over the spatial axes: ds = Σ dy·x̂, db = Σ dy (Ulyanov et al. 2016)."""
+    """InstanceNormalization, y = s·x̂ + b over the spatial axes: ds = Σ dy·x̂, db = Σ dy (Ulyanov et al. 2016)."""
     x, scale = call.required(0), call.required(1)
     flat = _flat(op, dy)
     normal, inverse = _standardized(op, _flat(op, x), [2], call.get("epsilon", 1e-5))
@@ -97,7 +97,7 @@ def group_normalization(op: Ops, call: Call) -> ir.Value:
 
 
 def mean_variance_normalization(op: Ops, call: Call) -> ir.Value:
-    """Y = (x − μ)/(σ + 1e-9) over `axes`: ONNX Runtime cannot have the operator inside a function."""
+    """Writes y = (x − μ)/(σ + 1e-9) over `axes`: ONNX Runtime cannot have the operator inside a function."""
     x, axes = call.required(0), call.get("axes", [0, 2, 3])
     centered = op.Sub(x, _mean(op, x, axes))
     deviation = op.Sqrt(_mean(op, op.Mul(centered, centered), axes))
@@ -140,7 +140,7 @@ def _statistics_gradient(op: Ops, call: Call, dmean: ir.Value | None, dinverse: 
 
 
 def lp_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = x/n, n = ‖x‖ₚ along one axis: dx = (dy − c·Σ dy·y)/n with c = y for p = 2, sign x for p = 1; 0 where n = 0."""
+    """LpNormalization, y = x/n, n = ‖x‖ₚ: dx = (dy − c·Σ dy·y)/n, c = y for p = 2, sign x for p = 1; 0 where n = 0."""
     x, y, axes, p = call.required(0), call.outputs[0], [call.get("axis", -1)], call.get("p", 2)
     norm = op.reduce("L1" if p == 1 else "L2", x, axes, keepdims=True)
     inverse = op.finite(op.Reciprocal(norm))

@@ -31,7 +31,7 @@ def average_pool_rule(node: ir.Node) -> Rule:
 
 
 def average_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = Σ x / count over each window: every element of it gets dy / count.
+    """AveragePool, y = Σ x / count over each window: every element of it gets dy / count.
 
     The padding that `pads` states counts where `count_include_pad` says so; that which `ceil_mode` adds never does.
     """
@@ -50,7 +50,7 @@ def average_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def lp_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = (Σ|x|ᵖ)^(1/p): dx = Σ over the windows of x of dy·y^(1−p), times |x|^(p−1)·sign x; 0 where y = 0."""
+    """LpPool, y = (Σ|x|ᵖ)^(1/p): dx = |x|^(p−1)·sign x · Σ over the windows of x of dy·y^(1−p); 0 where y = 0."""
     x, w, p = call.required(0), window(call), call.get("p", 2)
     begins, _ = begins_and_ends(op, x, w)
     return op.Mul(_spread(op, x, _outer(op, call, dy, p), w, begins), _inner(op, x, p))
@@ -63,7 +63,7 @@ def global_lp_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def global_max_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Dx = dy where x = y; several maxima share it equally. Of −∞ alone ONNX Runtime's maximum is no element."""
+    """GlobalMaxPool: dx = dy where x = y, shared equally by several maxima; ONNX Runtime's maximum of −∞ is none."""
     x = call.required(0)
     flat = reshape(op, x, [0, 0, -1])
     chosen = op.Cast(op.Equal(flat, reshape(op, call.outputs[0], [0, 0, -1])), to=x.dtype)
@@ -73,7 +73,7 @@ def global_max_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def max_pool_rule(node: ir.Node) -> Rule:
-    """The gradient needs indices in row-major order, explicit padding, and no window beyond the data."""
+    """Returns the rule of MaxPool, which needs row-major indices, explicit padding, and no window beyond the data."""
     used = len(node.outputs) > 1 and (bool(node.outputs[1].uses()) or node.outputs[1].is_graph_output())
     padded_later = "auto_pad" in node.attributes or _may_pool_padding_alone(node)
     if not padded_later and not node.attributes.get_int("storage_order", 0):
@@ -84,7 +84,7 @@ def max_pool_rule(node: ir.Node) -> Rule:
 
 
 def max_pool_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = None) -> ir.Value:
-    """Dy goes to the maximum of its window, whose number the second output tells."""
+    """MaxPool: dy goes to the maximum of its window, whose number the second output tells."""
     return added_up(op, dy, call.outputs[1], call.required(0))
 
 

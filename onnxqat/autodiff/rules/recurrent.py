@@ -24,7 +24,7 @@ _LENGTHS, _H0, _C0, _PEEPHOLES = 4, 5, 6, 7
 
 @dataclass(frozen=True)
 class _Kind:
-    """What tells one of the three operators from the others: its gates, its activation functions, its backward pass."""
+    """Properties of one of the three operators: its gates, its activation functions, its backward pass."""
 
     gates: int
     activations: tuple[str, ...]

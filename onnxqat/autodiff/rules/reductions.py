@@ -34,38 +34,38 @@ def _reduce(op: Ops, call: Call, kind: str, x: ir.Value) -> ir.Value:
 
 
 def reduce_l1_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = Σ|xᵢ|: dxᵢ = dy·sign(xᵢ)."""
+    """ReduceL1, y = Σ|xᵢ|: dxᵢ = dy·sign(xᵢ)."""
     (dy,) = _kept(op, call, dy)
     return op.Mul(op.Sign(call.required(0)), dy)
 
 
 def reduce_l2_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = √Σxᵢ²: dxᵢ = dy·xᵢ/y, and 0 where y = 0."""
+    """ReduceL2, y = √Σxᵢ²: dxᵢ = dy·xᵢ/y, and 0 where y = 0."""
     dy, y = _kept(op, call, dy, call.outputs[0])
     nonzero = op.Where(op.Greater(y, 0.0), y, op.like(1.0, y))
     return op.Mul(call.required(0), op.Div(dy, nonzero))
 
 
 def reduce_sum_square_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = Σxᵢ²: dxᵢ = 2·dy·xᵢ."""
+    """ReduceSumSquare, y = Σxᵢ²: dxᵢ = 2·dy·xᵢ."""
     (dy,) = _kept(op, call, dy)
     return op.Mul(call.required(0), op.Mul(dy, 2.0))
 
 
 def reduce_log_sum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = log Σxᵢ: dxᵢ = dy·e⁻ʸ, 0 where that has no bound."""
+    """ReduceLogSum, y = log Σxᵢ: dxᵢ = dy·e⁻ʸ, 0 where that has no bound."""
     dy, y = _kept(op, call, dy, call.outputs[0])
     return op.Expand(op.Mul(dy, op.finite(op.Exp(op.Neg(y)))), op.Shape(call.required(0)))
 
 
 def reduce_log_sum_exp_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = log Σexp xᵢ: dxᵢ = dy·exp(xᵢ − y)."""
+    """ReduceLogSumExp, y = log Σexp xᵢ: dxᵢ = dy·exp(xᵢ − y)."""
     dy, y = _kept(op, call, dy, call.outputs[0])
     return op.Mul(op.Exp(op.Sub(call.required(0), y)), dy)
 
 
 def reduce_prod_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = Πxᵢ: dxᵢ = dy·Π_{j≠i} xⱼ.
+    """ReduceProd, y = Πxᵢ: dxᵢ = dy·Π_{j≠i} xⱼ.
 
     With p the product of what is not zero: p/xᵢ where no other factor is zero, 0 elsewhere; for a lone zero that is p.
     """
@@ -80,7 +80,7 @@ def reduce_prod_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 def reduce_extremum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = max xᵢ or min xᵢ: dxᵢ = dy where xᵢ = y, divided by their number."""
+    """ReduceMax, ReduceMin: y = max xᵢ or min xᵢ; dxᵢ = dy where xᵢ = y, divided by their number."""
     x = call.required(0)
     dy, y = _kept(op, call, dy, call.outputs[0])
     chosen = op.Cast(op.Equal(x, y), to=x.dtype)

@@ -44,7 +44,7 @@ class _Axis:
 
 
 def resize_rule(node: ir.Node) -> Custom | Refused:
-    """Which axes there are must be known.
+    """Returns the rule of Resize; the axes that it resizes must be known.
 
     With align_corners, ONNX measures the step in `scale · input size`, ONNX Runtime in that number rounded down: refused where
     the two may differ.

@@ -23,7 +23,7 @@ def dft_rule(node: ir.Node) -> Custom | Refused:
 
 
 def dft_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Y = F·x, so dx = Fᴴ·dy: the transform in the other direction, which ONNX scales by 1/n when it is the inverse.
+    """DFT, y = F·x, so dx = Fᴴ·dy: the transform in the other direction, which ONNX scales by 1/n if it is the inverse.
 
     One-sided, dy is 0 at the frequencies that were left out; x shorter or longer than the transform was padded or cut, and so
     is dx the other way round; a real x takes the real part.
@@ -55,7 +55,7 @@ def stft_rule(node: ir.Node) -> Expanded | Refused:
 
 
 def stft_as_dft(op: Ops, call: Call) -> ir.Value:
-    """Y[b, t, f] = DFT of window·x[b, t·step : t·step + length]."""
+    """STFT, y[b, t, f] = DFT of window·x[b, t·step : t·step + length]."""
     x, step, window, given = call.inputs[0], call.inputs[1], call.input(2), call.input(3)
     assert x is not None
     step = reshape(op, op.Cast(step, to=ir.DataType.INT64), [])

@@ -1,4 +1,4 @@
-"""Which nodes become one kernel of the target: one file per operator family, one row per operator."""
+"""Patterns of nodes that become one kernel of the target: one file per operator family, one row per operator."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Whole:
 
 
 def find_wholes(graph: ir.Graph) -> dict[ir.Node, Whole]:
-    """Which nodes are parts of such a function."""
+    """Finds the nodes that are parts of such a function."""
     position = {node: index for index, node in enumerate(graph)}
     found: dict[ir.Node, Whole] = {}
     for node in graph:
@@ -136,7 +136,7 @@ def _joins_two(node: ir.Node | None) -> bool:
 
 
 def _live(nodes: set[ir.Node]) -> list[ir.Value]:
-    """What others read of the nodes' results."""
+    """Returns the results of the nodes that other nodes read."""
     results = [value for node in nodes for value in node.outputs]
     return [v for v in results if v.is_graph_output() or any(user not in nodes for user in v.consumers())]
 
@@ -172,7 +172,7 @@ def _at_once(_: set[ir.Node]) -> bool:
     return True
 
 
-#: What tells a function → its name, whether the value that is left is x, and whether what was found is the function.
+#: Anchor of a function → its name, whether the value that is left is x, and whether what was found is the function.
 _ANCHORS: Mapping[str, tuple[tuple[str, _Test, _Test], ...]] = {
     "Sqrt": (("LayerNormalization", lambda nodes: _count(nodes, _MEANS) >= 2, _normalizes),),
     "Exp": (

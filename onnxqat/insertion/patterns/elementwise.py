@@ -16,5 +16,5 @@ def match(node: ir.Node, target: Target) -> Group | Skip:
         return Skip(node, "its operands are not float32")
     fixed = [value.name for value in reads if constant(value) is not None]
     if fixed:
-        return Skip(node, f"its operand {fixed[0]!r} is constant: one scale would serve it badly")
+        return Skip(node, f"its operand {fixed[0]!r} is constant: one scale would suit it badly")
     return Group(node, reads, node.outputs[0])

@@ -47,7 +47,7 @@ def _product(node: ir.Node, left: ir.Value, right: ir.Value, target: Target) -> 
 
 
 def attention_reason(target: Target) -> str:
-    """Why the product of attention probabilities and values stays in float."""
+    """Returns why the product of attention probabilities and values stays in float."""
     return f"attention probabilities stay in float on {target.name}"
 
 

@@ -1,4 +1,4 @@
-"""Notices a training that makes the model worse than it was: a quantized model begins near its best, unlike one from scratch."""
+"""Detects a training that makes the model worse: a quantized model begins near its best, unlike one from scratch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 20
 #: Weight of a new loss in the running mean.
 SHARE = 0.05
-#: By how much the mean of the logarithms must have risen: at least this, and by so many times what single losses scatter.
+#: Rise of the mean of the logarithms that counts: at least this, and so many times the scatter of single losses.
 MARGIN, DEVIATIONS = math.log(1.1), 4.0
-#: Losses of which the latest fall is told, half against half.
+#: Losses in which the latest fall is measured, half against half.
 LATEST = 10
 #: A loss that falls so fast that it is back where it began within so many steps is left alone: optimizers may need a few steps.
 WAY_BACK = 30
@@ -69,7 +69,7 @@ class LossWatch:
 
 
 def _change(first: float, loss: float) -> float:
-    """How far a loss is above the first one: by which factor, as a logarithm, where both are positive."""
+    """Returns how far a loss is above the first one: the logarithm of the ratio, where both are positive."""
     if first > 0:
         return math.log(max(loss / first, 1e-6))
     return (loss - first) / (abs(first) or 1.0)

@@ -1,4 +1,4 @@
-"""What is said of numbers that are not finite, and how they are noticed."""
+"""Detects numbers that are not finite, and writes the messages about them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def norm_of(array: Floats) -> float:
 
 
 def not_finite(engine: Engine, qdq: ir.Model, feeds: Mapping[str, NDArray[Any]], *, begun: bool) -> str:
-    """Where the numbers of a step arise that are not finite, and a remedy that fits.
+    """Returns where the numbers of a step that are not finite arise, and a remedy that fits.
 
     Args:
         engine: what ran the step.
@@ -48,7 +48,7 @@ def _remedy(place: Place | None, feeds: Mapping[str, NDArray[Any]], *, begun: bo
     if place is not None and place.node is not None and place.node.op_type in _EDGES and place.largest < _LARGE:
         return (
             f"{place.node.op_type} is not defined at what it is given, often an exact zero: bound it by a Clip or add a small "
-            "number in the model, or leave what is before it in float (`ignore`)"
+            "number in the model, or leave what is upstream of it in float (`ignore`)"
         )
     for name, array in feeds.items():
         if array.dtype.kind == "f" and np.abs(array).max(initial=0) > _LARGE:

@@ -22,11 +22,11 @@ _FINITE, _LARGEST = "/is_finite", "/largest"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the first such number arises.
+    """Place where the first such number arises.
 
     Attributes:
         node: the node of the Q/DQ model; None for the loss.
-        value: its output, or, in the backward pass, the input of the node whose gradient it is.
+        value: its output or, in the backward pass, the input whose gradient is concerned.
         backward: whether it is in the backward pass.
         largest: the largest absolute number among what goes in.
     """

@@ -26,7 +26,7 @@ Rates = dict[str, float]
 
 
 class Optimizer(Protocol):
-    """What the trainer asks of an optimizer.
+    """Interface of an optimizer, as the trainer uses it.
 
     Attributes:
         lr: learning rate before the schedule's factor.
@@ -57,7 +57,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimizer writes.
+    """Result of an optimizer's step, as values of the graph.
 
     Attributes:
         kept: what stays of the parameter before the step is subtracted; None: all.
@@ -72,7 +72,14 @@ class Update:
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent with momentum, as torch.optim.SGD: v ← μ·v + g + λ·p, p ← p - lr·v."""
+    """Stochastic gradient descent with momentum, as torch.optim.SGD: v ← μ·v + g + λ·p, p ← p - lr·v.
+
+    Attributes:
+        lr: learning rate, above 0; scales are updated by their logarithms.
+        momentum: μ, in [0, 1).
+        weight_decay: λ, 0 or more; of weights alone.
+        relative: False: steps of weights and biases are not measured by their size.
+    """
 
     lr: float
     momentum: float = 0.9
@@ -111,6 +118,13 @@ class AdamW:
     model can differ a thousandfold in size, and so do the steps of their quantizers: no one absolute rate moves the codes of
     all of them. Scales are updated relatively in any case. Parameters of layers without quantizers have no codes to move: they
     take a hundredth of such a step.
+
+    Attributes:
+        lr: learning rate, above 0; for scales, and with `relative` for all parameters, the relative step.
+        betas: decay rates of the means of the gradient and of its square, each in [0, 1).
+        eps: number above 0 that is added to the denominator.
+        weight_decay: decay per step, times the learning rate; 0 or more, of weights alone.
+        relative: whether steps are measured by the size of each parameter.
     """
 
     lr: float = 1e-4

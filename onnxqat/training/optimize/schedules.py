@@ -11,7 +11,7 @@ from onnxqat.errors import InputError
 
 @dataclass
 class Position:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
         step: optimizer steps done.
@@ -41,7 +41,11 @@ class Rate(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """The same rate throughout, after `warmup_steps` of linear growth from 0."""
+    """Keeps the rate constant, after a linear warm-up from 0.
+
+    Attributes:
+        warmup_steps: optimizer steps of the warm-up; 0: none.
+    """
 
     warmup_steps: int = 0
 
@@ -55,7 +59,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class StepDecay:
-    """Multiplied by `gamma` after every `every` epochs, after `warmup_steps` of linear growth from 0."""
+    """Multiplies the rate by `gamma` after every `every` epochs, after a linear warm-up from 0.
+
+    Attributes:
+        every: epochs between two reductions, 1 or more.
+        gamma: factor of a reduction, in (0, 1].
+        warmup_steps: optimizer steps of the warm-up; 0: none.
+    """
 
     every: int = 1
     gamma: float = 0.1
@@ -75,7 +85,12 @@ class StepDecay:
 
 @dataclass(frozen=True)
 class Cosine:
-    """From the full rate down to `final` of it along half a cosine (Loshchilov and Hutter 2017), over the whole run."""
+    """Lowers the rate along half a cosine over the whole run (Loshchilov and Hutter 2017), after a linear warm-up.
+
+    Attributes:
+        final: share of the full rate at the end, in [0, 1].
+        warmup_steps: optimizer steps of the warm-up; 0: none.
+    """
 
     final: float = 0.0
     warmup_steps: int = 0
@@ -129,11 +144,11 @@ class Schedule:
         self.position.steps = None if steps_per_epoch is None else self.position.step + epochs * steps_per_epoch
 
     def step(self) -> None:
-        """One optimizer step is done (`Trainer.step` calls it)."""
+        """Counts an optimizer step (`Trainer.step` calls it)."""
         self.position.step += 1
 
     def epoch_step(self) -> None:
-        """One epoch is done."""
+        """Counts an epoch."""
         self.position.epoch += 1
 
 

@@ -42,7 +42,7 @@ class Updater:
         threads: int = 0,
         hold: Callable[[], None] | None = None,
     ) -> None:
-        """`hold` puts parameters back into their bounds; it is part of every update."""
+        """Takes `hold`, which clips parameters to their bounds and is part of every update."""
         self._optimizer, self._hold = optimizer, hold
         self.moments = [np.zeros_like(parameters) for _ in range(optimizer.moments)]
         self._stretches: list[tuple[Kind, ort.InferenceSession, ort.IOBinding]] = []
@@ -128,7 +128,7 @@ def scale_bounds(layout: Layout, parameters: Floats) -> tuple[Floats, Floats]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C back for the duration: half of an update would be no state that one can go on from."""
+    """Delays Ctrl-C for the duration: a run cannot resume from half an update."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

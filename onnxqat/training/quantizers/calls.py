@@ -116,7 +116,7 @@ def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None)
 
 
 def _source(quantizer: Quantizer) -> ir.Value:
-    """What the quantizer reads now: where quantizers follow each other, replacing the first changes it."""
+    """Returns the value that the quantizer reads now; replacing a quantizer upstream changes it."""
     source = quantizer.nodes[0].inputs[0]
     assert source is not None
     return source

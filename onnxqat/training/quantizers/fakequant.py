@@ -31,7 +31,7 @@ _MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Variant:
-    """What a quantizer's function depends on.
+    """Properties that the function of a quantizer depends on.
 
     Attributes:
         dtype: type of the codes.
@@ -174,7 +174,7 @@ def _tie(op: Ops, variant: Variant, scale: ir.Value) -> ir.Value:
 
 
 def _masked(op: Ops, x: ir.Value, mask: ir.Value) -> ir.Value:
-    """X where the mask holds, else 0: ten times as fast as Where."""
+    """Writes x where the mask holds, else 0: ten times as fast as Where."""
     return op.one("FakeQuantGrad", x, mask, _domain=_MICROSOFT)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run must remember, and how a trainer goes on from it as if it had never stopped.
+"""Checkpoints: all that a run must remember, and how a trainer resumes from it as if it had never stopped.
 
 One safetensors file (see `checkpoint_files`) holds what the run was made from (see `identity`) and its `State`.
 """
@@ -44,14 +44,14 @@ def load(path: str | os.PathLike[str]) -> tuple[Tensors, Facts]:
     if facts.get("format") != FORMAT:
         raise InputError(
             f"{found}: is of format {facts.get('format')}, this version of onnxqat reads format {FORMAT}; "
-            "use the version that wrote it, or begin anew"
+            "use the version that wrote it, or start a new run"
         )
     return tensors, {**facts, "path": str(found)}
 
 
 @dataclasses.dataclass
 class Remembered:
-    """What a checkpoint holds for the `fit` that goes on from it, besides the state.
+    """Part of a checkpoint that a resumed `fit` needs besides the state.
 
     Attributes:
         last_batch: fingerprint of the last batch trained on.
@@ -62,11 +62,11 @@ class Remembered:
     callbacks: list[tuple[str, Facts]]
 
     def compare(self, batch: Batch) -> None:
-        """Warns where the data gives another batch than it gave the first time; once."""
+        """Warns once if the data gives another batch than the first time."""
         if self.last_batch is not None and fingerprint(batch) != self.last_batch:
             log.warning(
-                "data: gives other batches than before the run was stopped, so it goes on, but not as it would have; "
-                "see what the order of the data is drawn from"
+                "data: gives other batches than before the run was stopped, so the run continues with other results; "
+                "check what the order of the data is drawn from"
             )
         self.last_batch = None
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and say so: tensors and a JSON text in a safetensors file, with a checksum of both."""
+"""Files that are written whole or not at all: tensors and JSON text in a safetensors file, with a checksum of both."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DamagedError(InputError):
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Facts) -> None:
-    """Writes beside the path, forces it to the disk, and renames: killed at any moment, what was there before stays.
+    """Writes beside the path, syncs to the disk and renames: a process killed at any moment leaves the old file whole.
 
     Raises:
         InputError: the path cannot be written.
@@ -52,7 +52,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Facts) -> None
 
 
 def read(path: Path) -> tuple[Tensors, Facts]:
-    """What `write` wrote.
+    """Reads what `write` wrote.
 
     Raises:
         InputError: there is no such file.
@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[Tensors, Facts]:
 
 @contextmanager
 def understood(path: object) -> Iterator[None]:
-    """Turns what a file of right form and wrong content sets off into DamagedError."""
+    """Turns errors that a well-formed file with incorrect content causes into DamagedError."""
     try:
         yield
     except OnnxqatError:
@@ -93,13 +93,13 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def next_path(folder: Path, earlier: Iterable[Path] = ()) -> Path:
-    """Path of the checkpoint to be written next: behind those in the folder, and behind earlier ones that are gone from it."""
+    """Path of the next checkpoint: numbered after all in the folder, and after earlier ones that are gone from it."""
     numbers = (_number(path) for path in (*numbered(folder), *earlier) if _NAME.fullmatch(path.name))
     return folder / f"checkpoint-{max(numbers, default=0) + 1:06d}.safetensors"
 
 
 def check_folder(folder: Path, *, begun: bool) -> None:
-    """Raises InputError for what is no folder, and for one with the checkpoints of a run that this one does not go on with."""
+    """Raises InputError if the path is no folder, or holds checkpoints of a run that this one does not resume."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is not a folder and cannot be made one; choose another path")
     if numbered(folder) and not begun:

@@ -14,14 +14,14 @@ Arrays = Mapping[str, NDArray[Any]]
 _STATISTICS = ("running_mean", "running_var")
 #: Largest share of a weight by which rounding keeps it from being an exact multiple.
 _ROUNDING = 1e-5
-#: By how much the factors of a layer's channels differ at least.
+#: Least difference between the factors of a layer's channels.
 _SPREAD = 1e-3
 
 
 def reason_to_refuse(
     keys: Collection[str], given: Arrays, initial: Arrays, folded: Collection[str], scales: Collection[str]
 ) -> str | None:
-    """Why a state is a float model's and does not fit, in words; None where it is not, or nothing was folded.
+    """Returns why a float model's state does not fit; None if it is not one, or nothing was folded.
 
     Args:
         keys: all names of the state.

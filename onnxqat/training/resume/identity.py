@@ -1,4 +1,4 @@
-"""What a run was made from: how a checkpoint tells its own run from another, and makes a trainer of a file.
+"""Identity of a run: tells a checkpoint of its own from another's, and rebuilds a trainer from a file.
 
 A trainer takes in a checkpoint of its own run alone: model, initial values and arguments must be the same.
 """
@@ -39,7 +39,7 @@ _KNOWN: Mapping[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a run was made from; the same in all its checkpoints.
+    """Origin of a run; the same in all its checkpoints.
 
     Attributes:
         graph: the model and its initial values.
@@ -68,7 +68,7 @@ class Origin:
 
     @cached_property
     def facts(self) -> Facts:
-        """What identifies the run, in a form that JSON can hold."""
+        """Returns the facts that identify the run, in a form that JSON can hold."""
         arguments = {name: _described(value) for name, value in self.arguments.items()}
         return {
             "format": FORMAT,
@@ -88,17 +88,17 @@ class Origin:
             if theirs.get(name) != ours.get(name):
                 raise InputError(
                     f"{path}: was made with {name} {_readable(theirs.get(name))}, this run has "
-                    f"{_readable(ours.get(name))}; use the same, or begin anew"
+                    f"{_readable(ours.get(name))}; use the same, or start a new run"
                 )
         if facts["model"] != self.facts["model"]:
-            raise InputError(f"{path}: is of another model; give the model that it was made from, or begin anew")
+            raise InputError(f"{path}: is of another model; give the model that it was made from, or start a new run")
         if facts["initial"] != self.facts["initial"]:
             raise InputError(
                 f"{path}: is of a model with other weights or scales to begin with; give the one that it was made from"
             )
         if self._division(facts) != self._division(self.facts):
             log.warning(
-                "%s: was made by %s, this run is of %s; it goes on, but not bit for bit as it would have",
+                "%s: was made by %s, this run is of %s; it continues, but results are not bit-identical",
                 path,
                 self._division(facts),
                 self._division(self.facts),

@@ -29,7 +29,7 @@ def capture() -> RandomState:
 
 
 def restore(state: RandomState) -> None:
-    """Puts captured states back; PyTorch's only where it is imported, since nothing draws from it otherwise."""
+    """Restores captured states; PyTorch's only where it is imported, since nothing draws from it otherwise."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     inner = state["numpy"]["state"]

@@ -1,4 +1,4 @@
-"""What a run must remember, apart from what it was made with."""
+"""State that a run must remember, apart from what it was made with."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class State:
         self.summed, self.weight = self.summed + 1, self.weight + weight
 
     def take_mean(self, gradients: Floats) -> bool:
-        """Writes the mean of the gradients added so far into an array, and begins anew; whether there are any."""
+        """Writes the mean of the gradients added so far into an array and resets the sum; False if there are none."""
         if self.accumulated is None or not self.summed:
             return False
         np.multiply(self.accumulated, np.float32(1 / self.weight), out=gradients)
@@ -74,7 +74,7 @@ class State:
         return True
 
     def begin(self, epochs: int, batches: int | None, accumulate: int) -> None:
-        """A `fit` of so many epochs of so many batches begins, or goes on where an earlier one broke off.
+        """Begins a `fit` of so many epochs of so many batches, or resumes one that was interrupted.
 
         What goes on keeps the length that the run had begun with, so that its learning rates are the same.
         """

@@ -1,4 +1,4 @@
-"""From a Q/DQ model to its training graph: (batch, parameters) → (loss, gradients), a plain ONNX model."""
+"""Turns a Q/DQ model into its training graph: (batch, parameters) → (loss, gradients), a plain ONNX model."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def training_graph(
     """Builds the training graph of a model that `load_qdq` returned.
 
     Raises:
-        UnsupportedModelError: a node on the way from a parameter to the loss has no gradient; the message names all of them.
+        UnsupportedModelError: a node between a parameter and the loss has no gradient; the message names all of them.
         InputError: the loss or `freeze` does not fit the model.
     """
     forward, layout = forward_graph(qdq, freeze)
@@ -137,7 +137,7 @@ def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
     if workers.size == 1:
         return graph
     workers.check_same(
-        crc32(repr(graph.layout).encode()), "model: the processes were given different ones; give all the same"
+        crc32(repr(graph.layout).encode()), "model: differs between the processes; give all of them the same"
     )
     workers.broadcast(graph.initial)
     return replace(graph, qdq=with_values(graph.qdq, graph.layout, graph.initial))

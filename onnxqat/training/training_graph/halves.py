@@ -136,7 +136,7 @@ class Function:
         """The parts of the gradient graph by these inputs and parameters; built once.
 
         Raises:
-            UnsupportedModelError: a node on the way has no gradient; the message names all of them.
+            UnsupportedModelError: a node on the path has no gradient; the message names all of them.
         """
         if wrt not in self._halves:
             model = self._forward.clone()

@@ -20,7 +20,7 @@ _END = 2**31 - 1
 
 
 def logits_of(op: Ops, output: ir.Value, loss: str, losses: Mapping[str, str]) -> ir.Value:
-    """What the activation behind an output reads, moved as its result is; the output itself where there is none.
+    """Returns the input of the activation behind an output, moved as its result is; without one, the output itself.
 
     Args:
         op: the writer of nodes.

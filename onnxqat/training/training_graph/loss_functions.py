@@ -16,7 +16,7 @@ from onnxqat.training.training_graph.named_losses import known
 
 def call_function(op: Ops, model: ir.Model, loss: Any) -> ir.Value:
     """A call of the user's function: its first inputs are the model's outputs in order, the others are labels."""
-    with guarded("loss: cannot be made an ONNX function", "mend the function"):
+    with guarded("loss: cannot be made an ONNX function", "fix the function"):
         proto = loss if isinstance(loss, onnx.FunctionProto) else getattr(loss, "to_function_proto", lambda: None)()
     if not isinstance(proto, onnx.FunctionProto):
         raise InputError(f"loss: {type(loss).__name__} is neither a name nor an ONNX function; use one of {known()}")

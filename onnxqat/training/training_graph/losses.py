@@ -29,7 +29,7 @@ LOSS = "onnxqat.loss"
 
 @dataclass(frozen=True)
 class AttachedLoss:
-    """What a model's loss needs.
+    """Needs of a model's loss.
 
     Attributes:
         labels: numpy dtype of each label, by name.

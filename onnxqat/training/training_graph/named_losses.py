@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 
 #: Labels are numbers of classes, sides of a threshold (between 0 and 1), or values to be met.
 Labels: TypeAlias = Literal["classes", "sides", "values"]
-#: Where a logarithm of a probability is cut off, so that nothing is taken from infinity.
+#: Bound below which a logarithm of a probability is clipped, so that nothing is subtracted from infinity.
 _LEAST_LOG = -1e4
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a named loss is attached.
+    """Place where a named loss is attached.
 
     Attributes:
         graph: the forward graph.
@@ -94,7 +94,7 @@ def weights_of(loss: str | Sequence[str] | Mapping[str, float]) -> dict[str, flo
 
 
 def labels_of(names: Mapping[str, float]) -> Labels | None:
-    """What the labels of several losses are: of the first row of the table that takes some."""
+    """Kind of the labels of several losses: that of the first row of the table that takes some."""
     return next((row.labels for name, row in NAMED_LOSSES.items() if name in names and row.labels is not None), None)
 
 
@@ -128,7 +128,7 @@ def _remedy(sites: Sequence[Site]) -> str:
     for site in sites:
         producer = site.output.producer()
         if producer is not None and producer.op_type == "QuantizeLinear":
-            return f"take QuantizeLinear {producer.name!r} off its end, so that it gives floats"
+            return f"remove QuantizeLinear {producer.name!r} from its end, so that it gives floats"
     return "choose another loss"
 
 

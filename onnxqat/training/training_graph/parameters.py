@@ -1,4 +1,4 @@
-"""Which initializers are trained, and where each lies in the flat array that holds them all."""
+"""Finds the initializers that are trained, and the place of each in the flat array that holds them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where classes, samples and labels are, and which activation stands behind an output: losses against PyTorch's."""
+"""Axes of classes and samples, and the activation behind an output: losses against PyTorch's."""
 
 import numpy as np
 import onnx_ir as ir

@@ -138,7 +138,7 @@ class SickFunction:
         (["cross_entropy", "mse"], "two types"),
         (onnx.FunctionProto(), "takes 0 inputs"),
         (len, "neither a name nor"),
-        (SickFunction(), "cannot be made an ONNX function .it ends the process, with status 0.; mend the function"),
+        (SickFunction(), "cannot be made an ONNX function .it ends the process, with status 0.; fix the function"),
     ],
     ids=[
         "unknown",
