@@ -207,3 +207,12 @@ def _batches(folder: Path) -> list[dict[str, np.ndarray]]:
 
 def test_version_is_the_one_of_the_package(call):
     assert call("--version") == (0, f"onnxqat {onnxqat.__version__}\n", "")
+
+
+def test_a_reader_that_has_gone_ends_the_call_without_a_word():
+    with subprocess.Popen(
+        [sys.executable, "-m", "onnxqat", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

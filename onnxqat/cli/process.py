@@ -51,7 +51,8 @@ def _main(signals: Raiser | None) -> NoReturn:
         message = error.format_message().rstrip(".")
         _end(f"{message}; see --help" if message else "", 2)
     except SystemExit as error:
-        if debug or is_own_exit(error):
+        # rich ends the process where nobody reads standard output any more
+        if debug or is_own_exit(error) or isinstance(error.__context__, BrokenPipeError):
             raise
         _end(f"code of the user's fails ({described(error)}); fix it", 1)
     except Exception as error:
