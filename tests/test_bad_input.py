@@ -164,7 +164,7 @@ def test_opset_older_than_can_be_converted_is_refused(desk):
 def test_old_opset_that_cannot_be_converted_is_refused_with_the_operator(desk):
     scan = "Scan<num_scan_inputs=1, body=g(float[8] i) => (float[8] o) { o = Relu(i) }>(n, a)"
     proto = model(
-        f"(float[N,8] x, string n) => (float[N,8] y) {{ a = MatMul(x, w) y = {scan} }}", opset=8, w=random(8, 8)
+        f"(float[N,8] x, int64[N] n) => (float[N,8] y) {{ a = MatMul(x, w) y = {scan} }}", opset=8, w=random(8, 8)
     )
     line = refused(desk, desk.insert(desk.model(proto)))
     assert "opset 8 cannot be converted to 17: Scan 'y' runs over batches" in line
