@@ -426,6 +426,9 @@ def test_operators_without_gradient_are_named_before_training(qdq):
     unknown.CopyFrom(qdq)
     pool = next(node for node in unknown.graph.node if node.op_type == "GlobalAveragePool")
     pool.op_type, pool.name = "Unique", "pool"
+    flatten = next(node for node in unknown.graph.node if node.op_type == "Reshape")
+    flatten.input[1] = "rows"  # of six values, as the Gemm reads them
+    unknown.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 6]), "rows"))
     with pytest.raises(UnsupportedModelError, match="Unique 'pool'"):
         Trainer(unknown)
 
