@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ import pytest
 
 from onnxqat import Trainer, cli, insert, interruption
 from onnxqat.interruption import Interrupted
+from onnxqat.training.optimize.update import Updater
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
@@ -222,15 +224,15 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(raising, monkeypatch):
     batches = [{"x": ROWS[n : n + 8], "label": np.arange(n, n + 8) % 5} for n in range(0, 64, 8)]
     alone, stopped = Trainer(qdq, threads=1), Trainer(qdq, threads=1)
     alone.fit(batches, epochs=1)
-    update, calls = stopped._update, []
+    update, calls = Updater.__call__, []
 
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: Any) -> None:
         update(*arguments)
         calls.append(arguments)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(stopped, "_update", interrupted)
+    monkeypatch.setattr(Updater, "__call__", interrupted)
     with pytest.raises(Interrupted):
         stopped.fit(batches, epochs=1)
     assert (stopped.schedule.position.step, stopped.state.batch) == (3, 3)
