@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import onnx_ir as ir
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from onnxqat.errors import InputError
+from onnxqat.estimators.table import ESTIMATORS
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 Granularity = Literal["per_tensor", "per_channel"]
-RangeEstimator = Literal[
-    "min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"
-]
 
 #: Metadata of a node that preparation rewrote: the operator that the user's model had there, so that rules find it.
 ORIGINAL_TYPE = "onnxqat.original_type"
@@ -84,21 +83,29 @@ def as_tuples(value: Any) -> Any:
 Selects = Annotated[tuple[Select, ...], BeforeValidator(as_tuple)]
 
 
+def one_of(kind: str, names: Iterable[str]) -> AfterValidator:
+    """Check that a string is one of the names, which the files of a package give."""
+    known = tuple(names)
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"no {kind} is called {shown(name)}; use {' or '.join(map(repr, known))}")
+        return name
+
+    return AfterValidator(check)
+
+
 class Range(Frozen):
     """Estimator of a range; its name alone may stand for it where the rest is left to the configuration.
 
     Attributes:
-        type: `min_max`: smallest and largest value. `mean_min_max`: their means over samples. `mixed_min_max`: the mean of the
-            largest values over samples and, where the zero point is fitted, of the smallest ones (per channel: `min_max`).
-            `percentile`: of all values. `mean_percentile`: means over samples of each sample's percentiles. `threesigma`:
-            the median of what is not 0, give or take three of its deviations (1.4826 times the median absolute deviation).
-            `mse`: the share of the full range with the least squared error. A weight counts as one sample.
+        type: the estimator, by its name in the table of `onnxqat.estimators.table`, which says what each does.
         min_percentile: lower end for the percentiles; None: as far from 0 as `Config.percentile` is from 100.
         max_percentile: upper end; None: `Config.percentile`.
         samples: how many samples of the calibration data count; None: all.
     """
 
-    type: RangeEstimator
+    type: Annotated[str, one_of("estimator", ESTIMATORS)]
     min_percentile: float | None = Field(default=None, ge=0, lt=50)
     max_percentile: float | None = Field(default=None, gt=50, le=100)
     samples: int | None = Field(default=None, ge=1)

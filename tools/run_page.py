@@ -5,7 +5,8 @@
 - `console`: each line behind `$ onnxqat` is a call of the command line, in this process; lines without `$` are its output.
 - `python`: run; the blocks of a page share their names. With a title (`python title="net.py"`) the block is a file, and written.
 - `json title=...`, `text title=...`: files as well.
-- `sh` and `text` are not run: set-up, and what programs print.
+- `sh` and `text` are not run: set-up, and what programs print. Nor are parts of the package: their titles begin
+  with `onnxqat/`, and a `diff` changes lines of it.
 
 The program behind `--given` makes what the pages' readers have. It is run first; pages see its names.
 
@@ -28,7 +29,7 @@ from onnxqat import cli
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.M | re.S)
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 RUN = {"console", "python"}
-SHOWN = {"sh", "text", "json"}
+SHOWN = {"sh", "text", "json", "diff"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Block:
     text: str
     title: str | None
     line: int
+
+    @property
+    def of_package(self) -> bool:
+        """Whether it shows a part of the package itself."""
+        return self.title is not None and self.title.startswith("onnxqat/")
 
     @property
     def commands(self) -> list[list[str]]:
@@ -82,6 +88,8 @@ def run(page: Path, given: dict[str, Any] | None = None) -> None:
 
 
 def _run_block(block: Block, place: str, names: dict[str, Any]) -> None:
+    if block.of_package:
+        return
     if block.title is not None:
         Path(block.title).write_text(block.text, encoding="utf-8")
     elif block.kind == "python":

@@ -15,22 +15,17 @@ from onnxqat.data.batch import Batch
 from onnxqat.data.samples import Samples
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
+from onnxqat.estimators.histogram import Floats, Histogram
+from onnxqat.estimators.table import ESTIMATORS, Codes, Estimate, Seen
 from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import captured_values
 from onnxqat.insertion.fills import without_fills
-from onnxqat.insertion.ranges import Histogram, histogram_range, without_zeros
-from onnxqat.insertion.settings import Estimate
 from onnxqat.runtime import Inference
 
 log = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
-
-
 #: Values that a message names at most.
 _NAMED = 5
-#: Estimators that need the distribution of values.
-BY_HISTOGRAM = ("percentile", "mse", "threesigma")
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,7 @@ class Observer:
         axis: channel axis; None per tensor.
         estimate: how the range is found; only what it needs is kept.
         low, high: smallest and largest value so far, [C].
-        sums: over samples (first axis), of each one's smallest value, largest value and largest magnitude, [3, C], or, for
-            `mean_percentile`, of its percentiles, [2, C].
+        sums: over samples (first axis), of what the estimator averages, [K, C].
         samples: how many samples.
         histogram: counts of values.
     """
@@ -80,17 +74,13 @@ class Observer:
             self.low, self.high = lows.min(axis=0), highs.max(axis=0)
         self.low = np.minimum(self.low, lows.min(axis=0))
         self.high = np.maximum(self.high, highs.max(axis=0))
-        averaged = np.stack([lows, highs, np.maximum(-lows, highs)])
-        if self.estimate.type == "mean_percentile":
-            averaged = np.percentile(per_sample, [self.estimate.low, self.estimate.high], axis=2)
-        self.sums = self.sums + averaged.sum(axis=1, dtype=np.float64)
         self.samples += len(lows)
-        if self.estimate.type in BY_HISTOGRAM:
-            self._count(np.moveaxis(per_sample, 1, 0).reshape(len(self.low), -1))
-
-    def _count(self, rows: NDArray[np.float32]) -> None:
-        counted = without_zeros(rows) if self.estimate.type == "threesigma" else rows
-        self.histogram = Histogram.of(counted) if self.histogram is None else self.histogram.add(counted)
+        estimator = ESTIMATORS[self.estimate.type]
+        if estimator.averaged is not None:
+            self.sums = self.sums + estimator.averaged(per_sample, self.estimate).sum(axis=1, dtype=np.float64)
+        if estimator.counted is not None:
+            counted = estimator.counted(np.moveaxis(per_sample, 1, 0).reshape(len(self.low), -1))
+            self.histogram = Histogram.of(counted) if self.histogram is None else self.histogram.add(counted)
 
     def merge(self, other: Observer) -> None:
         """Takes in what another observer of the same value has seen."""
@@ -114,23 +104,10 @@ class Observer:
 
     def range(self, levels: int, *, symmetric: bool) -> tuple[Floats, Floats]:
         """Low and high of the range to represent with that many levels, [] per tensor or [C]."""
-        low, high = self._range(levels, symmetric=symmetric)
+        seen = Seen(self.low, self.high, self.sums / self.samples, self.histogram, self.axis is not None)
+        low, high = ESTIMATORS[self.estimate.type].of_stream(seen, self.estimate, Codes(levels, symmetric))
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         return (low[0], high[0]) if self.axis is None else (low, high)
-
-    def _range(self, levels: int, *, symmetric: bool) -> tuple[Floats, Floats]:
-        kind = self.estimate.type
-        if self.histogram is not None:
-            low, high = histogram_range(self.histogram, self.estimate, levels, symmetric=symmetric)
-            # a bin's centre may lie beyond the values in it, and a Clip in front is absorbed only within its bounds
-            return np.maximum(low, np.minimum(self.low, 0)), np.minimum(high, np.maximum(self.high, 0))
-        if kind == "min_max" or (kind == "mixed_min_max" and self.axis is not None):
-            return self.low, self.high
-        means = self.sums / self.samples
-        if kind == "mean_percentile":
-            return means[0], means[1]
-        lows, highs, magnitudes = means
-        return (np.where(self.low < 0, -magnitudes, 0), magnitudes) if symmetric else (lows, highs)
 
 
 def calibrate(

@@ -9,8 +9,9 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxqat.config import Config
-from onnxqat.config_parts import Range, RangeEstimator
+from onnxqat.config_parts import Range
 from onnxqat.errors import InputError
+from onnxqat.estimators.table import Estimate
 from onnxqat.graph.naming import name_of
 from onnxqat.insertion.groups import Group, inputs
 from onnxqat.targets import PER_TENSOR, Target
@@ -19,27 +20,11 @@ from onnxqat.targets import PER_TENSOR, Target
 SAFE_BITS = 7
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Estimator of a range: a `Range` with nothing left open.
-
-    Attributes:
-        type: the estimator.
-        low, high: percentiles, for the estimators that take them.
-        samples: how many samples count; None: all.
-    """
-
-    type: RangeEstimator = "min_max"
-    low: float = 0.0
-    high: float = 100.0
-    samples: int | None = None
-
-    @classmethod
-    def of(cls, given: Range, percentile: float) -> Estimate:
-        """The user's range, its open ends closed by the percentile of the whole configuration."""
-        low = 100 - percentile if given.min_percentile is None else given.min_percentile
-        high = percentile if given.max_percentile is None else given.max_percentile
-        return cls(given.type, low, high, given.samples)
+def estimate_of(given: Range, percentile: float) -> Estimate:
+    """The user's range, its open ends closed by the percentile of the whole configuration."""
+    low = 100 - percentile if given.min_percentile is None else given.min_percentile
+    high = percentile if given.max_percentile is None else given.max_percentile
+    return Estimate(given.type, low, high, given.samples)
 
 
 @dataclass(frozen=True)
@@ -111,7 +96,7 @@ def activation(nodes: Collection[ir.Node], config: Config, target: Target) -> Ac
         signed=bool(settings["activation_signed"]),
         per_channel=settings["activation_granularity"] == "per_channel"
         and not any(node.op_type in PER_TENSOR for node in nodes),
-        estimate=Estimate.of(settings["activation_range"], config.percentile),
+        estimate=estimate_of(settings["activation_range"], config.percentile),
     )
 
 
@@ -181,5 +166,5 @@ def _layer(node: ir.Node, config: Config, *, outer: bool, first: bool) -> Layer:
         symmetric=settings["weight_symmetric"],
         per_channel=settings["weight_granularity"] == "per_channel",
         safe=first or config.overflow_fix == "enable",
-        estimate=Estimate.of(given, config.percentile),
+        estimate=estimate_of(given, config.percentile),
     )

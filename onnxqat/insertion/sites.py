@@ -10,12 +10,13 @@ import onnx_ir as ir
 
 from onnxqat.config import Config
 from onnxqat.errors import InputError
+from onnxqat.estimators.table import Estimate
 from onnxqat.graph.qdq import Spec
 from onnxqat.insertion import settings
 from onnxqat.insertion.calibrate import Observed
 from onnxqat.insertion.groups import Group, is_float
 from onnxqat.insertion.origins import origins
-from onnxqat.insertion.settings import SAFE_BITS, Activation, Estimate
+from onnxqat.insertion.settings import SAFE_BITS, Activation
 from onnxqat.targets import PER_TENSOR, Target
 
 #: For each value, the nodes that read it as integers: by width, and by the value behind data movement that they read.

@@ -6,8 +6,8 @@ import pytest
 
 import onnxqat
 from onnxqat.errors import InputError
+from onnxqat.estimators.table import ESTIMATORS, Estimate
 from onnxqat.insertion.calibrate import Observed, Observer, calibrate
-from onnxqat.insertion.settings import Estimate
 from onnxqat.numerics import scale_and_zero_point
 from tests.models import model, random
 
@@ -80,9 +80,7 @@ def test_range_of_a_clipped_value_never_exceeds_the_clip(estimator, ceiling):
     assert high <= np.float32(ceiling)
 
 
-@pytest.mark.parametrize(
-    "kind", ["min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"]
-)
+@pytest.mark.parametrize("kind", ESTIMATORS)
 def test_memory_does_not_grow_with_the_stream(kind):
     observer = observed(kind)
     tracemalloc.start()
@@ -133,9 +131,6 @@ def test_value_that_is_not_finite_is_refused():
     huge = [{"x": np.full((1, 2), 3e38, np.float32)}]
     with pytest.raises(InputError, match=r"'y', the result of \w+ '.*', is infinite on batch 0"):
         calibrate(net, [Observed(value, None, Estimate())], huge, progress=lambda items, what: items)
-
-
-ESTIMATORS = ["min_max", "mean_min_max", "mixed_min_max", "percentile", "mean_percentile", "threesigma", "mse"]
 
 
 @pytest.mark.parametrize("samples", [None, 50], ids=str)

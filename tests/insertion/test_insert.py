@@ -1,14 +1,14 @@
 import logging
 import tracemalloc
-import typing
 
 import numpy as np
 import onnx
 import pytest
 
 from onnxqat.config import Config
-from onnxqat.config_parts import Override, RangeEstimator, Select
+from onnxqat.config_parts import Override, Select
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.estimators.table import ESTIMATORS
 from onnxqat.folding import fold
 from onnxqat.graph import io, qdq
 from onnxqat.insertion import insert
@@ -161,7 +161,7 @@ def test_node_that_stays_in_float_keeps_a_shared_weight_in_float():
     assert ignored.input[1] == "w"
 
 
-@pytest.mark.parametrize("estimator", typing.get_args(RangeEstimator))
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_gives_a_working_model(estimator):
     proto = INTEGER["residual"]
     quantized = inserted(proto, weight_range=estimator, activation_range=estimator, percentile=99.9)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from onnxqat.estimators.histogram import Histogram
+from onnxqat.estimators.table import Estimate
 from onnxqat.insertion.calibrate import Observer
-from onnxqat.insertion.ranges import Histogram
-from onnxqat.insertion.settings import Estimate
 
 BATCHES = [np.random.default_rng(n).normal(n % 3, 1 + n, (4, 3, 50)).astype(np.float32) for n in range(7)]
 

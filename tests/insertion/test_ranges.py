@@ -3,9 +3,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from onnxqat.estimators.histogram import BINS, Histogram
+from onnxqat.estimators.table import ESTIMATORS, Codes, Estimate, Seen, without_zeros
 from onnxqat.graph.qdq import Spec
-from onnxqat.insertion.ranges import BINS, Histogram, histogram_range, weight_range, without_zeros
-from onnxqat.insertion.settings import Estimate
+from onnxqat.insertion.ranges import weight_range
 from onnxqat.numerics import fake_quantize, scale_and_zero_point
 
 
@@ -47,9 +48,16 @@ def test_percentiles_of_a_histogram_are_those_of_the_values_within_a_bin(seed, p
     wanted = Estimate("percentile", 100 - percentile - floor, percentile)
     # where a whole number of values lies below, the percentile is anything from one value to the next
     assume(abs(50 * wanted.low - round(50 * wanted.low)) > 1e-6)
-    low, high = histogram_range(histogram, wanted, 256, symmetric=False)
+    low, high = stream_range(histogram, wanted)
     expected = np.percentile(values, [wanted.low, wanted.high], method="inverted_cdf")
     assert np.abs(np.array([low[0], high[0]]) - expected).max() <= 1.01 * histogram.width[0]
+
+
+def stream_range(histogram: Histogram, estimate: Estimate) -> tuple[np.ndarray, np.ndarray]:
+    """The range of what a histogram has counted, wherever its values ended."""
+    wide = np.full(len(histogram.first), np.inf)
+    seen = Seen(-wide, wide, np.zeros(0), histogram, per_channel=True)
+    return ESTIMATORS[estimate.type].of_stream(seen, estimate, Codes(256, symmetric=False))
 
 
 def error_of(values: np.ndarray, spec: Spec, low: np.ndarray, high: np.ndarray) -> float:
@@ -107,7 +115,7 @@ def test_three_sigma_of_a_histogram_is_that_of_the_values_within_its_bins(seed, 
     histogram = Histogram.of(without_zeros(stream[0].astype(np.float32)))
     for rows in stream[1:]:
         histogram = histogram.add(without_zeros(rows.astype(np.float32)))
-    low, high = histogram_range(histogram, Estimate("threesigma"), 256, symmetric=False)
+    low, high = stream_range(histogram, Estimate("threesigma"))
     for channel, values in enumerate(np.concatenate(stream, axis=1)):
         # the median may be off by a bin, and the deviation from it by two
         allowed = histogram.width[channel] * (1 + 2 * 3 * 1.482623)
@@ -118,7 +126,7 @@ def test_histogram_of_a_channel_that_is_all_zeros_at_first_can_grow():
     rows = [np.zeros((1, 9), np.float32), np.linspace(1, 2, 9, dtype=np.float32)[None]]
     histogram = Histogram.of(without_zeros(rows[0])).add(without_zeros(rows[1]))
     assert histogram.counts.sum() == 9
-    assert histogram_range(histogram, Estimate("threesigma"), 256, symmetric=False)[0][0] < 1.5
+    assert stream_range(histogram, Estimate("threesigma"))[0][0] < 1.5
 
 
 @pytest.mark.parametrize("kind", ["percentile", "mean_percentile"])

@@ -1,0 +1,1 @@
+"""Range estimators: which part of the values the codes should cover."""
