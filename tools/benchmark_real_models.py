@@ -56,7 +56,7 @@ def _kept() -> Results:
 
 
 def table(results: Results) -> str:
-    """Markdown: a line per model and width."""
+    """Markdown: a line per model and width, and the processor."""
     lines = [
         "| model | float | width | inserted | trained | deployed | recovered | same top-1 | size | latency | integer layers |",
         "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
@@ -64,6 +64,8 @@ def table(results: Results) -> str:
     for model in MODELS:
         found = results.get(model.name, {})
         lines += [_line(model, found[width]) for width in WIDTHS if width in found]
+    processors = sorted({result.processor for found in results.values() for result in found.values()})
+    lines += ["", f"Measured on {'; '.join(processors)}."]
     return "\n".join(lines)
 
 

@@ -37,7 +37,9 @@ def _parts(name: str, path: Path) -> tuple[str, str, str]:
 
 def digest(table: str) -> str:
     """Digest of the table of pretrained models: one line for each, its two widths side by side."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
     lines = [
         "| model | float | 8 bits, trained | few bits | not trained | trained |",
         "| --- | --: | --: | --- | --: | --: |",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import onnxqat
 from onnxqat.runtime import Inference
 from onnxqat.training.optimize.schedules import Cosine
+from tools.processor import processor
 from tools.real_models.model import Batch, Data
 from tools.real_models.recipes import RealModel, Recipe
 
@@ -35,6 +36,7 @@ class Result:
         latency_ratio: deployed over float, of the median time of a batch.
         integer: weighted layers on integer kernels.
         layers: weighted layers.
+        processor: where all this was measured.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Result:
     latency_ratio: float
     integer: int
     layers: int
+    processor: str = "a processor that was not recorded"
 
     @property
     def recovered(self) -> float:
@@ -71,9 +74,8 @@ def run(
         float_model=model.path,
     )
     scores = [judged(m, data) for m in (proto, inserted, trained, deployed)]
-    return Result(
-        recipe.name, *scores, report.agreement, report.size.ratio, report.latency.ratio, *report.integer_count()
-    )
+    ratios = (report.size.ratio, report.latency.ratio)
+    return Result(recipe.name, *scores, report.agreement, *ratios, *report.integer_count(), processor())
 
 
 def train(qdq: onnx.ModelProto, batches: list[Batch], lr: float, steps: int) -> onnx.ModelProto:
