@@ -66,6 +66,12 @@ class Config(Frozen):
         inputs: requirements on the model's inputs.
         fixed_inputs: inputs that become constants, with their values: a number, a flag or a list. Branches that they decide are
             taken for good.
+
+    Example:
+        ```python
+        config = onnxqat.Config(target="openvino", weight_bits=4, ignore=[onnxqat.Select(type="MatMul")])
+        qdq = onnxqat.insert("model.onnx", "train.npz", config)
+        ```
     """
 
     target: TargetName = "ort-cpu"

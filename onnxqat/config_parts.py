@@ -38,6 +38,11 @@ class Select(Frozen):
         name: exact name of a node.
         pattern: regular expression, searched for anywhere in the name.
         type: operator, as the model has it or as the user's model had it before preparation.
+
+    Example:
+        ```python
+        onnxqat.Config(ignore=[onnxqat.Select(name="head/MatMul"), onnxqat.Select(pattern="^decoder")])
+        ```
     """
 
     name: str | None = None
@@ -103,6 +108,13 @@ class Range(Frozen):
         min_percentile: lower end for the percentiles; None: as far from 0 as `Config.percentile` is from 100.
         max_percentile: upper end; None: `Config.percentile`.
         samples: how many samples of the calibration data count; None: all.
+
+    Example:
+        ```python
+        from onnxqat.config import Range
+
+        onnxqat.Config(activation_range=Range(type="percentile", max_percentile=99.9, samples=256))
+        ```
     """
 
     type: Annotated[str, one_of("estimator", ESTIMATORS)]
@@ -125,6 +137,9 @@ class Override(Select):
     one that it computes; `activation_bits` for what a weighted node reads. None leaves a setting to the configuration.
 
     Attributes:
+        name: exact name of a node.
+        pattern: regular expression, searched for anywhere in the name.
+        type: operator, as the model has it or as the user's model had it before preparation.
         exclude: selected nodes to which the override does not apply.
         quantize_weights: whether weights are quantized.
         quantize_activations: whether activations are quantized.
@@ -137,6 +152,11 @@ class Override(Select):
         activation_signed: whether symmetric codes cover negative numbers even where there are none.
         activation_granularity: one scale per tensor, or one per channel (axis 1).
         activation_range: estimator of the range of activations (see `Range`).
+
+    Example:
+        ```python
+        onnxqat.Config(weight_bits=4, overrides=[onnxqat.Override(pattern="^head", weight_bits=8)])
+        ```
     """
 
     exclude: Selects = ()
@@ -171,6 +191,13 @@ class Input(Frozen):
         shape: sizes of a sample batch.
         dtype: element type.
         filler: content of the sample batch, on which the model is run once.
+
+    Example:
+        ```python
+        from onnxqat.config import Input
+
+        onnxqat.Config(inputs=[Input(name="image", shape=(1, 3, 224, 224))])
+        ```
     """
 
     name: str | None = None

@@ -6,7 +6,16 @@ import re
 
 
 class OnnxqatError(Exception):
-    """The work could not be done: exit status 1 on the command line."""
+    """The work could not be done: exit status 1 on the command line.
+
+    Example:
+        ```python
+        try:
+            qdq = onnxqat.insert("model.onnx", "train.npz")
+        except onnxqat.InputError as error:
+            print(error)
+        ```
+    """
 
 
 class InputError(OnnxqatError, ValueError):

@@ -34,6 +34,13 @@ def as_module(qdq: io.ModelLike, *, threads: int = 0) -> QdqModule:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
         threads: threads inside an operator; 0: one for each core.
 
+    Example:
+        ```python
+        module = onnxqat.torch.as_module(qdq)
+        optimizer = torch.optim.AdamW(module.groups(lr=1e-5))
+        loss = torch.nn.functional.cross_entropy(module(images), labels)
+        ```
+
     Raises:
         InputError: the model has no quantizers, nothing to train, or start epochs (`Config.weight_start_epoch`).
     """
@@ -52,6 +59,11 @@ def to_model(module: torch.nn.Module) -> onnx.ModelProto:
 
     Args:
         module: what `as_module` returned, or a DistributedDataParallel around it.
+
+    Example:
+        ```python
+        deployed = onnxqat.fold(onnxqat.torch.to_model(module))
+        ```
 
     Raises:
         InputError: it is another module, or a parameter is not finite.
@@ -81,6 +93,13 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
     Attributes:
         kinds: "weight", "scale" or "other" (biases, shifts) for each parameter, by the names of `named_parameters`: for
             groups of different learning rate or weight decay.
+
+    Example:
+        ```python
+        module = onnxqat.torch.as_module(qdq)
+        logits = module(torch.zeros(8, 3, 224, 224))
+        logits.sum().backward()
+        ```
     """
 
     def __init__(self, qdq: ir.Model, threads: int) -> None:

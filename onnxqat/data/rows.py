@@ -27,7 +27,14 @@ class Rows:
     Attributes:
         arrays: arrays by name of input or label; their first axis counts the same rows.
         batch_size: rows per batch; the last one may be smaller.
-        axes: by name, the axis that counts rows where it is another one, as in time-first recurrent networks.
+        where: name of the arrays in messages.
+        axes: axis that counts rows, by name of array, where it is not the first (time-first recurrent networks).
+
+    Example:
+        ```python
+        batches = onnxqat.data.Rows({"image": images, "label": labels}, batch_size=32)
+        qdq = onnxqat.insert("model.onnx", batches)
+        ```
     """
 
     arrays: Mapping[str, NDArray[Any]]

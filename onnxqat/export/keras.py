@@ -66,6 +66,13 @@ def export(model: keras.Model | str | Path, path: str | Path | None = None, *, o
     Returns:
         The model, equal to Keras's within 1e-4 at two batch sizes.
 
+    Example:
+        ```python
+        from onnxqat.export.keras import export
+
+        export("model.keras", "model.onnx")
+        ```
+
     Raises:
         InputError: there is no such file or folder, it cannot be loaded, or the opset or the path is not possible.
         UnsupportedModelError: the model cannot be written as ONNX.

@@ -52,6 +52,13 @@ def export(
     Returns:
         The model, equal to the module within 1e-4 at the sample's batch size and at another.
 
+    Example:
+        ```python
+        from onnxqat.export.torch import export
+
+        export(net, torch.zeros(1, 3, 224, 224), "model.onnx")
+        ```
+
     Raises:
         InputError: the sample does not fit the module, the opset or the path is not possible.
         UnsupportedModelError: the module cannot be written as ONNX, or not for every batch size.

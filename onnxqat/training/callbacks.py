@@ -31,6 +31,13 @@ class Callback:
         main_only: whether only the first of several processes calls it, as what writes files must be. It may stop the run for
             all, but not do what all processes do together (`Trainer.step`, `gradients`, `evaluate`).
         order: callbacks with a lower number are called first, those with the same in the order in which they are given.
+
+    Example:
+        ```python
+        class StopAtZero(onnxqat.callbacks.Callback):
+            def on_step_end(self, trainer, loss):
+                trainer.stop = loss == 0
+        ```
     """
 
     main_only = False
@@ -94,7 +101,13 @@ class Progress(Callback):
 
 
 class BestModel(Callback):
-    """Keeps and restores the parameters of the epoch with the highest validation accuracy (or the lowest loss)."""
+    """Keeps and restores the parameters of the epoch with the highest validation accuracy (or the lowest loss).
+
+    Example:
+        ```python
+        trainer.fit(batches, epochs=3, validation=others)  # has one by itself
+        ```
+    """
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
         """Remembers the parameters if the epoch is the best so far."""
@@ -116,6 +129,11 @@ class EarlyStopping(Callback):
 
     Args:
         patience: epochs without improvement to bear.
+
+    Example:
+        ```python
+        trainer.fit(batches, epochs=50, validation=others, callbacks=[onnxqat.callbacks.EarlyStopping(patience=3)])
+        ```
     """
 
     def __init__(self, patience: int = 2) -> None:
@@ -150,6 +168,11 @@ class JsonLines(Callback):
 
     Args:
         path: the file.
+
+    Example:
+        ```python
+        trainer.fit(batches, epochs=3, callbacks=[onnxqat.callbacks.JsonLines("run.jsonl")])
+        ```
     """
 
     main_only = True
@@ -189,6 +212,11 @@ class Checkpoints(Callback):
     Args:
         folder: where they go; made where it is not there.
         every: also write one after every so many batches; None: only after epochs.
+
+    Example:
+        ```python
+        trainer.fit(batches, epochs=3, callbacks=[onnxqat.callbacks.Checkpoints("run1", every=100)])
+        ```
     """
 
     main_only = True

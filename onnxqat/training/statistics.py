@@ -76,6 +76,12 @@ class Statistics:
         quantized_inputs: those of them whose other input is quantized.
         rows: rows of data that the clipped shares of activations were counted on.
         quantizers: in order of execution.
+
+    Example:
+        ```python
+        statistics = trainer.statistics(batches)
+        print(max(statistics.activations, key=lambda quantizer: quantizer.clipped).value)
+        ```
     """
 
     step: int

@@ -19,6 +19,11 @@ class TensorBoard(Callback):
 
     Args:
         folder: where event files go; several runs may share a folder above it.
+
+    Example:
+        ```python
+        trainer.fit(batches, epochs=3, callbacks=[onnxqat.callbacks.TensorBoard("runs/first")])
+        ```
     """
 
     main_only = True

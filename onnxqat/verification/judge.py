@@ -101,6 +101,12 @@ class Verdict:
         samples: how many samples were judged.
         enforced: whether more than is allowed is a failure; a warning otherwise.
         evidence: what the cause is read from.
+
+    Example:
+        ```python
+        if report.verdict is not None and report.verdict.exceeded:
+            print(report.verdict.sentence)
+        ```
     """
 
     metric: str

@@ -81,6 +81,13 @@ class Report:
         size: sizes of the models' files.
         latency: times per batch of both models.
         verdict: comparison of the deployed with the float model; None if none was given, or nothing can be judged.
+
+    Example:
+        ```python
+        report = onnxqat.verify("model.qdq.onnx", "model.int8.onnx", "test.npz", float_model="model.onnx")
+        print(report.deployed, report.agreement, report.size.ratio)
+        Path("report.json").write_text(report.to_json())
+        ```
     """
 
     runtime: str

@@ -151,7 +151,20 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     transform: sources.Transform | None = None,
     threads: int = 2,
 ) -> float:
-    """Returns the metric of one model on labelled data, as the runtime executes it (see `verify` for the arguments).
+    """Returns the metric of one model on labelled data, as the runtime executes it.
+
+    Args:
+        model: the model, or its path: float, Q/DQ or deployed.
+        batches: iterable of batches, a path, or `package.module:function`; see `onnxqat.data`.
+        metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
+            sample.
+        runtime: "ort" or "openvino"; None: the one that the model was made for.
+        interpreter: Python interpreter of another environment that has the runtime; None: this one.
+        class_axis: axis of the first output that holds the classes; None: the model's Softmax or the labels' shape tells it.
+        ignore_label: label that does not count, such as -100 or 255; None: all count.
+        sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
+        transform: turns an item of the loader into a batch.
+        threads: number of threads that the runtime may use.
 
     Example:
         ```python

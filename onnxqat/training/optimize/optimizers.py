@@ -79,6 +79,11 @@ class SGD:
         momentum: μ, in [0, 1).
         weight_decay: λ, 0 or more; of weights alone.
         relative: False: steps of weights and biases are not measured by their size.
+
+    Example:
+        ```python
+        trainer = onnxqat.Trainer(qdq, optimizer=onnxqat.SGD(lr=1e-3, momentum=0.9))
+        ```
     """
 
     lr: float
@@ -125,6 +130,11 @@ class AdamW:
         eps: number above 0 that is added to the denominator.
         weight_decay: decay per step, times the learning rate; 0 or more, of weights alone.
         relative: whether steps are measured by the size of each parameter.
+
+    Example:
+        ```python
+        trainer = onnxqat.Trainer(qdq, optimizer=onnxqat.AdamW(lr=1e-3, relative=True))
+        ```
     """
 
     lr: float = 1e-4

@@ -45,6 +45,11 @@ class Constant:
 
     Attributes:
         warmup_steps: optimizer steps of the warm-up; 0: none.
+
+    Example:
+        ```python
+        trainer = onnxqat.Trainer(qdq, schedule=onnxqat.Constant(warmup_steps=20))
+        ```
     """
 
     warmup_steps: int = 0
@@ -65,6 +70,11 @@ class StepDecay:
         every: epochs between two reductions, 1 or more.
         gamma: factor of a reduction, in (0, 1].
         warmup_steps: optimizer steps of the warm-up; 0: none.
+
+    Example:
+        ```python
+        trainer = onnxqat.Trainer(qdq, schedule=onnxqat.StepDecay(every=2, gamma=0.3))
+        ```
     """
 
     every: int = 1
@@ -90,6 +100,11 @@ class Cosine:
     Attributes:
         final: share of the full rate at the end, in [0, 1].
         warmup_steps: optimizer steps of the warm-up; 0: none.
+
+    Example:
+        ```python
+        trainer = onnxqat.Trainer(qdq, schedule=onnxqat.Cosine(warmup_steps=20))
+        ```
     """
 
     final: float = 0.0
@@ -120,6 +135,15 @@ class Schedule:
     Attributes:
         spec: the specification.
         position: where the run is.
+
+    Example:
+        ```python
+        trainer.schedule.plan(epochs=3, steps_per_epoch=len(batches))
+        for epoch in range(3):
+            for batch in batches:
+                trainer.step(batch)
+            trainer.schedule.epoch_step()
+        ```
     """
 
     def __init__(self, spec: Rate, position: Position | None = None) -> None:
