@@ -21,10 +21,11 @@ from onnxqat.config_parts import (
     Selects,
     as_tuple,
     as_tuples,
+    one_of,
     shown,
 )
 from onnxqat.errors import InputError
-from onnxqat.names import TargetName
+from onnxqat.names import TARGETS
 
 OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
 
@@ -33,7 +34,7 @@ class Config(Frozen):
     """Settings with which `insert` quantizes a model.
 
     Attributes:
-        target: the runtime whose integer kernels decide the placement.
+        target: the runtime whose integer kernels decide the placement, by the name of its file in `onnxqat/targets`.
         weight_bits: width of weights.
         activation_bits: width of the values that feed weighted layers; other values (inputs of a residual Add, pooling) keep 8.
         first_last_bits: width in the first and the last weighted layers where `weight_bits` or `activation_bits` is below it,
@@ -74,7 +75,7 @@ class Config(Frozen):
         ```
     """
 
-    target: TargetName = "ort-cpu"
+    target: Annotated[str, one_of("target", TARGETS)] = "ort-cpu"
     weight_bits: Bits = 8
     activation_bits: Bits = 8
     first_last_bits: Bits | None = 8

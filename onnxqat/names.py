@@ -1,7 +1,18 @@
 """Names that the command line and the library share; they stand alone so that `--help` loads nothing else."""
 
+import pkgutil
+from pathlib import Path
 from typing import Literal
 
-TargetName = Literal["ort-cpu", "openvino", "tensorrt", "qnn"]
+#: Files of `onnxqat.targets` that are no target.
+_SHARED = {"facts"}
+#: Targets that exist: each file of `onnxqat.targets` is one, called as the file is, with hyphens.
+TARGETS = tuple(
+    sorted(
+        file.name.replace("_", "-")
+        for file in pkgutil.iter_modules([str(Path(__file__).parent / "targets")])
+        if file.name not in _SHARED
+    )
+)
 RuntimeName = Literal["ort", "openvino"]
 OptimizerName = Literal["adamw", "sgd"]

@@ -13,7 +13,7 @@ from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.names import OptimizerName, RuntimeName, TargetName
+from onnxqat.names import OptimizerName, RuntimeName
 from onnxqat.training.fit import check_epochs
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.training_graph.losses import Loss
@@ -174,7 +174,7 @@ class Judge:
 
 def configuration(
     config: Path | None,
-    target: TargetName | None,
+    target: str | None,
     weight_bits: int | None,
     activation_bits: int | None,
     fix_input: list[str] | None,

@@ -12,17 +12,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from typer.testing import CliRunner
 
 import onnxqat
+from onnxqat.cli import app
 from onnxqat.graph import qdq
-from tests.models import model, random
+from tests.models import batches, model, random
 from tools import run_page
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
 DENSE = model("(float[N,16] x) => (float[N,4] y) { y = MatMul(x, w) }", w=random(16, 4))
 #: By the heading of the walk, how many files it may touch.
-FILES = {"A range estimator": 1}
+FILES = {"A target": 1, "A range estimator": 1}
 
 
 def steps(walk: str) -> list[run_page.Block]:
@@ -62,6 +64,21 @@ def range_estimator() -> None:
     np.testing.assert_allclose(255 * found.scales, reach - x.min(), rtol=1e-3)
 
 
+def target() -> None:
+    """A target without convolutions, of which the command line knows."""
+    layers = "(float[N,3,8,8] x) => (float[N,4] y) { c = Conv(x, k) f = Flatten(c) y = MatMul(f, w) }"
+    net = model(layers, k=random(1, 3, 3, 3), w=random(36, 4))
+    rows = batches(net)
+    quantized = onnxqat.insert(net, rows, config=onnxqat.Config(target="my-npu"))
+    (left,) = [n for n in quantized.graph.node if n.op_type == "Conv"]
+    assert [p.value for p in left.metadata_props if p.key == "onnxqat.float"] == [
+        "my-npu has no integer kernel for Conv"
+    ]
+    report = onnxqat.verify(quantized, onnxqat.fold(quantized), rows, metric="psnr")
+    assert [kernel.op_type for kernel in report.kernels if kernel.kind == "integer"] == ["MatMul"]
+    assert "my-npu" in CliRunner().invoke(app, ["insert", "--help"]).output
+
+
 @pytest.mark.parametrize("walk", FILES)
 def test_walk_touches_few_files(walk):
     touched = {block.title for block in steps(walk)}
@@ -73,7 +90,7 @@ def test_walks_are_complete(tmp_path):
     for walk in FILES:
         for block in steps(walk):
             take(block, tmp_path)
-    checks = "range_estimator"
+    checks = "target, range_estimator"
     program = f"from tests.test_extending import *; [check() for check in ({checks},)]"
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     ended = subprocess.run(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from onnxqat.names import OptimizerName, RuntimeName, TargetName
+from onnxqat.names import TARGETS, OptimizerName, RuntimeName
 
 Model = Annotated[Path, Argument(help="ONNX file.", show_default=False)]
 Output = Annotated[
@@ -61,7 +61,10 @@ class Quantization:
         Path | None, Option("--config", help="JSON file of onnxqat.Config, or one of NNCF.", show_default=False)
     ] = None
     target: Annotated[
-        TargetName | None, Option(help="Runtime to place quantizers for. (default: ort-cpu)", show_default=False)
+        str | None,
+        Option(
+            metavar="|".join(TARGETS), help="Runtime to place quantizers for. (default: ort-cpu)", show_default=False
+        ),
     ] = None
     weight_bits: Annotated[int | None, Option(help="Width of weights, 2 to 8. (default: 8)", show_default=False)] = None
     activation_bits: Annotated[

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxqat.graph.edit import fresh_name, fresh_value_name, sole_user
 from onnxqat.graph.movement import origin
 from onnxqat.graph.qdq import constant
-from onnxqat.targets import ORT_CPU
+from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 
 
 def guard_float_layers(graph: ir.Graph) -> None:

@@ -37,7 +37,7 @@ from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.progress import track
 from onnxqat.runtime import check_answers, checked, explained
-from onnxqat.targets import Target, target
+from onnxqat.targets import TARGETS, Target
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def insert(
     """
     config = config or Config()
     workers = Workers.join() if distributed else Workers()
-    table = target(config.target)
+    table = TARGETS[config.target]
     with explained(model):
         prepared = prepare(model, config.fixed_inputs)
         groups, skips = find_groups(prepared, table, config)

@@ -14,7 +14,8 @@ from onnxqat.errors import InputError
 from onnxqat.estimators.table import Estimate
 from onnxqat.graph.naming import name_of
 from onnxqat.insertion.groups import Group, inputs
-from onnxqat.targets import PER_TENSOR, Target
+from onnxqat.targets import Target
+from onnxqat.targets.ort_cpu import PER_TENSOR
 
 #: Width of weights that fit into products added in pairs in 16 bits.
 SAFE_BITS = 7

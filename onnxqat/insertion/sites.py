@@ -17,7 +17,8 @@ from onnxqat.insertion.calibrate import Observed
 from onnxqat.insertion.groups import Group, is_float
 from onnxqat.insertion.origins import origins
 from onnxqat.insertion.settings import SAFE_BITS, Activation
-from onnxqat.targets import PER_TENSOR, Target
+from onnxqat.targets import Target
+from onnxqat.targets.ort_cpu import PER_TENSOR
 
 #: For each value, the nodes that read it as integers: by width, and by the value behind data movement that they read.
 Readers = dict[ir.Value, dict[int, dict[ir.Value, list[ir.Node]]]]

@@ -21,7 +21,7 @@ def _follows_no_rule(node: ir.Node, rank: int) -> bool:
     return node.op_type == "Conv" and rank == 5 and node.attributes.get_int("group", 1) > 1
 
 
-OPENVINO = Target(
+TARGET = Target(
     name="openvino",
     runtime="openvino",
     package="openvino",

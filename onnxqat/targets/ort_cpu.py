@@ -11,7 +11,7 @@ _INTEGER = operators("Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sig
 #: Around these a value has one scale, whatever the granularity: ONNX Runtime refuses to load a model where it has several.
 PER_TENSOR = _INTEGER | {"Softmax"}
 
-ORT_CPU = Target(
+TARGET = Target(
     name="ort-cpu",
     runtime="ort",
     package="onnxruntime",

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxqat.graph.movement import MOVEMENT, origin
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Quantizer, constant
-from onnxqat.targets import ORT_CPU
+from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 
 Quantizers = dict[ir.Value, Quantizer]
 

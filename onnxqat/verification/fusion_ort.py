@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.graph.naming import name_of
-from onnxqat.targets import ORT_CPU
+from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 from onnxqat.verification import fusion
 from onnxqat.verification.blockers import ort_blockers
 from onnxqat.verification.fusion import Kernel, Kind

@@ -239,12 +239,6 @@ def test_rule_that_selects_nothing_is_refused(where):
         inserted(named(), **{where: (rule,)})
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "qnn"])
-def test_target_without_a_table_is_refused(target):
-    with pytest.raises(InputError, match="not supported yet; choose one of ort-cpu, openvino"):
-        inserted(INTEGER["conv"], target=target)
-
-
 @pytest.mark.parametrize(
     ("proto", "message"),
     [

@@ -10,7 +10,7 @@ from onnxqat.config import Config
 from onnxqat.insertion import insert
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.prepare import prepare
-from onnxqat.targets import TARGETS, target
+from onnxqat.targets import TARGETS
 from tests.models import batches, model, outputs, random
 
 SIZE, HOP, BINS = 64, 16, 33
@@ -81,7 +81,7 @@ def test_spectrogram_stays_in_float_and_says_why(kind, name):
 
 @pytest.mark.parametrize("nodes", LEARNED.values(), ids=LEARNED)
 def test_learned_layer_is_quantized(nodes):
-    groups, skips = find_groups(prepare(spectral(nodes)), target("ort-cpu"), Config())
+    groups, skips = find_groups(prepare(spectral(nodes)), TARGETS["ort-cpu"], Config())
     assert len([group for group in groups if group.weight is not None]) == 3
     assert not [skip for skip in skips if "transform" in skip.reason]
 

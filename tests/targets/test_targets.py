@@ -9,13 +9,12 @@ import onnx
 import pytest
 
 from onnxqat.config import Config
-from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io, qdq
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.insertion import insert
 from onnxqat.insertion.patterns import MATCHERS
-from onnxqat.targets import TARGETS, target
+from onnxqat.targets import TARGETS
 from onnxqat.verification import fusion
 from onnxqat.verification.host import opened
 from onnxqat.verification.run import _kernels
@@ -163,7 +162,7 @@ def executed(name: str, operator: str, runtimes) -> list[fusion.Kernel]:
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", TARGETS)
 def test_operator_runs_as_the_table_says_and_leaves_the_layers_around_it_integer(name, operator, runtimes, monkeypatch):
-    table = target(name)
+    table = TARGETS[name]
     hidden = {"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Identity"}
     monkeypatch.setattr(fusion, "NOT_REPORTED", frozenset(hidden - {operator}))
     kernels = executed(name, operator, runtimes)
@@ -183,7 +182,7 @@ def test_operator_runs_as_the_table_says_and_leaves_the_layers_around_it_integer
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", TARGETS)
 def test_operator_that_no_table_names_says_why_it_stays_in_float(name, operator):
-    table = target(name)
+    table = TARGETS[name]
     named = table.weighted | table.integer | table.moves | table.joins | table.absorbs
     proto = sandwich(OPERATORS[operator])
     quantized = insert(proto, batches(proto, 1), Config(target=name))
@@ -194,27 +193,32 @@ def test_operator_that_no_table_names_says_why_it_stays_in_float(name, operator)
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_operator_of_the_tables_is_tried(name):
-    table = target(name)
+    table = TARGETS[name]
     named = table.weighted | table.integer | table.moves | table.joins | table.absorbs | table.between
     assert named <= set(OPERATORS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_integer_operator_has_a_matcher(name):
-    table = target(name)
+    table = TARGETS[name]
     assert table.weighted | table.integer <= set(MATCHERS)
 
 
-def test_unknown_target_is_refused():
-    with pytest.raises(InputError, match="'tensorrt': not supported yet; choose one of ort-cpu, openvino"):
-        target("tensorrt")
+@pytest.mark.parametrize("name", TARGETS)
+def test_target_is_called_as_its_file(name):
+    assert TARGETS[name].name == name
+
+
+def test_targets_say_the_same_of_the_runtime_that_they_share():
+    said = {(one.runtime, one.package, one.pairs_products, one.unknown_without_vnni) for one in TARGETS.values()}
+    assert len(said) == len({runtime for runtime, *_ in said})
 
 
 ATTENTION = """(float[2,6,8] x) => (float[2,6,8] y) { q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
     kt = Transpose<perm=[0,2,1]>(k) s = MatMul(q, kt) p = Softmax<axis=-1>(s) c = MatMul(p, v) y = MatMul(c, wo) }"""
 
 
-@pytest.mark.parametrize(("name", "products"), [("ort-cpu", [True, True]), ("openvino", [True, False])], ids=TARGETS)
+@pytest.mark.parametrize(("name", "products"), [("ort-cpu", [True, True]), ("openvino", [True, False])])
 def test_products_of_attention_run_as_the_table_says(name, products, runtimes):
     weights = {key: r(8, 8, seed=number) for number, key in enumerate(("wq", "wk", "wv", "wo"))}
     proto = model(ATTENTION, opset=20, ir_version=9, **weights)

@@ -9,7 +9,8 @@ from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.patterns.decomposed import find_wholes
 from onnxqat.insertion.prepare import prepare
 from onnxqat.runtime import Inference
-from onnxqat.targets import OPENVINO, ORT_CPU
+from onnxqat.targets.openvino import TARGET as OPENVINO
+from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 from tests.models import model, random
 
 SIZE = 6

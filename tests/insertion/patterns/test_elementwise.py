@@ -4,7 +4,7 @@ import pytest
 from onnxqat.graph import io
 from onnxqat.insertion.groups import Group
 from onnxqat.insertion.patterns.elementwise import match
-from onnxqat.targets import OPENVINO
+from onnxqat.targets.openvino import TARGET as OPENVINO
 from tests.models import model, random
 
 OPERANDS = "(float[N,3] x, float[N,3] z) => (float[N,3] y)"

@@ -3,7 +3,7 @@ import pytest
 from onnxqat.graph import io
 from onnxqat.insertion.groups import Group
 from onnxqat.insertion.patterns.pooling import match
-from onnxqat.targets import OPENVINO
+from onnxqat.targets.openvino import TARGET as OPENVINO
 from tests.models import model
 
 NODES = [

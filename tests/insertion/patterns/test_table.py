@@ -4,7 +4,7 @@ import pkgutil
 import pytest
 
 from onnxqat.insertion import patterns
-from onnxqat.targets import TARGETS, target
+from onnxqat.targets import TARGETS
 
 FILES = [module.name for module in pkgutil.iter_modules(patterns.__path__)]
 
@@ -22,7 +22,7 @@ def test_every_pattern_file_has_its_tests(name):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_operator_of_a_target_has_a_pattern(name):
-    table = target(name)
+    table = TARGETS[name]
     assert table.weighted | table.integer <= set(patterns.MATCHERS)
 
 
@@ -33,6 +33,6 @@ def test_every_pattern_is_of_use_to_a_target(operator):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_operator_plays_one_part_on_a_target(name):
-    table = target(name)
+    table = TARGETS[name]
     parts = [table.weighted, table.integer, table.passes, table.repeats, table.joins, table.absorbs]
     assert sum(map(len, parts)) == len(frozenset().union(*parts))
