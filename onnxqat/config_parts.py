@@ -216,12 +216,17 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
+def worded(problem: Any) -> str:
+    """Returns pydantic's finding as the end of a sentence: `it must be less than or equal to 8`."""
+    return str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it must", 1)
+
+
 def one_line(name: str, error: ValidationError) -> str:
     """Returns the first error in a value of the model of that name as one line: where, why, and what the value is."""
     parts = []
     for problem in error.errors():
         where = ".".join(shown(p).strip("'") for p in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = worded(problem)
         if problem["type"] == "value_error":  # a nested one, which names its own input
             parts.append(f"{where}: {message}" if where else message)
             continue

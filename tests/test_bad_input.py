@@ -240,7 +240,7 @@ def test_model_of_the_wrong_stage_is_refused(desk, stage, model_name, message):
 NAN = ROWS.copy()
 NAN[3, 2] = np.nan
 DATA = {
-    "wrong name": ({"image": ROWS}, "does not need 'image'; the model takes 'x', 'label'"),
+    "wrong name": ({"image": ROWS}, "holds 'image', the model takes 'x', 'label'"),
     "missing input": ({"label": LABELS}, "lacks 'x'"),
     "wrong rank": ({"x": ROWS[:, None]}, "'x' has shape [16, 1, 8], the model takes [any, 8]"),
     "wrong width": ({"x": ROWS[:, :5]}, "'x' has shape [16, 5], the model takes [any, 8]"),

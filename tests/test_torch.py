@@ -551,7 +551,7 @@ def test_data_parallel_takes_it_and_gives_it_back(qdq, module, tmp_path):
         (lambda m: m(X[:, :2]), r"'x' has shape \[16, 2, 8, 8\], the model takes \[any, 3, 8, 8\]"),
         (lambda m: m(X, X), "2 inputs given; the model takes x"),
         (lambda m: m(), "lacks 'x'"),
-        (lambda m: m(image=X), "does not need 'image'; the model takes 'x'"),
+        (lambda m: m(image=X), "holds 'image', the model takes 'x'"),
         (lambda m: m.double()(X), r"tensor 'w1': is torch.float64 on cpu, .* call \.cpu\(\)\.float\(\)"),
         (lambda m: m.to("meta")(X), r"is torch.float32 on meta"),
     ],

@@ -80,7 +80,9 @@ def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
     allowed = [*signature.inputs, *signature.labels]
     unknown = [name for name in named if name not in allowed]
     if unknown:
-        raise InputError(f"batch {number}: does not need {_listed(unknown)}; the model takes {_listed(allowed)}")
+        raise InputError(
+            f"batch {number}: holds {_listed(unknown)}, the model takes {_listed(allowed)}; rename it or leave it out"
+        )
     required = allowed if signature.needs_labels else list(signature.inputs)
     missing = [name for name in required if name not in named]
     if missing:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import json5
 from pydantic import ValidationError
 
-from onnxqat.config_parts import shown
+from onnxqat.config_parts import shown, worded
 from onnxqat.errors import InputError
 from onnxqat.nncf.schema import REFUSED, Root
 from onnxqat.nncf.translate import translate
@@ -62,7 +62,7 @@ def _load(path: Path) -> Any:
 
 def _shown(problem: Any) -> str:
     path = [str(part) for part in problem["loc"] if part not in ("one", "many")]
-    where, message = ".".join(path), problem["msg"].removeprefix("Value error, ")
+    where, message = ".".join(path), worded(problem)
     if problem["type"] == "extra_forbidden":
         if path[-1] in REFUSED:
             return f"{where}: is not honoured; {REFUSED[path[-1]]}"

@@ -272,7 +272,7 @@ def test_a_dataset_without_end_is_refused(stage, qdq):
     ("transform", "message"),
     [
         (lambda item: item["image"], r"transform: fails on item 0 of the loader \(KeyError: 'image'\)"),
-        (lambda item: {"image": item["pixels"]}, "batch 0: does not need 'image'; the model takes 'x', 'label'"),
+        (lambda item: {"image": item["pixels"]}, "batch 0: holds 'image', the model takes 'x', 'label'"),
         (3, "transform: is a int; give a function"),
     ],
     ids=["raises", "wrong names", "no function"],

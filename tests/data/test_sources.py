@@ -80,7 +80,7 @@ NAN = np.full((1, 3), np.nan, np.float32)
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"y": X}, "does not need 'y'; the model takes 'x', 'label'"),
+        ({"y": X}, "holds 'y', the model takes 'x', 'label'"),
         ({"label": LABELS}, "lacks 'x'"),
         (X.astype(np.float64), "type float64, the model takes float32; cast it"),
         (X[:, :2], r"shape \[5, 2\], the model takes \[any, 3\]"),

@@ -276,7 +276,7 @@ def test_quantized_model_is_refused():
     ("data", "message"),
     [
         ([], "no batches came"),
-        ([{"z": random(1, 4, 8, 8)}], "does not need 'z'"),
+        ([{"z": random(1, 4, 8, 8)}], "holds 'z', the model takes 'x'"),
         ([random(1, 3, 8, 8)], "shape"),
         ([random(1, 4, 8, 8) * np.float32(np.nan)], "NaN"),
         ("none.npz", "no such file"),
