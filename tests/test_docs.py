@@ -108,10 +108,11 @@ def test_targets_and_extras_that_pages_name_exist():
     assert set(re.findall(r"onnxqat\[(\w+)\]", text)) <= set(re.findall(r"^(\w+) = \[", optional, re.M))
 
 
-def test_files_that_extending_names_exist():
-    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:onnxqat|tests)/[\w/.]+)`", text))
-    assert len(named) > 10
+def test_files_of_the_checkout_that_pages_name_exist():
+    text = "".join(page.read_text(encoding="utf-8") for page in ALL)
+    named = set(re.findall(r"\b((?:onnxqat|tests|tools|models|docs)/[\w/.]+\.\w+)\b", text))
+    named |= {f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (tools[\w.]+)", text)}
+    assert len(named) > 30
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
