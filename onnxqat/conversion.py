@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch, Signature
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.io import OLDEST_OPSET, opset
 from onnxqat.graph.naming import label
 from onnxqat.graph.opsets import CONVERTED_OPSET, upgraded
 from onnxqat.runtime import Inference
@@ -22,6 +23,11 @@ log = logging.getLogger(__name__)
 SIZES = (2, 1, 32, 64, 224)
 #: Largest difference, in units of the largest magnitude: the order of sums may change.
 TOLERANCE = 1e-4
+
+
+def modern(model: ir.Model) -> ir.Model:
+    """The model itself, or, where its opset is older than all stages know, what `converted` makes of it."""
+    return converted(model) if opset(model) < OLDEST_OPSET else model
 
 
 def converted(model: ir.Model) -> ir.Model:

@@ -165,6 +165,26 @@ def session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> o
         raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
 
 
+def run_exactly(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Runs a model once, its nodes exactly as it has them, and returns its outputs by name.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot load the model.
+        InputError: it cannot run on these feeds.
+    """
+    loaded = session(model, exact_options())
+    names = [output.name for output in loaded.get_outputs()]
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    for name, array in arrays.items():
+        if array.dtype.name == "bfloat16":
+            raise UnsupportedModelError(f"input {name!r}: ONNX Runtime takes no bfloat16 arrays; use float32")
+    try:
+        results = loaded.run(names, arrays)
+    except Exception as error:
+        raise InputError(f"model: ONNX Runtime cannot run it on these inputs: {short_reason(error)}") from error
+    return dict(zip(names, results, strict=True))
+
+
 def exact_options(threads: int = 0) -> ort.SessionOptions:
     """Options under which nodes run exactly as the model has them, in its order; `threads` inside an operator, 0: all cores."""
     options = ort.SessionOptions()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnxruntime.capi import _pybind_state as ort_state
-
-from onnxqat.errors import InputError, UnsupportedModelError, short_reason
 
 _SILENT = 4  # ONNX Runtime's log level: what goes wrong is in the exception
 _registered: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {}
@@ -55,30 +51,3 @@ def register_gradient(
     definition.attributes = []
     ort_state.register_gradient_definition(key, [definition])
     _registered[key] = entry
-
-
-def run(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
-    """Runs a model once and returns its outputs by name.
-
-    Raises:
-        UnsupportedModelError: ONNX Runtime cannot load the model.
-        InputError: it cannot run on these feeds.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
-    names = [output.name for output in session.get_outputs()]
-    arrays = {name: np.asarray(value) for name, value in feeds.items()}
-    for name, array in arrays.items():
-        if array.dtype.name == "bfloat16":
-            raise UnsupportedModelError(f"input {name!r}: ONNX Runtime takes no bfloat16 arrays; use float32")
-    try:
-        results = session.run(names, arrays)
-    except Exception as error:
-        raise InputError(f"model: ONNX Runtime cannot run it on these inputs: {short_reason(error)}") from error
-    return dict(zip(names, results, strict=True))

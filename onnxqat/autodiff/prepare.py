@@ -7,9 +7,7 @@ import onnx_ir.passes.common as passes
 
 from onnxqat.autodiff.branches import resolve_branches
 from onnxqat.autodiff.functions import gradient_of
-from onnxqat.conversion import converted
 from onnxqat.graph.identities import eliminate_identities
-from onnxqat.graph.io import OLDEST_OPSET, opset
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.types import infer
@@ -20,8 +18,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
     Functions are inlined except those that carry a gradient. Identity nodes go: an exporter puts them between a
     shared initializer and its users, where the gradient builder would miss that both are one. Automatic padding is
-    written out: ONNX Runtime's gradients ignore it. Branches that are decided already are taken. Operator sets older
-    than 13 are upgraded.
+    written out: ONNX Runtime's gradients ignore it. Branches that are decided already are taken.
     """
     copy = supported(model)
     eliminate_identities(copy)
@@ -34,8 +31,8 @@ def prepare(model: ir.Model) -> ir.Model:
 
 
 def supported(model: ir.Model) -> ir.Model:
-    """Returns a copy of an operator set that rules know, without functions and decided branches."""
-    copy = converted(model) if opset(model) < OLDEST_OPSET else model.clone()
+    """Returns a copy without functions that have no gradient of their own, and without decided branches."""
+    copy = model.clone()
     if copy.functions:
         passes.InlinePass(lambda function: gradient_of(function) is None)(copy)
     resolve_branches(copy)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
-from onnxqat.conversion import check_converted, converted
+from onnxqat.conversion import check_converted, modern
 from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
 from onnxqat.graph import io
@@ -54,8 +54,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     """
     loaded = _loaded(model, fixed)
     reverse_at_least_one_step(loaded.graph)
-    if io.opset(loaded) < io.OLDEST_OPSET:
-        loaded = converted(loaded)
+    loaded = modern(loaded)
     if is_quantized(loaded):
         raise InputError(
             "model: is quantized already (it has QuantizeLinear or DequantizeLinear nodes); give the float model"

@@ -23,6 +23,8 @@ from onnxqat.training.training_graph.parameters import Layout
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Value: TypeAlias = ort.OrtValue
+Loaded: TypeAlias = ort.InferenceSession
+Binding: TypeAlias = ort.IOBinding
 
 #: ONNX Runtime's words for types of tensors.
 _TYPES = {

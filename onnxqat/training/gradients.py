@@ -8,15 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxqat.autodiff import ort
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.autodiff.names import SUFFIX
+from onnxqat.conversion import modern
 from onnxqat.errors import InputError
 from onnxqat.graph.edit import fresh_value_name
 from onnxqat.graph.empty import check_not_empty, fatal_when_empty
 from onnxqat.graph.io import ModelLike, load
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import is_quantized
+from onnxqat.runtime import run_exactly
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.restore_float import restore_float
 from onnxqat.training.training_graph.losses import LOSS
@@ -56,7 +57,7 @@ def gradients(
         UnsupportedModelError: nodes on the path have no gradient; all are named.
         InputError: a name is not in the model, or an input is empty where ONNX Runtime cannot take that.
     """
-    forward = load(model, oldest_opset=7)
+    forward = modern(load(model, oldest_opset=7))
     graph = forward.graph
     check_not_empty(fatal_when_empty(graph), feeds)
     if is_quantized(forward):
@@ -69,7 +70,7 @@ def gradients(
     trained = differentiate(forward, LOSS, wrt)
     bound = {name: value.numpy() for name, value in weights.items() if value is not None}
     bound |= {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
-    results = ort.run(ir.to_proto(trained), {**bound, **feeds})
+    results = run_exactly(ir.to_proto(trained), {**bound, **feeds})
     return {name: results[aliases.get(name, name)] for name in names}, {name: results[f"{name}_grad"] for name in wrt}
 
 

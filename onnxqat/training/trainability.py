@@ -13,6 +13,7 @@ from onnxqat.autodiff.path import may_be_float
 from onnxqat.autodiff.prepare import supported
 from onnxqat.autodiff.rule import Custom, Expanded, FunctionGradient, Refused, Stopped
 from onnxqat.autodiff.rules.table import rule_for
+from onnxqat.conversion import modern
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import is_quantized, quantizers
 from onnxqat.graph.types import infer
@@ -36,7 +37,7 @@ class OperatorRow:
 
 def trainability(model: ir.Model) -> list[OperatorRow]:
     """Returns one row per operator and outcome, in order of first appearance. The model is left as it is."""
-    copy = supported(model)
+    copy = supported(modern(model))
     infer(copy)
     trained = {node for quantizer in quantizers(copy) for node in quantizer.nodes}
     rows = Counter(
@@ -48,7 +49,7 @@ def trainability(model: ir.Model) -> list[OperatorRow]:
 
 def obstacles(model: ir.Model) -> list[Blocked]:
     """Returns the nodes without gradient between what training changes, unless told otherwise, and the outputs."""
-    forward = model.clone()
+    forward = modern(model).clone()
     if is_quantized(forward):
         restore_float(forward)
         call_quantizers(forward)

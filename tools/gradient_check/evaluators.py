@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from onnxqat.autodiff import ort
+from onnxqat.runtime import run_exactly
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Arrays: TypeAlias = dict[str, Array]
@@ -106,7 +106,7 @@ def _runtime64(model: onnx.ModelProto) -> Evaluate:
     for value in (*wide.graph.input, *wide.graph.output):
         if is_float(value):
             value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    return lambda feeds: ort.run(wide, _widen(feeds))
+    return lambda feeds: run_exactly(wide, _widen(feeds))
 
 
 def _runtime(model: onnx.ModelProto) -> Evaluate:
@@ -117,6 +117,6 @@ def _runtime(model: onnx.ModelProto) -> Evaluate:
             name: value.astype(onnx.helper.tensor_dtype_to_np_dtype(types[name])) if name in types else value
             for name, value in feeds.items()
         }
-        return ort.run(model, narrow)
+        return run_exactly(model, narrow)
 
     return evaluate

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 import numpy as np
-import onnxruntime as ort
 
 from onnxqat.runtime import exact_options, session
-from onnxqat.training.engine import Floats
+from onnxqat.training.engine import Binding, Floats, Loaded, Value, as_value
 from onnxqat.training.optimize.optimizers import Optimizer, update_graph
 from onnxqat.training.training_graph.parameters import Kind, Layout
 
@@ -45,7 +44,7 @@ class Updater:
         """Takes `hold`, which clips parameters to their bounds and is part of every update."""
         self._optimizer, self._hold = optimizer, hold
         self.moments = [np.zeros_like(parameters) for _ in range(optimizer.moments)]
-        self._stretches: list[tuple[Kind, ort.InferenceSession, ort.IOBinding]] = []
+        self._stretches: list[tuple[Kind, Loaded, Binding]] = []
         self._kept: list[object] = []  # bindings keep no references
         self._rates: dict[Kind, dict[str, Floats]] = {}
         low, high = scale_bounds(layout, parameters)
@@ -81,9 +80,7 @@ class Updater:
             if self._hold is not None:
                 self._hold()
 
-    def _bind(
-        self, kind: Kind, update: ort.InferenceSession, vectors: dict[str, Floats], scalars: dict[str, ort.OrtValue]
-    ) -> None:
+    def _bind(self, kind: Kind, update: Loaded, vectors: dict[str, Floats], scalars: dict[str, Value]) -> None:
         binding = update.io_binding()
         values = {name: self._value(array) for name, array in vectors.items()}
         for name, value in {**values, **scalars}.items():
@@ -92,8 +89,8 @@ class Updater:
             binding.bind_ortvalue_output(f"{name}_new", values[name])
         self._stretches.append((kind, update, binding))
 
-    def _value(self, array: Floats) -> ort.OrtValue:
-        value = ort.OrtValue.ortvalue_from_numpy(array)
+    def _value(self, array: Floats) -> Value:
+        value = as_value(array)
         self._kept += [array, value]
         return value
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from onnxqat import gradients
-from onnxqat.autodiff import ort
 from onnxqat.errors import UnsupportedModelError
+from onnxqat.runtime import run_exactly
 from tests.autodiff.rules.against_torch import assert_matches_torch, model, normal
 from tools.gradient_check.check import check_gradients
 
@@ -121,7 +121,7 @@ def _check(operator: str, attributes: str, peepholes: bool = False) -> None:
     feeds = {name: value for name, value in _feeds(operator, 1).items() if name in "xwrb"}
     feeds |= {"p": normal(1, 3 * _H, seed=6)} if peepholes else {}
     # ONNX's reference evaluator knows neither clip nor input_forget, so ONNX Runtime's outputs are what counts.
-    verdict = check_gradients(proto, feeds, ort.run(proto, feeds))
+    verdict = check_gradients(proto, feeds, run_exactly(proto, feeds))
     assert verdict.outcome == "correct", verdict.reason
 
 
