@@ -30,12 +30,12 @@ class Signature:
 
     Attributes:
         inputs: dtype and shape (None where free) of each model input, in the model's order.
-        labels: names of the label arrays, in the order of a tuple batch's tail.
-        needs_labels: whether a batch without them is refused.
+        labels: names of the label arrays, in the order in which they end a tuple.
+        needs_labels: whether a batch without labels is refused.
         samples: which axes count samples.
-        fatal_when_empty: inputs that ONNX Runtime does not survive without an element, with the operator.
-        without_labels: what a user without labels can do, said where they are missing.
-        fixed: names of inputs that the model no longer takes, since they are constants in it; batches may hold them.
+        fatal_when_empty: inputs that crash ONNX Runtime if they are empty, each with the operator.
+        without_labels: advice in the message about missing labels.
+        fixed: names of former inputs that are constants of the model now; batches may still hold them.
     """
 
     inputs: dict[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]]
@@ -55,7 +55,7 @@ class Signature:
         needs_labels: bool = False,
         sample_axis: int | None = None,
     ) -> Signature:
-        """The signature of a model's inputs; initializers that are listed among the inputs do not count."""
+        """Returns the signature of a model's inputs, without initializers that are listed among them."""
         inputs = {}
         for value in model.graph.inputs:
             if value.is_initializer() or value.name is None:
@@ -71,7 +71,7 @@ class Signature:
 
 
 def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
-    """One item of a loader as a batch that fits the signature.
+    """Returns an item of a loader as a batch that fits the signature.
 
     Raises:
         InputError: a name is missing or unknown, a type or shape does not fit, an array is empty or not finite.
@@ -151,7 +151,7 @@ def _fits(shape: Shape, wanted: tuple[int | None, ...]) -> bool:
 
 
 def _remedy(shape: Shape, wanted: tuple[int | None, ...]) -> str:
-    """Returns the step that turns an array of a shape into one that the model takes: the usual slips first."""
+    """Returns advice for an array of the wrong shape; the most common mistakes are looked for first."""
     if _fits((1, *shape), (None, *wanted[1:])):
         return "if these are single samples, let the loader batch them"
     if shape[1:] and _fits(shape[1:], wanted[1:]) and wanted[0] is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-#: Sizes of an output; None where only a batch tells.
+#: Sizes of an output; None where the model does not state them.
 Sizes = Sequence[int | None]
 
 
@@ -19,7 +19,7 @@ def equal(shape: Sequence[int], sizes: Sizes) -> bool:
 
 
 def not_numbers(label: Array, sizes: Sizes) -> str:
-    """Returns why labels are no class numbers, for an output of these sizes."""
+    """Returns why labels are not class numbers, for an output of these sizes."""
     if _one_hot(label, sizes):
         return f"is one-hot (shape {list(label.shape)}), class numbers are needed; give label.argmax of its class axis"
     found = f"has type {label.dtype} and shape {list(label.shape)}, class numbers are needed"
@@ -30,7 +30,7 @@ def not_numbers(label: Array, sizes: Sizes) -> str:
 
 
 def misfit(label: Array, sizes: Sizes, expected: Sizes) -> str:
-    """Returns why whole numbers are not the class numbers of an output of these sizes, which are expected in others."""
+    """Returns why integer labels do not fit an output of these sizes, whose class numbers have the expected shape."""
     if _one_hot(label, sizes):
         return (
             f"is one-hot (shape {list(label.shape)}), class numbers are needed; give label.argmax of its class axis, "

@@ -1,8 +1,8 @@
 """Relation of labels to a model's first output: one rule for losses, validation and metrics.
 
-Class numbers have the output's shape without the axis along which classes compete. Which axis that is, the user says, or the
-model's Softmax, or the labels' own shape where it fits one axis alone. Labels of the output's own shape stand for its elements:
-with one column, or behind Sigmoid, each element is a decision between 0 and 1.
+Class numbers have the output's shape without its class axis. The user names that axis; otherwise the model's Softmax shows it, or
+the labels' shape if it fits one axis only. Labels in the output's own shape belong to its elements: with one column, or behind
+Sigmoid, each element is a decision between 0 and 1.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Labelling:
     """Settings of the user about labels.
 
     Attributes:
-        class_axis: axis of the first output along which classes compete; None: told by the model and the labels' shape.
-        ignore_label: class number that does not count; None: all count.
-        sample_axis: axis of the inputs that counts samples; None: told by the model (see `samples`).
+        class_axis: class axis of the first output; None: the model or the labels' shape shows it.
+        ignore_label: class number that is ignored; None: all count.
+        sample_axis: axis of the inputs that counts samples; None: the model shows it (see `samples`).
     """
 
     class_axis: int | None = None
@@ -42,10 +42,10 @@ class Decisions:
 
     Attributes:
         activation: "Softmax", "LogSoftmax" or "Sigmoid" where the output comes from one, else None.
-        axis: along which axis classes compete; None until labels have told.
-        ignored: class number that does not count.
-        samples: the output's axis that counts samples, along which classes do not compete.
-        sided: whether labels have said that each element of the output is a decision of its own.
+        axis: the class axis; None until labels have shown it.
+        ignored: class number that is ignored.
+        samples: the output's axis that counts samples, which cannot be the class axis.
+        sided: whether the labels' shape has shown that each element of the output is a decision of its own.
         linear: whether the output comes straight from a linear layer.
         channels: the axis of that layer's channels, along which answers are compared where no labels tell the class axis.
     """
@@ -106,7 +106,7 @@ class Decisions:
         return np.ones(label.shape, bool) if self.ignored is None else np.asarray(label != self.ignored)
 
     def hits(self, output: Array, label: Array) -> NDArray[np.bool_]:
-        """Whether each decision is the label's, of those that count: of classes, or of sides where labels stand for elements."""
+        """Compares decisions with labels, without ignored ones: classes, or sides where labels belong to elements."""
         if self.are_sides(label, output.shape):
             return self.side_hits(output, label)
         numbers = self.numbers(label, output.shape)
@@ -116,7 +116,7 @@ class Decisions:
         return self._by_sample(hits, self.counted(numbers), samples)
 
     def side_hits(self, output: Array, label: Array) -> NDArray[np.bool_]:
-        """Whether each element is on its label's side of the threshold, of those that count."""
+        """Says for each element that counts whether it is on its label's side of the threshold."""
         sides = self.sides(label, output.shape)
         self.sided = True
         return self._by_sample(self.chosen(output) == (sides > 0.5), self.counted(sides), self.samples or 0)
@@ -149,7 +149,7 @@ class Decisions:
         return found
 
     def are_sides(self, label: Array, sizes: Sizes) -> bool:
-        """Whether labels are one for each element of an output of one column, or of one behind Sigmoid."""
+        """Whether each element of an output of one column, or of one behind Sigmoid, has a label."""
         column = len(sizes) == 1 or (1 in [d for axis, d in enumerate(sizes) if axis != self.samples])
         if self.axis is not None and len(sizes) > 1:
             column = sizes[self.axis] == 1
@@ -165,7 +165,7 @@ class Decisions:
         return np.asarray(output > (0.5 if self.activation == "Sigmoid" else 0))
 
     def check_logits(self, output: Array) -> None:
-        """Refuses what looks like probabilities of a Sigmoid that is written as other operators: they are no logits."""
+        """Refuses what looks like probabilities of a Sigmoid that is written as other operators: they are not logits."""
         if self.activation is None and not self.linear and output.size and output.min() >= 0 and output.max() <= 1:
             raise InputError(
                 "output: lies between 0 and 1 as probabilities do, but comes from no Sigmoid that is known; make the logits the "
@@ -173,7 +173,7 @@ class Decisions:
             )
 
     def predicted(self, output: Array) -> Array | None:
-        """Classes, or sides, that an output predicts; None where nothing tells along which axis classes compete."""
+        """Classes, or sides, that an output predicts; None where nothing shows the class axis."""
         if not np.issubdtype(output.dtype, np.floating):
             return None
         column = output.ndim < 2 or self.axis is None or output.shape[self.axis] == 1
@@ -218,7 +218,7 @@ class Decisions:
 
 
 def aligned(label: Array, sizes: Sizes, name: str = "label") -> Array:
-    """Labels in the shape of the output whose elements they stand for; axes of one element may differ.
+    """Labels in the shape of the output to whose elements they belong; axes of one element may differ.
 
     Raises:
         InputError: they have another shape.
@@ -240,12 +240,12 @@ def _checked_axis(axis: int | None, rank: int | None) -> int | None:
 
 
 def _fits(label: Array, sizes: Sizes, axis: int) -> bool:
-    """Whether labels have the sizes without that axis; those with the axis kept, of one element, or a column, do too."""
+    """Whether labels have these sizes without that axis. It may be kept with one element, and labels may be a column."""
     return sizes[axis] != 1 and _reshaped(label, [*sizes[:axis], *sizes[axis + 1 :]]) is not None
 
 
 def _reshaped(label: Array, sizes: Sizes) -> Array | None:
-    """The labels in these sizes, if they differ in axes of one element alone."""
+    """The labels in these sizes, if they differ only in axes of one element."""
     if label.ndim == len(sizes) and equal(label.shape, sizes):
         return label
     if not label.ndim or not equal([d for d in label.shape if d != 1], [d for d in sizes if d != 1]):

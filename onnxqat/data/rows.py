@@ -15,7 +15,7 @@ from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
 from onnxqat.foreign import described
 
-#: A file that unpacks to more bytes than this, and to this many times its own size, is refused as no real data.
+#: A file that unpacks to more bytes than this, and to this many times its own size, cannot be real data and is refused.
 LARGEST_UNPACKED = 2**30
 LARGEST_RATIO = 50
 

@@ -1,7 +1,7 @@
 """Axis of inputs and outputs that counts samples: one rule for calibration, training, processes and verification.
 
-It is the first one, as a rule. Time-first recurrent networks have another: the one whose size inputs and outputs share by a name
-that speaks of a batch, the one along which a recurrent layer reads samples, or else the one that stands first in the output.
+Usually it is the first one. Time-first recurrent networks have another: the axis whose size has the same batch-like name in
+inputs and outputs, or the axis along which a recurrent layer reads samples, or else the one that comes first in the output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Arrays = Mapping[str, NDArray[Any]]
 _BATCH = re.compile(r"n|b|bs|(.*[_\W])?batch([_\W].*)?|batchsize|samples?|num_samples", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"unk__|\?|dynamic|.*dim_?\d")
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-#: Operators that leave the axes before the last where they are in their first input.
+#: Operators that keep all axes of their first input in place, except the last.
 _LEAVES_AXES = frozenset(
     {"Add", "Cast", "Clip", "DequantizeLinear", "Div", "Dropout", "Identity", "LayerNormalization"}
 )
@@ -64,7 +64,7 @@ class Samples:
         return next((array.shape[axis] for array, axis in self._known(batch, names)), 1)
 
     def first(self, batch: Arrays, names: Sequence[str], rows: int) -> dict[str, NDArray[Any]]:
-        """The inputs of the first so many samples of a batch."""
+        """The inputs of the first `rows` samples of a batch."""
         axes = {name: self.inputs.get(name, 0) for name in names if name in batch}
         return {
             name: batch[name]

@@ -1,4 +1,4 @@
-"""Batches: whatever the user has, files, loaders, generators or functions, becomes checked dicts of arrays (see `batch`)."""
+"""Turns the user's files, loaders, generators or functions into checked batches, which are dicts of arrays (see `batch`)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Batches:
         return self._checked(self._items())
 
     def check_epochs(self, epochs: int, what: str = "data") -> None:
-        """Raises InputError where the source can be read once only, as a generator, and more than one epoch is asked for."""
+        """Raises InputError if the source can be read only once (a generator), and more than one epoch is needed."""
         if epochs > 1 and isinstance(self.source, Iterator):
             raise InputError(
                 f"{what}: a {type(self.source).__name__} can be read once, not for {epochs} epochs; "
@@ -55,7 +55,7 @@ class Batches:
     def epoch(self, number: int, seed: int = 0) -> Iterator[Batch]:
         """Batches of an epoch: arrays from files are shuffled (seeded by epoch), other sources keep their own order.
 
-        A source that draws its order itself is told the epoch where it has `set_epoch`, PyTorch's name for it.
+        A source with a method `set_epoch` (PyTorch's name) is told the epoch, since it draws its order itself.
         """
         if isinstance(self.source, Rows | Arrays):
             return self._checked(self.source.shuffled(np.random.default_rng((seed, number))))
@@ -148,11 +148,11 @@ def read(data: str | Path | Source, batch_size: int = 64) -> Source:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """The `.npz` files of a folder; hidden ones, which systems leave there, and links to nothing are passed over."""
+    """The `.npz` files of a folder, without hidden ones, which systems leave there, and links to nothing."""
     found = sorted(folder.glob("*.npz"))
     files = tuple(path for path in found if not path.name.startswith(".") and path.is_file())
     for stray in [path for path in found if path not in files]:
-        log.warning("%s: passed over, a hidden file or a link to nothing", stray)
+        log.warning("%s: skipped, a hidden file or a link to nothing", stray)
     return files
 
 
@@ -242,7 +242,7 @@ def call(name: str) -> Any:
 
 
 def _is_endless(items: Iterable[Any]) -> bool:
-    """Whether the source is a tf.data.Dataset that says of itself that it has no end; -1 is tf.data.INFINITE_CARDINALITY."""
+    """Whether the source is a tf.data.Dataset of infinite cardinality; -1 is tf.data.INFINITE_CARDINALITY."""
     cardinality = getattr(items, "cardinality", None)
     with foreign.guarded("data: its cardinality fails"):
         return callable(cardinality) and int(cardinality()) == -1

@@ -1,7 +1,7 @@
 """Attributes of nodes, checked before any runtime sees them.
 
-ONNX's checker reads types of attributes, not numbers; ONNX Runtime ends the process over strides of 0 (a division), and over
-axes and paddings beyond its integers. So numbers are checked here, by one table for all operators.
+ONNX's checker reads types of attributes, not numbers. ONNX Runtime crashes at strides of 0 (a division), and at axes and paddings
+beyond its integers. So numbers are checked here, by one table for all operators.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Bounds(NamedTuple):
     """Limits of the integers of an attribute.
 
     Attributes:
-        low: the smallest that each may be.
-        high: the largest that each may be.
-        product: the largest that all of them may give, multiplied with each other.
+        low: smallest value of each.
+        high: largest value of each.
+        product: largest product of all of them.
     """
 
     low: int
@@ -94,7 +94,7 @@ _ANY = ("value_int", "value_ints", "starts", "ends", "start", "end")
 
 
 def check_attributes(model: ir.Model) -> None:
-    """Refuses attributes of another type than their operator says, or with numbers that end a runtime's process.
+    """Refuses attributes of another type than their operator says, or with numbers at which a runtime crashes.
 
     Raises:
         InputError: names node and attribute.
@@ -164,7 +164,7 @@ def _check_bounds(node: ir.Node, name: str, values: Sequence[int], bounds: Bound
 
 
 def _check_window(node: ir.Node) -> None:
-    """One number for each spatial axis, and an output_padding that is less than a step."""
+    """Demands one number for each spatial axis, and an output_padding below the stride."""
     rank = _spatial_rank(node) if node.op_type in _WINDOWS else None
     for name, count in _PER_AXIS.items():
         values = _integers(node.attributes[name]) if name in node.attributes else ()
@@ -189,7 +189,7 @@ def _steps(node: ir.Node) -> Sequence[int]:
 
 
 def _check_group(node: ir.Node) -> None:
-    """The weight's output channels are divided among the groups."""
+    """Demands that `group` divides the weight's output channels."""
     if node.op_type not in ("Conv", "ConvTranspose") or "group" not in node.attributes or len(node.inputs) < 2:
         return
     shape, group = _shape(node, 1), node.attributes["group"].as_int()
@@ -199,7 +199,7 @@ def _check_group(node: ir.Node) -> None:
 
 
 def _check_hidden_size(node: ir.Node) -> None:
-    """The recurrent weight is [directions, gates · hidden_size, hidden_size]."""
+    """Demands a recurrent weight of shape [directions, gates · hidden_size, hidden_size]."""
     shape = _shape(node, 2) if node.op_type in ("LSTM", "GRU", "RNN") and "hidden_size" in node.attributes else None
     size = None if shape is None or not shape.rank() else shape[-1]
     if isinstance(size, int) and node.attributes["hidden_size"].as_int() != size:
@@ -216,7 +216,7 @@ def _check_axis(node: ir.Node) -> None:
 
 
 def _check_order(node: ir.Node) -> None:
-    """The order that a Transpose puts axes in names each of them once."""
+    """Demands that the `perm` of a Transpose names each axis once."""
     order = (
         list(_integers(node.attributes["perm"])) if node.op_type == "Transpose" and "perm" in node.attributes else []
     )
@@ -233,7 +233,7 @@ def _check_axes(node: ir.Node) -> None:
 
 
 def _check_blocks(node: ir.Node) -> None:
-    """The blocks of Col2Im fit into its image."""
+    """Demands that the blocks of Col2Im fit into its image."""
     if node.op_type != "Col2Im":
         return
     image, block = (constant(value) for value in node.inputs[1:3])
@@ -253,7 +253,7 @@ def _check_blocks(node: ir.Node) -> None:
 
 
 def _check_parameters(node: ir.Node) -> None:
-    """Parameters of a layer have elements, which kernels read unasked."""
+    """Refuses parameters of a layer without elements: kernels read them without a check."""
     for value in node.inputs if node.op_type in LAYERS else ():
         array = constant(value)
         if value is not None and array is not None and not array.size:
@@ -261,7 +261,7 @@ def _check_parameters(node: ir.Node) -> None:
 
 
 def _check_vectors(node: ir.Node) -> None:
-    """Parameters of a normalization are one number for each channel."""
+    """Demands that parameters of a normalization are one number for each channel."""
     given = node.inputs[1:] if node.op_type in ("BatchNormalization", "InstanceNormalization") else ()
     shapes = {array.shape for array in map(constant, given) if array is not None}
     if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
@@ -273,7 +273,7 @@ def _check_vectors(node: ir.Node) -> None:
 
 
 def _check_value(node: ir.Node) -> None:
-    """A Constant has one value, in one of its attributes."""
+    """Demands that a Constant has one value, in one of its attributes."""
     if node.op_type == "Constant" and len(node.attributes) != 1:
         raise InputError(
             f"model: {label(node)} has {len(node.attributes)} values instead of one; export the model again"

@@ -28,7 +28,7 @@ ROOM = 2.0**30
 PRODUCT = 255 * 128
 #: Bound of the bias where the products alone could fill int32.
 LEAST_ROOM = 2.0**24
-#: No network computes with numbers as large; the smallest fill in use is half precision's -1e4.
+#: No network computes with numbers this large; the smallest fill in use is half precision's -1e4.
 SMALLEST_FILL = 1e4
 #: Metadata of a model: whether its biases are deployed as "int32" or "float".
 DEPLOYED_AS = "onnxqat.bias"
@@ -69,11 +69,11 @@ class Bias:
 
     @cached_property
     def room(self) -> float:
-        """Largest magnitude of its codes at which they and the products fit into int32 together."""
+        """Largest magnitude of its codes at which codes and products together fit into int32."""
         return max(ROOM - PRODUCT * _products(self.layer, self.weight), LEAST_ROOM)
 
     def smallest_weight_scale(self, array: NDArray[np.float32], data_scale: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Smallest scale of the weight at which the bias has such codes and its grid is normal; of its shape."""
+        """Smallest scale of the weight, in its shape, at which the codes of the bias fit and its grid is a normal float."""
         needed = np.maximum(np.abs(array) * np.float32(1 / self.room), np.finfo(np.float32).tiny)
         shape = self.weight.scales.shape
         if not shape:

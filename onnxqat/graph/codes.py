@@ -23,7 +23,7 @@ def move_floats(model: ir.Model) -> None:
     """Lets data movement between a QuantizeLinear and its DequantizeLinear move floats, in place; answers stay the same.
 
     A pair of the same grid comes behind it, so that runtimes still run it on integers. Stored codes are moved here and now. Nodes
-    without a name are called as what they make, so that messages can name them.
+    without a name get the name of their output, so that messages can name them.
     """
     graph = model.graph
     nodes = [node for node in graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -58,7 +58,7 @@ def _moves(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> bool:
 
 
 def _move_stored(model: ir.Model) -> None:
-    """Carries out the movement of codes that are stored."""
+    """Moves codes that are stored."""
     stored = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
     chosen: set[ir.Node] = set()
     read = {node.inputs[0] for node in model.graph if node.op_type == "DequantizeLinear"}
@@ -93,7 +93,7 @@ def _float_inside(graph: ir.Graph, node: ir.Node, grids: dict[ir.Value, ir.Node]
 
 
 def _beside(graph: ir.Graph, node: ir.Node, operator: str, value: ir.Value | None, quantize: ir.Node) -> ir.Value:
-    """A node of the quantizer's grid before or behind another; what it reads may be set later."""
+    """Adds a QuantizeLinear or DequantizeLinear of the quantizer's grid before or behind a node; its input may be set later."""
     new = ir.node(operator, [value, *quantize.inputs[_GRID]], name=fresh_name(graph, f"{node.name}_{operator}"))
     result = new.outputs[0]
     result.name = fresh_value_name(graph, str(new.name))
@@ -108,7 +108,7 @@ def _beside(graph: ir.Graph, node: ir.Node, operator: str, value: ir.Value | Non
 
 
 def _fill_in_float(graph: ir.Graph, node: ir.Node, quantize: ir.Node) -> None:
-    """The number that the code stands for which a Pad fills in, 0 where it is not given."""
+    """The number behind the code that a Pad fills in; 0 where none is given."""
     fill = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
     scale, zero = (
         constant(quantize.inputs[1]),

@@ -37,8 +37,8 @@ def shared_code(graph: ir.Graph, code: NDArray[Any]) -> ir.Value:
 def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Lets all readers of `old`, which a node of the graph computes, read `new`; an output of the graph keeps its name.
 
-    `new` takes the name over where it can. An input, an initializer, another output or a value of an outer graph has a name to
-    keep itself: an Identity then makes the output.
+    `new` takes over the name where it can. An input, an initializer, another output and a value of an outer graph keep their own
+    name: an Identity then makes the output.
     """
     if old.is_graph_output():
         new = _under_name_of(graph, old, new)
@@ -78,7 +78,7 @@ def fresh_value_name(graph: ir.Graph, name: str) -> str:
 
 
 def forget_names(graph: ir.Graph) -> None:
-    """Drops the memory of taken names: to be called after a pass that makes nodes or values of its own."""
+    """Forgets which names are taken; to be called after a pass that makes nodes or values itself."""
     graph.meta.pop(_NODES, None)
     graph.meta.pop(_VALUES, None)
 
@@ -106,7 +106,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def make_inputs(graph: ir.Graph, names: Iterable[str]) -> None:
-    """Turns initializers into graph inputs, in place; names that are none are passed over."""
+    """Turns initializers into graph inputs, in place; other names are ignored."""
     for name in names:
         value = graph.initializers.pop(name, None)
         if value is None:

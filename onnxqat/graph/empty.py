@@ -1,4 +1,4 @@
-"""Operators over which ONNX Runtime 1.19 ends the process where a tensor has no element."""
+"""Operators at which ONNX Runtime 1.19 crashes if a tensor has no elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 
-#: Operators that end the process, by a division by zero or worse.
+#: Operators that crash, by a division by zero or worse.
 _FATAL = frozenset({"Einsum", "GRU", "LSTM", "LpNormalization", "TopK"})
 #: Operators whose output may have elements where the first input has none.
 _FILLING = frozenset(
@@ -19,7 +19,7 @@ _FILLING = frozenset(
 
 
 def fatal_when_empty(graph: ir.Graph) -> dict[str, str]:
-    """Inputs that must not be empty, each with the operator that ONNX Runtime does not survive then."""
+    """Inputs that must not be empty, each with the operator at which ONNX Runtime would crash."""
     if not any(node.op_type in _FATAL for node in graph.all_nodes()):
         return {}
     found = {str(value.name): _reached(graph, value) for value in graph.inputs}
@@ -30,13 +30,11 @@ def check_not_empty(fatal: Mapping[str, str], feeds: Mapping[str, npt.NDArray[np
     """Raises InputError where an input is empty that `fatal_when_empty` names."""
     for name, operator in fatal.items():
         if name in feeds and np.size(feeds[name]) == 0:
-            raise InputError(
-                f"input {name!r}: is empty, which ONNX Runtime does not survive at {operator}; feed an element"
-            )
+            raise InputError(f"input {name!r}: is empty, at which {operator} crashes ONNX Runtime; feed an element")
 
 
 def _reached(graph: ir.Graph, start: ir.Value) -> str | None:
-    """The first such operator that reads nothing but what an input, if it is empty, leaves empty."""
+    """The first such operator that has nothing to read if the input is empty."""
     empty = {start}
     for node in graph.all_nodes():
         given = [value for value in node.inputs if value is not None]

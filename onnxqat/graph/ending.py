@@ -68,7 +68,7 @@ def ending(output: ir.Value) -> Ending | None:
 
 
 def is_linear(output: ir.Value) -> bool:
-    """Whether an output comes straight from a linear layer, so that it is no probability; an input or a constant is too."""
+    """Whether an output comes straight from a linear layer, so that it is no probability; an input or a constant counts too."""
     value = output
     while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
         passes = node.op_type in REARRANGING | _SELECTING | _AVERAGING or _keeps_values(node)
@@ -102,7 +102,7 @@ def channel_axis(output: ir.Value) -> int | None:
 
 
 def varies_in_size(output: ir.Value, inputs: Sequence[ir.Value]) -> bool:
-    """Whether the data decides how large an output is: boxes that are kept, places that are not zero."""
+    """Whether the size of an output depends on the data: boxes that are kept, places that are not zero."""
     known = {d.value for value in inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)}
     sizes = list(output.shape or ())
     if output.shape is not None and all(

@@ -206,7 +206,7 @@ def _copy(source: onnx.ModelProto | onnx.GraphProto, target: onnx.ModelProto | o
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Size that type and shape say; of texts, that of what is there."""
+    """Size by type and shape; of texts, the size of their bytes."""
     if tensor.data_type == onnx.TensorProto.STRING:
         return sum(map(len, tensor.string_data))
     size: float = math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize  # half a byte for 4-bit types

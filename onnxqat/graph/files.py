@@ -51,7 +51,7 @@ class Kind:
 
 
 class Nowhere(TextIOWrapper):
-    """Stands for a standard stream that the process was started without: prints get lost in it, results must not."""
+    """Stands for a standard stream that the process was started without: printed text may get lost in it, results must not."""
 
 
 def is_standard_output(path: PathLike) -> bool:
@@ -219,7 +219,7 @@ def _replace(target: Path, kind: Kind, make: Callable[[Path], object]) -> None:
 
 
 def _beside(target: Path, kind: Kind, file: Path) -> Path:
-    """Returns where a file made beside the target goes, by the same rules; it only replaces a part of the old."""
+    """Returns where a file made beside the target goes, by the same rules; it may only replace a part of the old file."""
     place = target.with_name(file.name)
     before = list(kind.parts(target))
     check(place, Kind(f"data of {target.name}", lambda found: any(_is_same(found, part) for part in before)))

@@ -1,4 +1,4 @@
-"""Weights that are not numbers: refused by name, for everything behind them would be NaN."""
+"""Refuses weights that are NaN or infinite, by name: everything behind them would be NaN."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checks constant indices before any runtime uses them: some kernels do not, and read or write beyond their data.
+"""Checks constant indices before any runtime uses them: some kernels read or write beyond their data without a check.
 
 Where a size is not known, only what no size allows is refused. Before shapes are inferred, only sizes of constants and inputs
-are believed: what a file says of other values may be wrong.
+are trusted: what a file says of other values may be wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Indexed(NamedTuple):
         limits: for each of the columns of the last axis, or for all elements if there is one: how many things the indices count,
             None where that is not known.
         from_end: whether -1 means the last one.
-        other: a number that stands for no index.
+        other: a number that means "no index".
     """
 
     place: int
@@ -56,24 +56,24 @@ def check_indices(model: ir.Model, *, inferred: bool = False) -> None:
 
 
 class Sizes(NamedTuple):
-    """Sizes and types of a node's inputs, as far as they are to be believed."""
+    """Sizes and types of a node's inputs, as far as they can be trusted."""
 
     node: ir.Node
     inferred: bool
 
     def of(self, place: int) -> list[int | None] | None:
         """The size of each axis; None where it is not known."""
-        value = self._believed(place)
+        value = self._trusted(place)
         if value is None or value.shape is None:
             return None
         return [size if isinstance(size, int) else None for size in value.shape]
 
     def dtype(self, place: int) -> ir.DataType | None:
         """The type of a tensor's elements; None where it is not known, or no tensor."""
-        value = self._believed(place)
+        value = self._trusted(place)
         return value.dtype if value is not None and isinstance(value.type, ir.TensorType) else None
 
-    def _believed(self, place: int) -> ir.Value | None:
+    def _trusted(self, place: int) -> ir.Value | None:
         value = self.node.inputs[place] if len(self.node.inputs) > place else None
         return value if value is not None and (self.inferred or _is_stored(value)) else None
 
@@ -101,7 +101,7 @@ def _check(node: ir.Node, sizes: Sizes) -> None:
 
 
 def _check_trips(node: ir.Node) -> None:
-    """Refuses a Loop that nothing but a huge constant count ends."""
+    """Refuses a Loop that only ends by a huge constant count."""
     count = _constant(node, 0) if node.op_type == "Loop" and "body" in node.attributes else None
     if count is None or count.size != 1 or int(count.item()) <= MOST_TRIPS:
         return

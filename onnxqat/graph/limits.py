@@ -33,7 +33,7 @@ DEEPEST = 12
 
 
 def check_depth(model: ir.Model) -> None:
-    """Refuses branches and loops within each other that no runtime loads in its time.
+    """Refuses branches and loops nested so deeply that no runtime loads them in reasonable time.
 
     Raises:
         InputError: names the innermost node that is still looked at.
@@ -51,7 +51,7 @@ def check_depth(model: ir.Model) -> None:
 
 
 def check_growth(model: ir.Model) -> None:
-    """Refuses nodes whose constant inputs ask for far larger values than they read, before anything carries them out.
+    """Refuses nodes whose constant inputs ask for far larger values than they read, before anything computes them.
 
     Raises:
         InputError: names the node.
@@ -74,7 +74,7 @@ def check_growth(model: ir.Model) -> None:
 
 
 class _Growth:
-    """Follows what nodes make of constants alone, by the shapes that single operators infer: nothing is carried out."""
+    """Follows what nodes make of constants alone, by the shapes that single operators infer; no node is computed."""
 
     def __init__(self, opset: int, stored: float) -> None:
         self._opset = opset
@@ -83,7 +83,7 @@ class _Growth:
         self._made = dict[ir.Value, float]()
 
     def is_followed(self, node: ir.Node) -> bool | None:
-        """Whether a node, which is checked first, may be carried out to find sizes: False, or None for "as is the rule"."""
+        """Checks a node, and says whether it may be computed to find sizes: False, or None for the default."""
         self.check(node)
         return False if any(_elements(value) > _FOLLOWED for value in node.outputs) else None
 
@@ -155,7 +155,7 @@ def check_made(node: ir.Node) -> None:
 
 
 def check_folded(node: ir.Node) -> None:
-    """Refuses to carry out a node of constants whose result is known to be far larger than what it reads.
+    """Refuses to compute a node of constants whose result is known to be far larger than what it reads.
 
     Raises:
         InputError: names it.

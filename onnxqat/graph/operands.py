@@ -1,7 +1,7 @@
 """Inputs of nodes, checked before anything computes with them: types that the operator takes, weights that fit each other.
 
 ONNX's checker counts inputs and reads no types; most code relies on both. Before shapes are inferred, only constants and inputs
-are believed: what a file says of other values may be wrong.
+are trusted: what a file says of other values may be wrong.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_operands(model: ir.Model, *, inferred: bool = False) -> None:
 
 
 def _check_types(sizes: Sizes, schema: onnx.defs.OpSchema) -> None:
-    """The types that each input may have, and one type for all inputs that the schema gives the same (`T`)."""
+    """Checks the type of each input, and that all inputs that share a type in the schema (`T`) have the same."""
     found = dict[str, ir.DataType]()
     for place, value in enumerate(sizes.node.inputs):
         dtype = sizes.dtype(place)
@@ -52,7 +52,7 @@ def _check_types(sizes: Sizes, schema: onnx.defs.OpSchema) -> None:
             other = _called(found[formal.type_str])
             raise _refused(
                 sizes.node,
-                f"its input {value.name!r} is of type {_called(dtype)}, another that must be alike of {other}",
+                f"its input {value.name!r} is of type {_called(dtype)}, but another input that must match it is {other}",
             )
 
 

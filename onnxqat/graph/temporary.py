@@ -25,7 +25,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def _claimed(path: Path, held: ExitStack) -> Path:
-    """A new folder and its lock; another one where a process that clears was quicker than the lock."""
+    """A new folder and its lock; another one if a process that clears was faster than the lock."""
     while True:
         folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         folder.mkdir()
@@ -40,7 +40,7 @@ def _claimed(path: Path, held: ExitStack) -> Path:
 
 
 def clear(folder: Path, names: str) -> None:
-    """Removes what killed processes left beside files of such names (a glob pattern); what is being written stays."""
+    """Removes what killed processes left beside files of such names (a glob pattern), except what is being written."""
     for left in folder.glob(f".{names}.*.tmp"):
         try:
             with _locked(left):

@@ -58,7 +58,7 @@ def infer(model: ir.Model) -> None:
 
 
 def check_ranks(model: ir.Model) -> None:
-    """Refuses convolutions of data that has other axes than the weight, over which ONNX Runtime 1.19 ends the process.
+    """Refuses convolutions whose data and weight have different numbers of axes: ONNX Runtime 1.19 crashes at them.
 
     Raises:
         InputError: names the node.

@@ -1,4 +1,4 @@
-"""Whether a model in protobuf form is a valid one: ONNX's checker without the weights, and what the checker leaves out."""
+"""Checks a model in protobuf form: by ONNX's checker, without the weights, and for what the checker leaves out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_valid(proto: onnx.ModelProto, *, whole: bool = False) -> None:
 
     Args:
         proto: the model.
-        whole: whether it is also refused for what later steps of loading name or complete.
+        whole: whether to refuse also what later steps of loading name or complete.
 
     Raises:
         ValueError: the model is not valid; the message says why.
@@ -39,7 +39,7 @@ def check_valid(proto: onnx.ModelProto, *, whole: bool = False) -> None:
 
 
 def _state_shapes(proto: onnx.ModelProto) -> None:
-    """Gives inputs and outputs that say no shape, which is inferred later, any: the checker would look no further."""
+    """Gives inputs and outputs without a shape a placeholder: the checker would stop there, and shapes are inferred later."""
     for value in (*proto.graph.input, *proto.graph.output):
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()
