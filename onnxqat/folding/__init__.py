@@ -1,4 +1,4 @@
-"""Turns a Q/DQ model into the deployed one: weights and biases become integers, what only training needed goes."""
+"""Turns a Q/DQ model into the deployed one: weights and biases become integers, what only training needed is removed."""
 
 from __future__ import annotations
 

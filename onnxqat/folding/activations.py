@@ -14,7 +14,7 @@ from onnxqat.numerics import quantize
 
 
 def fold_activation(graph: ir.Graph, quantizer: Quantizer) -> None:
-    """Replaces a Relu or Clip that only this quantizer reads by bounds on the codes, none where the codes end there anyway.
+    """Replaces a Relu or Clip that only this quantizer reads by bounds on the codes, if they do not end there anyway.
 
     Exact, because QuantizeLinear is monotone: Q(clip(x, a, b)) = clip(Q(x), Q(a), Q(b)). ONNX Runtime absorbs a float Clip only
     if it covers the whole range of the integer type, which codes below 8 bits and trained scales do not keep to.
@@ -80,7 +80,7 @@ def _bounds(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _reads_quantizer(node: ir.Node) -> bool:
-    """Whether a pair stands before it: ONNX Runtime makes one of two pairs in a row, of another scale."""
+    """Whether a pair stands before it: ONNX Runtime merges two pairs in a row into one of another scale."""
     data = node.inputs[0]
     above = None if data is None else data.producer()
     return above is not None and above.op_type == "DequantizeLinear"

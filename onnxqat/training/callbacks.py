@@ -28,9 +28,9 @@ class Callback:
     """Base class of callbacks; override the methods of interest. To end a run, set `trainer.stop = True`.
 
     Attributes:
-        main_only: whether only the first of several processes calls it, as what writes files must be. It may stop the run for
-            all, but not do what all processes do together (`Trainer.step`, `gradients`, `evaluate`).
-        order: callbacks with a lower number are called first, those with the same in the order in which they are given.
+        main_only: whether only the first of several processes calls it, as a callback that writes files needs. It may stop the
+            run, but must not call what all processes do together (`Trainer.step`, `gradients`, `evaluate`).
+        order: callbacks with a lower number are called first; equal ones are called in the order in which they are given.
 
     Example:
         ```python
@@ -128,7 +128,7 @@ class EarlyStopping(Callback):
     """Ends the run when validation has not improved for some epochs.
 
     Args:
-        patience: epochs without improvement to bear.
+        patience: number of epochs without improvement after which the run ends.
 
     Example:
         ```python
@@ -210,8 +210,8 @@ class Checkpoints(Callback):
     """Writes a checkpoint after every epoch and keeps the two newest; called after all other callbacks.
 
     Args:
-        folder: where they go; made where it is not there.
-        every: also write one after every so many batches; None: only after epochs.
+        folder: folder for the checkpoints; created if it does not exist.
+        every: number of batches after which to write one as well; None: only after epochs.
 
     Example:
         ```python

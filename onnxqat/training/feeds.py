@@ -62,8 +62,8 @@ class Feeds:
     """Prepares batches for one training graph.
 
     Attributes:
-        graph: the training graph, or as much of one.
-        base: what its batches hold, labels aside.
+        graph: the training graph, or the parts of one that batches depend on.
+        base: requirements on its batches, without labels.
         sizes: the first output's shape as far as the graph says it, None where its rank is not known.
         rows: the axis of `sizes` that is as long as a batch has samples, None where that is not known.
         teacher: gives the teacher's outputs for a batch; None where no loss distills.

@@ -36,7 +36,7 @@ class QuantizerStatistics:
 
     Attributes:
         value: name of the value that it quantizes.
-        kind: whether that is constant or computed.
+        kind: "weight" if that value is constant, "activation" if it is computed.
         bits: width of the codes.
         codes: lowest and highest code.
         symmetric: whether 0.0 is the code 0.

@@ -1,4 +1,4 @@
-"""Says, operator by operator, what of a model can be trained, and which nodes prevent it."""
+"""Says, operator by operator, which parts of a model can be trained, and which nodes prevent it."""
 
 from __future__ import annotations
 

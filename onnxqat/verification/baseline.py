@@ -18,8 +18,8 @@ Array = NDArray[Any]
 LEAST_SKILL = 0.05
 #: A model whose loss is so many times a constant answer's does not fit the data.
 FAR_ABOVE = 2.0
-#: A classifier below this share of the gap does not either where its cross entropy is above a constant answer's at all;
-#: one above it may be right often and merely too sure.
+#: A classifier below this share of the gap does not fit either if its cross entropy is above a constant answer's;
+#: one above it may often be right and only too sure.
 GOOD_SKILL = 0.5
 #: Floats as large as this are raw pixels or the like.
 NORMALIZED = 20.0

@@ -41,12 +41,12 @@ class OutputDifference:
         output: its name.
         largest: largest absolute difference over all samples and elements; where shapes differ, over the batches in which
             they do not.
-        step: what one step of this output is, in its own unit (see `step_from`).
+        step: size of one step of this output, in its own unit (see `step_from`).
         step_from: "quantizer": the scale of the quantizer that the output comes out of (the largest, per channel);
             "range": 1/255 of the Q/DQ model's largest minus smallest value of this output on the data; "integer": 1.
         batches: how many batches `largest` is over.
-        sizes: how many entries were given, for an output whose shape differs between the models; None otherwise.
-        masked: how many elements only one of the models masks by infinity; they are no part of `largest`.
+        sizes: numbers of entries, for an output whose shape differs between the models; None otherwise.
+        masked: number of elements that only one of the models masks by infinity; `largest` leaves them out.
     """
 
     output: str
@@ -71,7 +71,7 @@ class Divergence:
         value: name of the value in both models; None where no value before the output differs so much.
         node: name of the node that computes it.
         op_type: that node's operator.
-        steps: largest difference in steps of the value's quantizer.
+        steps: largest difference, in steps of the value's quantizer.
         compared: how many intermediate values the two models have in common by name.
         undisturbed: whether the deployed model gave the same outputs while its intermediate values were being read.
     """
@@ -98,9 +98,9 @@ class Comparison:
         low: smallest value of each output of the Q/DQ model.
         high: largest value likewise.
         first: inputs of the first batch.
-        worst: for each output the inputs of the batch with the largest difference, and the row of it; None where none is known.
-        sizes: for each output whose shape differs between the models how many entries they gave.
-        masked: for each output how many elements only one of the models masks by infinity.
+        worst: for each output, the inputs of the batch with the largest difference, and its row; None if it has none.
+        sizes: numbers of entries of the models, for each output whose shape differs between them.
+        masked: number of elements of each output that only one of the models masks by infinity.
     """
 
     samples: int = 0

@@ -1,4 +1,4 @@
-"""Outputs whose size depends on the data: what can be said where two models give different numbers of entries."""
+"""Compares outputs whose size depends on the data, where two models give different numbers of entries."""
 
 from __future__ import annotations
 

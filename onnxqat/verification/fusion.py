@@ -41,11 +41,11 @@ class Kernel:
     Attributes:
         node: its name.
         op_type: its operator.
-        kernel: what the runtime executes for it; "" where it executes nothing for it.
+        kernel: name of what the runtime executes for it; "" where it executes nothing.
         kind: "integer": reads integer activations; "weight-only": float activations, integer weights; "float"; "absorbed":
             merged into a neighbour, or folded away.
         reason: why it is not an integer kernel, or is one against the model; "" where it is rightly, or is absorbed.
-        purpose: why `insert` left it in float; "" where it did not.
+        purpose: why `insert` left it in float; "" if it did not.
     """
 
     node: str

@@ -1,4 +1,4 @@
-"""The side of the user's program: runs the worker's functions here, or in the environment of another Python interpreter."""
+"""Calls the worker from the user's program: in this process, or in the environment of another Python interpreter."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class _There:
         return self._reply(replies)
 
     def _reply(self, replies: IO[str]) -> dict[str, Any]:
-        """The next line that is a reply; what else is printed is passed over."""
+        """The next line that is a reply; other printed lines are skipped."""
         while line := replies.readline(LONGEST_LINE):
             if line.startswith(worker.MARK):
                 reply: dict[str, Any] = json.loads(line.removeprefix(worker.MARK))

@@ -60,7 +60,7 @@ MEASURES = {
     "mse": Measure("%", 5.0, _share_of_loss),
     AGREEMENT: Measure("points", 1.0, _points),
 }
-#: A metric of the user's: the higher the better, in its own unit.
+#: The user's own metric: higher is better, in its own unit.
 OTHER = Measure("", None, _difference)
 
 
@@ -100,7 +100,7 @@ class Verdict:
         noise: two standard errors of the drop over the samples; infinite for a single one.
         samples: how many samples were judged.
         enforced: whether more than is allowed is a failure; a warning otherwise.
-        evidence: what the cause is read from.
+        evidence: facts that point to the cause.
 
     Example:
         ```python

@@ -62,7 +62,7 @@ METRICS: dict[str, Callable[[Array, Array, Decisions], Array]] = {
 def named(metric: str | Metric, decisions: Decisions | None = None) -> tuple[str, Metric]:
     """A metric with its name; those with a name here judge what the model decides.
 
-    A function of the user's is called under guard: what it raises, and what it returns that is no number, is an InputError.
+    The user's function is guarded: if it raises, or returns something other than numbers, that is an InputError.
 
     Raises:
         InputError: no metric has this name.

@@ -1,6 +1,6 @@
 """Runs a deployed model as the other kind of x86 processor would: the one that saturates, or the one that does not.
 
-This machine is one of the two; which, its runtime is asked with a product that leaves 16 bits.
+This machine is one of the two: a product that leaves 16 bits, run in its runtime, shows which one.
 """
 
 from __future__ import annotations

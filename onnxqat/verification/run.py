@@ -58,16 +58,16 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     Args:
         trained: the Q/DQ model.
         deployed: what `fold` made of it.
-        batches: iterable of batches, with labels under "label" for the metric; or what `sources.read` takes.
+        batches: iterable of batches, a path, or `package.module:function`; with labels under "label" for the metric.
         runtime: "ort" or "openvino"; None: the one that the deployed model was made for.
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
         metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
             sample.
-        float_model: what size and latency are compared with, and what the deployed model is judged against (`Report.verdict`);
-            None: the Q/DQ model without its quantizers, and no verdict.
-        class_axis: axis of the first output along which classes compete; None: told by the model's Softmax and the labels' shape.
-        ignore_label: label that does not count, -100 or 255 say; None: all count.
-        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
+        float_model: model that size and latency are compared with, and that the deployed model is judged against
+            (`Report.verdict`); None: the Q/DQ model without its quantizers, and no verdict.
+        class_axis: axis of the first output that holds the classes; None: the model's Softmax or the labels' shape tells it.
+        ignore_label: label that is ignored, such as -100 or 255; None: all count.
+        sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
         max_drop: how much worse than the float model the deployed one may be: points of accuracy, dB, percent of a loss,
             percent of other answers where there are no labels. `Report.verdict.fails` where it is more, and more than twice the
             standard error of the difference; None: the metric's default (1, 0.3, 5, 1), and no failure.
@@ -161,7 +161,7 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
         runtime: "ort" or "openvino"; None: the one that the model was made for.
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
         class_axis: axis of the first output that holds the classes; None: the model's Softmax or the labels' shape tells it.
-        ignore_label: label that does not count, such as -100 or 255; None: all count.
+        ignore_label: label that is ignored, such as -100 or 255; None: all count.
         sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
         transform: turns an item of the loader into a batch.
         threads: number of threads that the runtime may use.

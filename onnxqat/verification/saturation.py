@@ -74,9 +74,9 @@ class Saturation:
 
     Attributes:
         layers: the layers whose kernels add pairs of weights.
-        products: names of nodes on integer kernels that multiply two activations in pairs, as OpenVINO does: whether these
-            saturate depends on the data alone, and is not emulated. Those of so few bits that none can are left out.
-        unknown: names of the integer layers of which it is not known what a processor without VNNI computes.
+        products: names of nodes on integer kernels that multiply two activations in pairs, as OpenVINO does. Whether they
+            saturate depends on the data, and is not emulated. Nodes of so few bits that none can saturate are left out.
+        unknown: names of the integer layers for which no rule is known for processors without VNNI.
         other: what the other kind of processor computes; None where every processor computes the same integers.
     """
 

@@ -60,7 +60,7 @@ class Update:
     """Result of an optimizer's step, as values of the graph.
 
     Attributes:
-        kept: what stays of the parameter before the step is subtracted; None: all.
+        kept: factor on the parameter before the step is subtracted; None: 1.
         step: what is subtracted.
         moments: the new moments.
     """

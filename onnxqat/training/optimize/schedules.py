@@ -119,7 +119,7 @@ class Cosine:
         """See `Rate`."""
         if at.steps is None and at.epochs is None:
             raise InputError(
-                "Cosine: falls over the whole run, whose length is not known in one's own loop; "
+                "Cosine: falls over the whole run, whose length is not known in a loop of your own; "
                 "call trainer.schedule.plan(epochs, steps_per_epoch) before it"
             )
         fall = 0.5 * (1 + math.cos(math.pi * at.progress))
@@ -129,8 +129,8 @@ class Cosine:
 class Schedule:
     """A specification and the position in it.
 
-    `Trainer.fit` drives it alone. In one's own loop `Trainer.step` counts the steps, and `epoch_step` is to be called after each
-    epoch; `step` is for those who take `Trainer.gradients` and update parameters by themselves.
+    `Trainer.fit` advances it by itself. In your own loop `Trainer.step` counts the steps; call `epoch_step` after each epoch.
+    Call `step` only if you take `Trainer.gradients` and update parameters yourself.
 
     Attributes:
         spec: the specification.
@@ -156,11 +156,11 @@ class Schedule:
         return self.spec.factor(self.position)
 
     def plan(self, epochs: int, steps_per_epoch: int | None = None) -> None:
-        """Says how long the run is that begins now; needed in one's own loop for a schedule over the whole run.
+        """Sets the length of the run that begins now; needed in your own loop for a schedule over the whole run.
 
         Args:
-            epochs: how many.
-            steps_per_epoch: optimizer steps in each; None: not known, and the rate changes from epoch to epoch only.
+            epochs: number of epochs.
+            steps_per_epoch: optimizer steps in each; None: not known, so the rate changes only between epochs.
         """
         if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
             raise InputError(f"plan: epochs is {epochs}, steps_per_epoch {steps_per_epoch}; they must be 1 or more")

@@ -55,7 +55,7 @@ class Remembered:
 
     Attributes:
         last_batch: fingerprint of the last batch trained on.
-        callbacks: name and state of each callback that had one and has not got it back yet.
+        callbacks: name and state of each callback whose state is not restored yet.
     """
 
     last_batch: int | None
@@ -66,7 +66,7 @@ class Remembered:
         if self.last_batch is not None and fingerprint(batch) != self.last_batch:
             log.warning(
                 "data: gives other batches than before the run was stopped, so the run continues with other results; "
-                "check what the order of the data is drawn from"
+                "check where the order of the data comes from"
             )
         self.last_batch = None
 

@@ -55,7 +55,7 @@ class Origin:
 
     @cached_property
     def tensors(self) -> Tensors:
-        """The model without its trained values, those values as the run began with them, a loss function of the user's."""
+        """The model without its trained values, the initial values, and the user's loss function if there is one."""
         proto = io.to_proto(self.graph.qdq)
         trained = {parameter.name for parameter in self.graph.layout.parameters}
         for tensor in proto.graph.initializer:

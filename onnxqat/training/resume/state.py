@@ -22,7 +22,7 @@ class State:
         parameters: the flat array of parameters.
         moments: the optimizer's flat arrays.
         schedule: the learning-rate schedule and the position in it: optimizer steps and epochs done.
-        seed: what the order of the data is drawn from.
+        seed: seed of the order of the data.
         accumulated: sum of the gradients of batches that no optimizer step has used yet, each times its weight; None where each
             batch is a step.
         summed: how many batches that sum holds.

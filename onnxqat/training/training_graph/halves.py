@@ -1,4 +1,4 @@
-"""A Q/DQ model as a function with a gradient, for whoever owns the arrays: another library's tensors, say.
+"""A Q/DQ model as a function with a gradient, on arrays that others own, such as another library's tensors.
 
 The gradient graph is cut in two. The forward part gives the outputs, and whatever the backward part reads of it; the backward
 part goes from cotangents of the outputs to gradients. Nothing is computed twice but quantizers, as in training

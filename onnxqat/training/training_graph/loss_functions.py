@@ -1,4 +1,4 @@
-"""A loss of the user's own: an ONNX function from the model's outputs and labels to a scalar."""
+"""The user's own loss: an ONNX function from the model's outputs and labels to a scalar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss at the end of the training graph as ONNX nodes: named losses, or a function of the user's."""
+"""The loss at the end of the training graph as ONNX nodes: named losses, or the user's function."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AttachedLoss:
     Attributes:
         labels: numpy dtype of each label, by name.
         distilled: the outputs that are compared to a teacher's.
-        judged: what labels of the first output are; None where there are none, or a function of the user's takes them.
+        judged: kind of the first output's labels; None without labels, or where the user's function takes them.
         decisions: how labels belong to the first output.
     """
 

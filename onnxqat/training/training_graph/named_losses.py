@@ -60,7 +60,7 @@ class NamedLoss:
 
     Attributes:
         term: adds the loss of one output to the graph.
-        over: whether it is taken of the model's first output, or summed over all float ones of fixed size.
+        over: whether it applies to the model's first output, or is summed over all float outputs of fixed size.
         labels: what its labels are; None: it takes none. Accuracy is counted where they are classes or sides.
         activations: operators at the end of a model whose input is the logits that the loss takes.
     """
