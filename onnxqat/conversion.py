@@ -50,7 +50,7 @@ def converted(model: ir.Model) -> ir.Model:
         except InputError:
             continue  # not a size, or not numbers, that the model takes
         if not _same(want, old(batch)):
-            log.warning("model: gives another answer each time, so that its conversion is not compared")
+            log.warning("model: gives another answer each time, so its conversion is not compared")
             return result
         _check_same(model, result, want, batch)
         compared += 1
@@ -60,7 +60,7 @@ def converted(model: ir.Model) -> ir.Model:
 
 
 def check_converted(model: ir.Model, batch: Batch) -> None:
-    """Checks the conversion of a model on data of the user's; what `converted` has reported is not reported again.
+    """Checks the conversion of a model on the user's data; what `converted` has reported is not reported again.
 
     Raises:
         InputError: an operator computes something else in the newer opset; the message names it.

@@ -28,7 +28,7 @@ from onnxqat.launch import in_words
 
 Tensors = dict[str, NDArray[Any]]
 
-#: Time after which a process takes the others for dead; initialize the group yourself for another.
+#: Time after which a process considers the others dead; initialize the group yourself for another.
 TIMEOUT = timedelta(minutes=5)
 
 _REMEDY = "restart all processes, from the last checkpoint with --resume"
@@ -212,7 +212,7 @@ def _cut(array: NDArray[Any], axis: int | None, start: int, stop: int) -> NDArra
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Ends this process with a message, by SystemExit, which no handler of errors on the way takes for its own."""
+    """Ends this process with a message, by SystemExit, which no handler of errors on the way catches."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     words = in_words(f"ended by SIGTERM, as torchrun does when another process of the run has died; {_REMEDY}")
     print(words, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Calls code of the user's: whatever it raises, an exit of the process included, becomes one line that names it."""
+"""Calls the user's code: whatever it raises, an exit of the process included, becomes one line that names it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_own_exit(error: BaseException) -> bool:
 
 
 def described(error: BaseException) -> str:
-    """Class and message of an error, which may be of the user's own class and fail itself; one line."""
+    """Class and message of an error in one line; a class of the user's own may fail at that too."""
     if isinstance(error, SystemExit):
         return f"it ends the process, with status {error.code!r}"
     try:
@@ -49,7 +49,7 @@ def described(error: BaseException) -> str:
 
 
 def each(items: Iterable[Any], what: str) -> Iterator[Any]:
-    """The items of an iterable of the user's."""
+    """The items of the user's iterable."""
     with guarded(f"{what}: the loader fails"):
         iterator = iter(items)
     while True:

@@ -76,7 +76,7 @@ def raising() -> Iterator[Raiser]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Lets signals that have a handler wait until what is inside is done; one that is sent again later does not wait."""
+    """Makes signals that have a handler wait until its block is done; one that is sent again later does not wait."""
     handlers: dict[int, Handler] = {}
     if _is_main():
         handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}

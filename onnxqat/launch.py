@@ -23,6 +23,6 @@ def in_words(message: str) -> str:
 
 
 def give_way() -> None:
-    """Waits before this process reports its error: where the first has met the same, torchrun ends this one meanwhile."""
+    """Waits before this process reports its error: if the first process has the same one, torchrun ends this one meanwhile."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(5)

@@ -27,7 +27,7 @@ class Recovery:
     """Way to resume a run that ends early.
 
     Attributes:
-        folder: where its checkpoints are, and where one is written when a signal ends it; None: nowhere.
+        folder: folder of its checkpoints, where one is written when a signal ends it; None: none is written.
         command: the command line that goes on from a folder.
     """
 

@@ -1,4 +1,4 @@
-"""What is asked of the stages on the way: data, configuration, training, judgement; each frozen and validated."""
+"""Requests to the stages: data, configuration, training, judgement; each frozen and validated."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Training:
         weight_decay: weight decay of the optimizer.
         clip_norm: largest norm of the gradient; None: no limit.
         accumulate: batches whose gradients make one optimizer step.
-        seed: what the order of the data is drawn from.
-        freeze: initializers or nodes that are left as they are.
+        seed: seed of the order of the data.
+        freeze: names or patterns of initializers or nodes that are not trained.
         teacher: model for the loss `distill`.
         threads: threads inside an operator; 0: one for each core.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
@@ -119,9 +119,9 @@ class Judge:
     """Runtime, metric and bound by which models are judged (see `verify`).
 
     Attributes:
-        runtime: None: the one that the configuration's target names.
-        interpreter: Python of another environment that has it.
-        metric: what is compared.
+        runtime: "ort" or "openvino"; None: that of the configuration's target.
+        interpreter: Python of another environment that has the runtime; None: this one.
+        metric: name of the metric.
         labelling: how labels belong to the first output.
         max_drop: how much worse than the float model the deployed one may be; None: the metric's default, which is enforced where
             all is quantized to 8 bits.

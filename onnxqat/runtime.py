@@ -18,7 +18,7 @@ from onnxqat.graph import external, files, io
 from onnxqat.graph.validity import check_valid
 from onnxqat.graph.without import without_quantizers
 
-#: Bytes of weights up to which a model that a stage hands on is loaded as it is: beyond, large weights are left out.
+#: Bytes of weights up to which the result of a stage is loaded whole; beyond, large weights are left out.
 LOADED_WHOLE = 2**28
 TRAINING_PACKAGES = ("onnxruntime-training-cpu", "onnxruntime-training")
 TRAINING_VERSION = "1.19.2"
@@ -30,8 +30,8 @@ class Inference:
     Args:
         model: the model.
         outputs: names of the graph outputs to compute; all if None.
-        integer_kernels: whether quantized layers run on integers, as deployed, which some processors round in their own way;
-            in float otherwise, as training computes them.
+        integer_kernels: whether quantized layers run on integers, as deployed (some processors round in their own way); otherwise
+            they run in float, as in training.
         called: what messages call it.
     """
 
@@ -64,7 +64,7 @@ class Inference:
 
 
 def _reads_quantized_outputs(model: ir.Model | onnx.ModelProto) -> bool:
-    """Whether nodes read outputs of a quantized model, which ONNX Runtime 1.19 may then fuse away and answer with nothing."""
+    """Whether nodes read outputs of a quantized model: ONNX Runtime 1.19 may fuse such an output away and return nothing."""
     if isinstance(model, ir.Model):
         outputs: set[ir.Value | str] = set(model.graph.outputs)
         nodes = [(node.op_type, node.inputs) for node in model.graph]
@@ -76,10 +76,10 @@ def _reads_quantized_outputs(model: ir.Model | onnx.ModelProto) -> bool:
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model as it is, if it passes ONNX's checker and ONNX Runtime loads it: what every stage asks before it hands one on.
+    """Returns the model as it is if it passes ONNX's checker and ONNX Runtime loads it; every stage checks its result so.
 
-    It is loaded as users load it: optimized, which some models do not survive. ONNX's checker sees no large weights, nor does
-    the runtime where they are more than `LOADED_WHOLE` bytes, so that this takes a few tenths of a second at any size.
+    It is loaded as users load it, with all optimizations: some models fail only there. ONNX's checker gets no large weights, and
+    neither does the runtime beyond `LOADED_WHOLE` bytes, so that this takes a few tenths of a second at any size.
 
     Raises:
         UnsupportedModelError: it does not.
@@ -96,7 +96,7 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_answers(model: ir.Model, batch: Mapping[str, NDArray[Any]]) -> None:
-    """Refuses a quantized model that answers with NaN, or with infinity where the float model does not.
+    """Refuses a quantized model whose outputs are NaN, or infinite where those of the float model are not.
 
     Inputs and outputs that say no shape, without which ONNX's checker refuses them, get the number of axes that they have here.
 
@@ -133,7 +133,7 @@ def check_loads(model: ir.Model | onnx.ModelProto) -> None:
 
 @contextmanager
 def explained(model: io.ModelLike) -> Iterator[None]:
-    """Gives ONNX Runtime's reason where work on a model fails unexpectedly, and the runtime cannot load that model either.
+    """Raises ONNX Runtime's own reason if work on a model fails unexpectedly and the runtime cannot load that model either.
 
     Raises:
         InputError: it cannot.

@@ -1,4 +1,4 @@
-"""Search path of the command line: the current folder comes last, where an `onnx.py` may lie that is no package.
+"""Search path of the command line: the current folder comes last, since a file named `onnx.py` may lie there.
 
 It imports nothing that Python has not loaded by itself.
 """

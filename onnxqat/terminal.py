@@ -23,7 +23,7 @@ class Terminal(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def on_broken_pipe(self) -> None:
-        """Says that nobody reads any more."""
+        """Raises OnnxqatError: nobody reads standard output any more."""
         raise OnnxqatError("standard output: its reader has ended; read it to its end, or write to a file")
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -51,7 +51,7 @@ def plain(text: str) -> str:
 
 
 def open_streams() -> None:
-    """Gives the process the standard streams that it was started without, and takes away no character that they cannot show.
+    """Gives the process the standard streams that it was started without; characters that they cannot show are escaped.
 
     A file that is opened later must not get the number of a closed stream: libraries print to numbers.
     """

@@ -34,7 +34,7 @@ def check_request(path: str | Path | None, opset: int, newest: int) -> None:
 
 
 def tidy(proto: onnx.ModelProto) -> ir.Model:
-    """The exporter's graph with its parameters as plain initializers, each under its own name, and nothing unused."""
+    """Returns the exporter's graph with its parameters as plain initializers, each under its own name, and nothing unused."""
     model = io.load(proto)
     _check_known(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
 
 #: tf2onnx 1.17 stops here.
 NEWEST_OPSET = 18
-#: Of an axis of any size, other than the batch, in the comparison with Keras.
+#: Size of a free axis, other than the batch, in the comparison with Keras.
 FREE_AXIS_SIZE = 32
 
 

@@ -15,7 +15,7 @@ from onnxqat.errors import short_reason
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppresses the exporters' warnings and log lines: they are about themselves, and pages long."""
+    """Suppresses the exporters' warnings and log lines: they concern the exporters themselves, and are pages long."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -35,7 +35,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def no_printing(descriptor: int = 1) -> Iterator[None]:
-    """Keeps from the terminal what C++ code prints there: 1, standard output; 2, standard error."""
+    """Suppresses what C++ code prints to a stream: 1, standard output; 2, standard error."""
     (sys.stdout if descriptor == 1 else sys.stderr).flush()
     with Path(os.devnull).open("w") as nowhere:
         terminal = os.dup(descriptor)

@@ -1,4 +1,4 @@
-"""Reads a legacy NNCF configuration (the JSON schema of release 2.14) into ours, of which it knows the parts and keys.
+"""Reads a legacy NNCF configuration (the JSON schema of release 2.14) as a configuration of this package.
 
 Every key is honoured or refused by name. Scopes are matched against the names of ONNX nodes: a string is a whole name, one
 that begins with `{re}` a regular expression that is searched for.
@@ -26,7 +26,7 @@ def read(source: str | Path | dict[str, Any], build: Callable[..., C]) -> C:
 
     Args:
         source: the file or dict.
-        build: makes a configuration of its values (`Config`).
+        build: makes a configuration from values by key (`Config`).
 
     Raises:
         InputError: the file cannot be read; a key is unknown or not honoured; a value has the wrong type or is out of range.

@@ -1,4 +1,4 @@
-"""The legacy NNCF configuration (the JSON schema of release 2.14) as types; what they do not take is refused."""
+"""The legacy NNCF configuration (the JSON schema of release 2.14) as types; anything else is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from onnxqat.config_parts import Range
 
-#: Keys of NNCF that have no counterpart in a configuration, and where what they do is found.
+#: Keys of NNCF without a counterpart in a configuration, and how to get their effect.
 REFUSED = {
     "accuracy_aware_training": "pass validation data to Trainer.fit, which keeps the best epoch; EarlyStopping ends it",
     "compression_lr_multiplier": "scales learn at one rate with weights; lower lr of the optimizer instead",
@@ -83,7 +83,7 @@ class RangeInit(_Section):
 
     @property
     def range(self) -> Range:
-        """As the configuration has it."""
+        """The range in the form of `Config`."""
         ends = self.params or Percentiles()
         return Range(
             type=self.type,

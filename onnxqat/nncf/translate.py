@@ -14,7 +14,7 @@ SATURATING = ("ANY", "CPU")
 
 
 def translate(root: Root) -> dict[str, Any]:
-    """Values of the configuration that does what the file says, by key.
+    """Values, by key, of the configuration with the same meaning.
 
     Raises:
         InputError: keys contradict each other, or one has no effect beside the others.

@@ -1,4 +1,4 @@
-"""What is to be known of a target: the facts that every file of this package gives."""
+"""Facts about a target, which every file of this package gives."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Target:
     """Abilities of a runtime with quantized nodes.
 
     Attributes:
-        name: as the user writes it.
+        name: name of the target, as the user writes it.
         runtime: the inference runtime, by the name that `verify` takes.
-        package: what the runtime is called by package registries.
-        title: what it is called in sentences.
+        package: name of the runtime in package registries.
+        title: name of the runtime in sentences.
         weighted: operators with a weight that become one integer kernel.
         integer: other operators that read integers; used only where all they read is integer already. OpenVINO's elementwise ones
             (Add to Sqrt) compute in float, in one generated kernel with the quantizers around them.
