@@ -1,9 +1,9 @@
 """Accuracy of both Fashion-MNIST models at 8, 4, 3 and 2 bits: `python -m tools.benchmark_accuracy [--json FILE]`.
 
-For each model, target and width: the float model, what deployment right after insertion gives, and what it gives after
-training, all as the runtime executes them on the 10,000 test images; with the agreement of trained and deployed model. Below
-8 bits the first and the last layer keep 8. No test image has a say: training reads 9,000 training images (`--full`: 59,000, which
-`python -m tools.fetch_fashion_mnist` fetches), and the best epoch is chosen on 1,000 others.
+For each model, target and width: the accuracy of the float model, of the model deployed right after insertion, and of the model
+deployed after training, as the runtime executes them on the 10,000 test images; with the agreement of trained and deployed model.
+Below 8 bits the first and the last layer keep 8. Test images decide nothing: training reads 9,000 training images (`--full`:
+59,000, which `python -m tools.fetch_fashion_mnist` fetches), and the best epoch is chosen on 1,000 others.
 """
 
 from __future__ import annotations

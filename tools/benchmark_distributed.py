@@ -1,8 +1,8 @@
 """Throughput of data-parallel training: `python -m tools.benchmark_distributed`.
 
 Two processes of one thread, each on half of a batch, against one process of one and of two threads on all of it, on a Q/DQ
-model of a network of `tools.networks`. The three take turns in one run, so that what else the machine does hits all; each
-turn's time is the median over its steps (of the slower process, where there are two), and ratios are medians over the turns.
+model of a network of `tools.networks`. The three take turns in one run, so that other work on the machine disturbs all alike.
+Each turn's time is the median over its steps (of the slower process, where there are two), and ratios are medians over the turns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Ours, NNCF's post-training result and the float model in OpenVINO: `python -m tools.benchmark_openvino --nncf-python …`.
+"""Compares models of onnxqat and of NNCF with the float model in OpenVINO: `python -m tools.benchmark_openvino --nncf-python …`.
 
-Each of the committed classifiers is quantized to 8 bits for OpenVINO in three ways: inserted and folded by us without training,
-with training, and by `nncf.quantize` on the same calibration images. All are then timed in turn in one process, so that what
-else the machine does hits them alike; a ratio is the median over rounds. Accuracy is that of the 10,000 test images, agreement
-the share of them with the float model's answer.
+Each of the committed classifiers is quantized to 8 bits for OpenVINO in three ways: inserted and folded by onnxqat without
+training, with training, and by `nncf.quantize` on the same calibration images. All are then timed in turn in one process, so
+that other work on the machine disturbs all alike; a ratio is the median over rounds. Accuracy is that of the 10,000 test images,
+agreement the share of them with the float model's answer.
 """
 
 from __future__ import annotations

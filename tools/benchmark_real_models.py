@@ -27,7 +27,7 @@ def main() -> None:
     """Runs the named models, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(model.name for model in MODELS))
-    parser.add_argument("--only", choices=WIDTHS, help="run one of the two widths; the other is as it was")
+    parser.add_argument("--only", choices=WIDTHS, help="run one of the two widths; the other keeps its last result")
     parser.add_argument("--interpreter", type=Path, help="Python of an environment whose onnxruntime verifies")
     parser.add_argument(
         "--readme", action="store_true", help="write the table into docs/benchmarks.md, a digest into README.md"

@@ -1,7 +1,7 @@
 """Time and memory of a training step, quantization-aware against float: `python -m tools.benchmark_step`.
 
 Both steps are forward, backward and AdamW, by the same engine under the same options, on 8 images of 224 x 224. Times are
-taken in turn in one process, so that what else the machine does hits both, and compared as the median of the ratios; with
+taken in turn in one process, so that other work on the machine disturbs both, and compared as the median of the ratios; with
 `--cpu` it is the time of one thread on its processor instead, which is steadier on a busy machine. Part of the quantized step is
 the hold of weights that keeps processors from saturating (`Config.overflow_fix`); its share, too small for a difference of two
 noisy steps, is timed by itself, in turn with them. Peak memory is that of a process of its own for each.

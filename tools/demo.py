@@ -1,4 +1,4 @@
-"""Both models of `models/` through `onnxqat run`, at 8 and at 4 bits, and a table of what came of it: `make demo`.
+"""Both models of `models/` through `onnxqat run`, at 8 and at 4 bits, and a table of the results: `make demo`.
 
     python -m tools.demo [--readme]
 

@@ -1,4 +1,4 @@
-"""What mkdocs cannot do by itself: references that come from the program, the command line's and the configuration's defaults."""
+"""References that mkdocs cannot write by itself: those of the command line and of the configuration's defaults."""
 
 from __future__ import annotations
 

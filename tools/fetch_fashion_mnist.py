@@ -38,7 +38,7 @@ def download(folder: Path) -> Path:
 
 
 def check(package: Path) -> None:
-    """Refuses a package that is not the one whose accuracies are published here."""
+    """Refuses a package other than the one that the published accuracies belong to."""
     found = hashlib.sha256(package.read_bytes()).hexdigest()
     if found != SHA256:
         raise FetchError(f"{package.name}: its sha256 is {found}, not {SHA256}; Debian has another version now")

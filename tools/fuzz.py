@@ -36,11 +36,11 @@ MEMORY = 8 * 2**30
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that ended as none may.
+    """A case that ended in a way that is not allowed.
 
     Attributes:
-        number: which; `case` makes it again.
-        what: the kind and mutations.
+        number: number of the case; `case` makes it again.
+        what: kind and mutations of the case.
         why: how it ended.
     """
 
@@ -50,7 +50,7 @@ class Failure:
 
 
 def campaign(numbers: list[int], seed: int) -> Iterator[Failure]:
-    """Runs the cases of these numbers, and gives those that fail; how far it is goes to standard error."""
+    """Runs the cases of these numbers and yields those that fail; progress goes to standard error."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         _in_child(lambda: write_seeds(folder / "seeds"))
@@ -67,7 +67,7 @@ def campaign(numbers: list[int], seed: int) -> Iterator[Failure]:
 
 
 def _share(numbers: list[int], seed: int, folder: Path, failures: list[Failure]) -> tuple[int, str | None]:
-    """Runs cases in one child until they are done or it ends; how many are done, and how it ended if it did early."""
+    """Runs cases in one child until they are done or it ends; returns how many are done, and how it ended if it did early."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""ResNet-18 and MobileNetV2 as ONNX models with random weights, BatchNormalization folded: what the benchmarks time."""
+"""ResNet-18 and MobileNetV2 as ONNX models with random weights and BatchNormalization folded, for the benchmarks."""
 
 from __future__ import annotations
 

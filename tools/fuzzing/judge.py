@@ -1,4 +1,4 @@
-"""Runs the commands of a case and says what is wrong with how they end."""
+"""Runs the commands of a case and says what is wrong with the way they end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNEXPECTED = "run again with --debug for the traceback"
 
 
 def judged(case: Case, *, echo: bool = False) -> str | None:
-    """Returns why the case failed; None if all of its commands ended as they may."""
+    """Returns why the case failed; None if all of its commands ended in an allowed way."""
     for command in case.commands:
         status, said, failure = _run(command)
         if echo:

@@ -1,4 +1,4 @@
-"""Good files, small, of many kinds: what cases are mutations of."""
+"""Small, good files of many kinds, of which cases are mutations."""
 
 from __future__ import annotations
 

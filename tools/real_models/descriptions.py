@@ -11,7 +11,7 @@ from tools.packages import FOLDER, FetchError
 
 SECTIONS = ("science", "sound", "graphics", "games", "fonts", "mail", "net", "editors", "video", "database")
 SHORTEST = 20
-#: Where they are put.
+#: File that they are written to.
 FILE = FOLDER / "descriptions.tsv"
 
 

@@ -1,4 +1,4 @@
-"""File type (Magika): the first and last 1,024 bytes of files; which of 214 types each is, as its extension says."""
+"""File type (Magika): which of 214 types a file has, from its first and last 1,024 bytes; labels are the files' extensions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BATCH = 16
 
 
 def data(train: int, test: int) -> Data:
-    """Files that Python and the system brought, at most `PER_TYPE` of a type, no two of the same content."""
+    """Files of Python and of the system, at most `PER_TYPE` of a type, no two with the same content."""
     files = sorted(_found(), key=lambda pair: pair[0])
     return Data(_batches(files[test:][:train]), _batches(files[:test]), _share_right)
 
 
 def _found() -> list[tuple[str, bytes, int]]:
-    """(hash of the content, content, class) of files of each type, in an order that has nothing to do with their types."""
+    """(hash of the content, content, class) of files of each type, in an order that does not depend on their types."""
     paths: dict[int, list[Path]] = defaultdict(list)
     for folder in FOLDERS:
         for root, folders, names in os.walk(folder):
@@ -66,7 +66,7 @@ def _batches(files: list[tuple[str, bytes, int]]) -> list[Examples]:
 
 
 def _features(content: bytes) -> NDArray[np.int32]:
-    """Beginning and end without the white space around them, padded behind and before: int32 [2 · HALF] of 0 to 256."""
+    """Beginning and end of a file without the white space around them, padded behind and before: int32 [2 · HALF], 0 to 256."""
     first, last = content[:BLOCK].lstrip()[:HALF], content[-BLOCK:].rstrip()[-HALF:]
     features = np.full(2 * HALF, PADDING, np.int32)
     features[: len(first)] = np.frombuffer(first, np.uint8)
@@ -75,5 +75,5 @@ def _features(content: bytes) -> NDArray[np.int32]:
 
 
 def _share_right(outputs: list[NDArray[np.float32]], labels: list[int]) -> float:
-    """Share of files whose type is told as their extension says, in percent."""
+    """Share of files whose predicted type is that of their extension, in percent."""
     return 100 * float(np.mean(np.concatenate(outputs).argmax(axis=1) == np.array(labels)))

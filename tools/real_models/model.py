@@ -13,7 +13,7 @@ Batch = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Examples:
-    """A batch of a model's inputs, and what is right for each row of it."""
+    """A batch of a model's inputs, and the labels of its rows."""
 
     inputs: Batch
     labels: list[Any]
@@ -24,9 +24,9 @@ class Data:
     """Data of one model; what is in `test` is not in `train`.
 
     Attributes:
-        train: batches, whose labels only a score that learns from examples may use.
+        train: batches to train on; only a score that learns from examples may use their labels.
         test: batches to judge by.
-        score: from the model's first output on every test batch, and all labels, to one number; more is better.
+        score: function from the model's first output on every test batch, and all labels, to one number; higher is better.
     """
 
     train: list[Examples]

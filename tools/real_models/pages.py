@@ -1,4 +1,4 @@
-"""Page orientation (PP-LCNet): pictures of pages of text, turned by quarters; by which angle is to be told."""
+"""Page orientation (PP-LCNet): the angle, in quarter turns, of pictures of text pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tools.real_models.model import Data, Examples
 
 SHORT_SIDE, SIZE = 256, 224
-#: Of ImageNet's pictures, red, green and blue.
+#: Mean and deviation of ImageNet's pictures: red, green and blue.
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 BATCH = 8
 
@@ -64,5 +64,5 @@ def _normalized(page: Image.Image, turn: int) -> NDArray[np.float32]:
 
 
 def _share_right(outputs: list[NDArray[np.float32]], labels: list[int]) -> float:
-    """Share of pages whose angle is told right, in percent."""
+    """Share of pages whose angle is predicted correctly, in percent."""
     return 100 * float(np.mean(np.concatenate(outputs).argmax(axis=1) == np.array(labels)))

@@ -1,4 +1,4 @@
-"""Super-resolution (ESRGAN slim, 2×): photos at half their size, to be brought back to what they were."""
+"""Super-resolution (ESRGAN slim, 2×): photos at half their size, to be restored to full size."""
 
 from __future__ import annotations
 

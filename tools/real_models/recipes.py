@@ -17,8 +17,8 @@ class Recipe:
     """A way to quantize and train a model; the loss is always `distill` against the float model, without labels.
 
     Attributes:
-        name: what is said of it in tables.
-        config: for `insert`.
+        name: name of the recipe in tables.
+        config: settings of `insert`.
         lr: largest learning rate of AdamW with relative steps.
         steps: optimizer steps of one batch each.
     """
@@ -34,14 +34,14 @@ class RealModel:
     """One of the six models.
 
     Attributes:
-        title: for tables.
-        name: of its file.
-        module: of tools.real_models that makes its data.
-        unit: of its score.
-        train: examples to draw batches for training from.
-        test: examples to judge by.
-        eight: 8 bits.
-        low: few bits.
+        title: name of the model in tables.
+        name: name of its file.
+        module: module of tools.real_models that makes its data.
+        unit: unit of its score.
+        train: number of examples to train on.
+        test: number of examples to judge by.
+        eight: recipe for 8 bits.
+        low: recipe for few bits.
     """
 
     title: str
@@ -59,7 +59,7 @@ class RealModel:
         return FOLDER / f"{self.name}.onnx"
 
     def data(self, train: int | None = None, test: int | None = None) -> Data:
-        """Its data; fewer examples where that is asked for."""
+        """Its data, or fewer examples of it."""
         make: Callable[[int, int], Data] = importlib.import_module(f"tools.real_models.{self.module}").data
         return make(train or self.train, test or self.test)
 

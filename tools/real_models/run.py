@@ -1,4 +1,4 @@
-"""One model through all stages by one recipe, and what came of it."""
+"""One model through all stages by one recipe, and the results."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Result:
         float_model: score of the float model.
         inserted: score after `insert`.
         trained: score after training.
-        deployed: score of what it was folded into, as onnxruntime executes it.
-        agreement: share of outputs' largest scores that trained and deployed model have at the same place.
+        deployed: score of the deployed model, as onnxruntime executes it.
+        agreement: share of samples whose largest score is at the same place in the trained and the deployed model.
         size_ratio: deployed over float, of the files.
         latency_ratio: deployed over float, of the median time of a batch.
         integer: weighted layers on integer kernels.
         layers: weighted layers.
-        processor: where all this was measured.
+        processor: processor that all this was measured on.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Result:
 
     @property
     def recovered(self) -> float:
-        """Share of what insertion lost that the deployed model has again."""
+        """Share of the loss by insertion that the deployed model has recovered."""
         lost = self.float_model - self.inserted
         return (self.deployed - self.inserted) / lost if lost > 0 else 1.0
 
@@ -79,7 +79,7 @@ def run(
 
 
 def train(qdq: onnx.ModelProto, batches: list[Batch], lr: float, steps: int) -> onnx.ModelProto:
-    """Trains against the float model for so many steps, batches in random order."""
+    """Trains against the float model for a number of steps, on batches in random order."""
     optimizer = onnxqat.AdamW(lr=lr, relative=True)
     trainer = onnxqat.Trainer(qdq, loss="distill", optimizer=optimizer, schedule=Cosine(warmup_steps=WARMUP_STEPS))
     trainer.schedule.plan(1, steps)

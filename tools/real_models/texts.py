@@ -21,7 +21,7 @@ BATCH = 8
 
 
 def data(train: int, test: int) -> Data:
-    """As many descriptions of each section; packages of one source often share theirs, so each of them occurs once."""
+    """The same number of descriptions of each section; packages of one source often share theirs, so each text occurs once."""
     by_section = defaultdict(list)
     sections: dict[str, str] = {}
     for line in FILE.read_text(encoding="utf-8").splitlines():

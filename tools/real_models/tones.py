@@ -1,4 +1,4 @@
-"""Pitch (CREPE, tiny): harmonic tones in noise, whose fundamental is to be told within a quarter tone."""
+"""Pitch (CREPE, tiny): the fundamental of harmonic tones in noise, within a quarter tone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _tone(hertz: float, random: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _share_within_50_cents(outputs: list[NDArray[np.float32]], labels: list[float]) -> float:
-    """Share of tones whose pitch is told within 50 cents, in percent."""
+    """Share of tones whose pitch is predicted within 50 cents, in percent."""
     told = FIRST_BIN + CENTS_PER_BIN * np.concatenate(outputs).argmax(axis=1)
     right = 1200 * np.log2(np.array(labels) / 10)
     return 100 * float(np.mean(np.abs(told - right) <= 50))

@@ -55,7 +55,7 @@ def _stacked(pictures: list[NDArray[np.float32]]) -> Batch:
 
 
 def _share_read(outputs: list[NDArray[np.float32]], labels: list[str]) -> float:
-    """Share of words that are read without a mistake, in percent."""
+    """Share of words that are read without an error, in percent."""
     (entry,) = onnx.load(FOLDER / "ocr.onnx", load_external_data=False).metadata_props
     alphabet = ["", *entry.value.split("\n"), " "]
     read = [_decoded(row, alphabet) for output in outputs for row in output]
@@ -63,7 +63,7 @@ def _share_read(outputs: list[NDArray[np.float32]], labels: list[str]) -> float:
 
 
 def _decoded(scores: NDArray[np.float32], alphabet: list[str]) -> str:
-    """CTC by the best path (Graves et al. 2006): repeated letters are one, blanks (0) separate."""
+    """Decodes CTC by the best path (Graves et al. 2006): repeated letters are one, blanks (0) separate."""
     best = scores.argmax(axis=1)
     kept = best[np.flatnonzero(np.diff(best, prepend=0))]
     return "".join(alphabet[i] for i in kept)
