@@ -79,7 +79,7 @@ def test_a_batch_without_samples_is_refused(batch):
         check_batch(batch, Signature.of(io.load(DECODER)))
 
 
-def test_an_empty_input_is_refused_where_the_runtime_would_end():
+def test_an_empty_input_is_refused_where_the_runtime_would_crash():
     last = model(
         "(float[N,8] x, float[N,P] past) => (float[N,8] y, float[N,1] best, int64[N,1] index) "
         "<int64[1] one = {1}> { y = Relu(x) best, index = TopK(past, one) }"

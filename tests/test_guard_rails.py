@@ -113,7 +113,7 @@ def test_a_diverged_run_writes_its_file_and_ends_with_1_and_the_cause(run, tmp_p
         (["--max-drop", 100], 0),
     ],
 )
-def test_with_fewer_bits_the_default_warns_and_a_bound_of_ones_own_fails(run, options, status):
+def test_with_fewer_bits_the_default_warns_and_a_given_bound_fails(run, options, status):
     found, _, err = run("--lr", 100, *options)
     assert found == status
     assert ("warning: deployed model" in err) == ("--max-drop" not in options)
@@ -127,7 +127,7 @@ def test_without_labels_other_answers_are_judged(run):
     assert "deployed model: agreement is " in err.splitlines()[-1]
 
 
-def test_a_float_model_at_chance_is_said_before_the_work(run, monkeypatch):
+def test_a_float_model_at_chance_is_reported_before_the_work(run, monkeypatch):
     def stop(*arguments: object, **settings: object) -> None:
         raise InterruptedError("the work begins")
 

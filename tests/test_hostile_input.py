@@ -356,7 +356,7 @@ def test_archive_that_is_broken(good, tmp_path, call, write, message):
     assert message in refused(result)
 
 
-def test_stray_files_in_a_folder_of_data_are_passed_over_with_a_warning(good, tmp_path, call):
+def test_stray_files_in_a_folder_of_data_are_skipped_with_a_warning(good, tmp_path, call):
     folder = tmp_path / "data"
     folder.mkdir()
     np.savez(folder / "a.npz", x=ROWS)
@@ -422,7 +422,7 @@ def batches():
 
 
 @pytest.mark.parametrize(("source", "message"), MODULES.values(), ids=MODULES)
-def test_code_of_the_users_that_fails(good, tmp_path, call, monkeypatch, request, source, message):
+def test_user_code_that_fails(good, tmp_path, call, monkeypatch, request, source, message):
     name = f"hostile_{list(MODULES).index(request.node.callspec.id)}"
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
@@ -436,7 +436,7 @@ def test_names_of_modules_that_cannot_be(good, tmp_path, call, name):
     refused(call("insert", good / "float.onnx", "--calibration", name, "-o", tmp_path / "out.onnx"))
 
 
-def test_path_longer_than_any(good, tmp_path, call):
+def test_path_that_is_too_long(good, tmp_path, call):
     refused(call("fold", "x" * 5000, "-o", tmp_path / "out.onnx"))
 
 
@@ -517,7 +517,7 @@ def test_a_closed_standard_output_takes_no_model(good, tmp_path, name):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_standard_output_that_is_full_is_said(good, tmp_path):
+def test_standard_output_that_is_full_is_an_error(good, tmp_path):
     result = process(tmp_path, "inspect", good / "qdq.onnx", shell=">/dev/full")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")

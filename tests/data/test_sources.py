@@ -138,7 +138,7 @@ def test_missing_labels_are_refused_where_they_are_needed():
         (":f", "names no function"),
     ],
 )
-def test_source_that_is_none_is_refused(source, message):
+def test_object_that_is_no_source_is_refused(source, message):
     with pytest.raises(InputError, match=message):
         read(source)
 
@@ -176,7 +176,7 @@ def test_file_is_cut_into_batches_that_hold_every_row_once(tmp_path_factory, row
     assert sorted(shuffled.tolist()) == list(range(rows))
 
 
-def test_epochs_are_shuffled_anew_and_repeatably(tmp_path):
+def test_each_epoch_has_an_order_of_its_own_that_can_be_repeated(tmp_path):
     np.savez(tmp_path / "rows.npz", x=random(30, 3), label=np.arange(30))
     source = sources.batches(tmp_path / "rows.npz", MODEL, batch_size=30)
     first, second, again = (next(iter(source.epoch(n)))["label"].tolist() for n in (0, 1, 0))

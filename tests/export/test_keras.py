@@ -222,7 +222,7 @@ def test_model_that_has_no_onnx_form_is_refused_in_one_line(tmp_path, make, mess
     assert not list(tmp_path.iterdir())
 
 
-def test_path_where_nothing_is_is_named(tmp_path):
+def test_path_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(InputError, match=r"absent\.keras: no such file or folder"):
         export(tmp_path / "absent.keras")
 

@@ -90,7 +90,7 @@ def network(node: str, weight: np.ndarray | None) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(("node", "weight", "message"), ENDING.values(), ids=ENDING)
-def test_number_that_would_end_the_process_is_refused(node, weight, message):
+def test_number_that_would_crash_the_runtime_is_refused(node, weight, message):
     with pytest.raises(InputError, match=re.escape(message)):
         io.load(network(node, weight))
 
@@ -150,7 +150,7 @@ def test_end_of_a_slice_may_be_the_largest_integer():
     io.load(model(body, w=np.array([4]), v=np.array([3])))
 
 
-def test_text_that_is_none_is_refused():
+def test_bytes_that_are_no_text_are_refused():
     proto = network('Conv<auto_pad="VALID">(x, w)', KERNEL)
     proto.graph.node[0].attribute[0].s = b"\xff"
     with pytest.raises(InputError, match="Conv 'n': auto_pad is not UTF-8 text"):

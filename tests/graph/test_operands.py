@@ -25,12 +25,12 @@ BROKEN = {
     "weight of another precision": (
         "MatMul(x, w)",
         {"w": np.ones((8, 3))},
-        "'w' is of type double, another that must be alike of float",
+        "'w' is of type double, but another input that must match it is float",
     ),
     "one bias of another precision": (
         "Gemm(x, w, b)",
         {"w": random(8, 3), "b": random(3).astype(np.float16)},
-        "'b' is of type float16, another that must be alike of float",
+        "'b' is of type float16, but another input that must match it is float",
     ),
     "Gemm of a vector": ("Gemm(x, w)", {"w": random(8)}, "Gemm 'y' reads a weight of 1 axes, not 2"),
     "Gemm turned": ("Gemm<transB=1>(x, w)", {"w": random(8, 3)}, "reads 8 values in a row, its weight takes 3"),
@@ -66,7 +66,7 @@ def test_inputs_that_an_operator_cannot_take_are_refused(node, weights, message)
         io.load(model(f"({INPUTS}) => (float[A,B] y) {{ y = {node} }}", **weights))
 
 
-def test_inputs_that_nodes_compute_are_believed_once_they_are_inferred():
+def test_inputs_that_nodes_compute_are_trusted_once_they_are_inferred():
     loaded = io.load(
         model("(float[N,8] x) => (float[N,3] y) { a = MatMul(x, v) y = Gemm(a, w) }", v=random(8, 5), w=random(6, 3))
     )

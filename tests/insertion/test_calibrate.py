@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_stream(kind):
     assert grown < 4 * 3 * 5000 * 4
 
 
-def test_scalars_are_observed_and_empty_arrays_passed_over():
+def test_scalars_are_observed_and_empty_arrays_skipped():
     parts = (np.float32(3).reshape(()), np.zeros((0, 4), np.float32), np.float32(-1).reshape(()))
     assert observed("mse", None, parts).low == -1
     assert ranged("min_max", None, parts) == (-1, 3)
@@ -103,7 +103,7 @@ def doubled() -> tuple[ir.Model, ir.Value]:
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(None, 10), (1, 2), (4, 2), (5, 4), (9, 6)], ids=str)
-def test_so_many_samples_count_as_are_asked_for(samples, expected):
+def test_as_many_samples_count_as_are_asked_for(samples, expected):
     net, value = doubled()
     batches = [{"x": np.full((4, 2), n, np.float32)} for n in range(1, 6)]
     wanted = Observed(value, None, Estimate("min_max", samples=samples))

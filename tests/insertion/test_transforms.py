@@ -106,7 +106,7 @@ def loud(proto: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_nothing_is_said_where_little_is_lost(kind, caplog):
+def test_no_warning_is_given_where_little_is_lost(kind, caplog):
     proto = spectral(SPECTROGRAMS["squares by Mul"])
     with caplog.at_level(logging.WARNING):
         insert(proto, loud(proto), Config(target=kind))

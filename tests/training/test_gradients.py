@@ -172,7 +172,7 @@ def test_an_input_that_only_steers_gets_no_gradient_where_it_depends_on_a_parame
     np.testing.assert_array_equal(found["p"], [1, 1, 1])
 
 
-def test_control_flow_beside_the_way_does_not_end_the_process() -> None:
+def test_control_flow_beside_the_way_does_not_crash_the_process() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["": 17]> g (float[2] x, float[2] k, bool c) => (float[2] y) { a = Exp (k) b = Neg (a) '
         "f = If (c) <then_branch = t () => (float[2] r) { r = Identity (b) }, else_branch = e () => (float[2] q) "

@@ -27,7 +27,7 @@ def qdq():
     [Constant(warmup_steps=3), StepDecay(every=2, gamma=0.3), Cosine(final=0.1, warmup_steps=2)],
     ids=["warm-up", "step decay", "cosine"],
 )
-def test_ones_own_loop_ends_with_the_parameters_of_fit(schedule, accumulate, qdq):
+def test_your_own_loop_ends_with_the_parameters_of_fit(schedule, accumulate, qdq):
     data = batches(4)
     fitted, looped = (
         Trainer(qdq, optimizer=onnxqat.AdamW(lr=3e-3), schedule=schedule, accumulate=accumulate) for _ in range(2)
@@ -45,7 +45,7 @@ def test_ones_own_loop_ends_with_the_parameters_of_fit(schedule, accumulate, qdq
     assert len(set(rates)) > 1
 
 
-def test_gradients_and_an_update_of_ones_own_are_a_step(qdq):
+def test_gradients_and_your_own_update_are_a_step(qdq):
     data = batches(4)
     stepped = Trainer(qdq, optimizer=onnxqat.SGD(lr=0.05, momentum=0.0), schedule=StepDecay(), freeze=[".*scale"])
     looped = Trainer(qdq, schedule=StepDecay(), freeze=[".*scale"])
@@ -84,7 +84,7 @@ def test_an_empty_plan_is_refused(plan, qdq):
 
 
 @pytest.mark.parametrize("lr", [0.3, 0.01], ids=["far too large", "too large"])
-def test_a_loop_that_makes_the_model_worse_is_told_so_once_with_the_rate(lr, caplog):
+def test_a_run_that_makes_the_model_worse_gets_one_warning_with_the_rate(lr, caplog):
     """A model that agrees with its teacher but for rounding: any large step leads away from it."""
     images = [{"x": b["x"]} for b in batches(2)]
     trainer = Trainer(onnxqat.insert(model(BODY, **WEIGHTS), images), "distill", onnxqat.AdamW(lr=lr))
@@ -133,7 +133,7 @@ RECURRENT = """(float[T,N,8] x) => (float[T,N,4] y)
 
 
 @pytest.mark.parametrize("lr", [3e-4, 2e-3])
-def test_a_recurrent_net_of_4_bits_is_told_of_the_rate_that_ruins_it_alone(lr, caplog):
+def test_a_recurrent_net_of_4_bits_is_warned_only_of_the_rate_that_ruins_it(lr, caplog):
     weights = {"u": random(8, 128), "k": random(128, 128, seed=7, scale=0.125), "v": random(128, 4, seed=3, scale=0.09)}
     weights |= {name: random(1, 512, 128, seed=seed, scale=0.09) for name, seed in (("w", 0), ("r", 1))}
     images = [{"x": random(12, 8, 8, seed=n, scale=1.0)} for n in range(8)]
@@ -162,12 +162,12 @@ def test_batches_left_at_the_end_of_an_epoch_make_a_smaller_step(accumulate, cou
         np.testing.assert_allclose(by_hand.parameters[name], parameter, rtol=1e-4, atol=1e-6)
 
 
-def test_accumulation_beyond_an_epoch_is_told_of(qdq, caplog):
+def test_accumulation_beyond_an_epoch_is_warned_of(qdq, caplog):
     Trainer(qdq, accumulate=8).fit(batches(2), epochs=1)
     assert "accumulate is 8, an epoch has 2 batches" in caplog.text
 
 
-def test_a_loop_without_a_whole_step_is_told_of_where_its_model_is_asked_for(qdq, caplog):
+def test_a_model_of_a_loop_without_a_whole_step_comes_with_a_warning(qdq, caplog):
     trainer = Trainer(qdq, accumulate=4)
     trainer.step(batches(1)[0])
     trainer.model()

@@ -46,7 +46,7 @@ def test_nodes_in_the_way_of_a_weight_are_named_with_the_remedies() -> None:
     assert "or replace it" in text
 
 
-def test_a_node_before_all_weights_is_in_no_ones_way() -> None:
+def test_a_node_before_all_weights_blocks_no_gradient() -> None:
     model = _load(
         "(float[4] x) => (float[n,2] y) <float[1,2] w = {1,0}, int64[2] s = {-1, 1}> "
         "{ u = Unique (x) c = Reshape (u, s) y = MatMul (c, w) }"
@@ -54,7 +54,7 @@ def test_a_node_before_all_weights_is_in_no_ones_way() -> None:
     assert obstacles(model) == []
 
 
-def test_quantizers_are_trained_and_in_no_ones_way() -> None:
+def test_quantizers_are_trained_and_block_no_gradient() -> None:
     float_model = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["": 17]> g (float[n,4] x) => (float[n,4] y) '
         "<float[4,4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> { y = MatMul (x, w) }"

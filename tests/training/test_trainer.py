@@ -434,7 +434,7 @@ def test_operators_without_gradient_are_named_before_training(qdq):
 
 
 @pytest.mark.slow
-def test_training_wins_back_what_four_bits_lost_on_a_real_model():
+def test_training_recovers_what_four_bits_lost_on_a_real_model():
     float_model = Path(__file__).parents[2] / "models" / "separable.onnx"
     config = Config(weight_bits=4, activation_bits=4)
     quantized = insert(float_model, calibration=fashion_mnist.calibration_nhwc(), config=config)

@@ -32,7 +32,7 @@ def test_a_good_model_is_not_suspected():
     assert baseline("accuracy", scores(wrong_at_times), None).suspicion is None
 
 
-def test_a_classifier_at_chance_is_said_with_what_to_check():
+def test_a_classifier_at_chance_is_reported_with_what_to_check():
     said = baseline("accuracy", scores(np.zeros(200, int)), LABELS).suspicion
     assert "is at chance: its accuracy is 20.00 %, a constant answer's 20.00 %" in said
     assert "NCHW or NHWC" in said
@@ -50,7 +50,7 @@ def test_raw_pixels_are_pointed_out():
     assert "input 'image' runs from 0 to 255: scale it" in said
 
 
-def test_a_classifier_that_is_wrong_with_certainty_is_said_though_not_at_chance():
+def test_a_classifier_that_is_wrong_with_certainty_is_reported_though_not_at_chance():
     often_wrong = np.where(np.arange(200) % 10 < 6, (LABELS + 1) % CLASSES, LABELS)
     said = baseline("accuracy", scores(often_wrong, 40.0), LABELS).suspicion
     assert "worse than a constant answer: its cross entropy is 24" in said
@@ -64,7 +64,7 @@ def test_probabilities_are_taken_as_such():
 
 
 @pytest.mark.parametrize("metric", ["mse", "psnr"])
-def test_a_regression_far_above_a_constant_answer_is_said(metric):
+def test_a_regression_far_above_a_constant_answer_is_reported(metric):
     label = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
     assert "its squared error is" in baseline(metric, label + 3, label).suspicion
     assert baseline(metric, label + 0.1, label).suspicion is None

@@ -52,7 +52,7 @@ def test_only_what_is_beyond_the_bound_and_beyond_chance_counts(samples, lost, e
     json.dumps(verdict.to_dict(), allow_nan=False)
 
 
-def test_a_bound_of_ones_own_is_enforced_and_a_default_is_not():
+def test_a_given_bound_is_enforced_and_a_default_is_not():
     before, after = np.ones(1000), hits(900, 1000)
     assert judge("accuracy", before, after, max_drop=1).fails
     assert judge("accuracy", before, after).exceeded
@@ -60,7 +60,7 @@ def test_a_bound_of_ones_own_is_enforced_and_a_default_is_not():
     assert not judge("accuracy", before, after, max_drop=10.5).exceeded
 
 
-def test_a_metric_of_the_users_has_no_default():
+def test_a_users_metric_has_no_default_bound():
     assert judge("confidence", np.ones(4), np.zeros(4)) is None
     assert judge("confidence", np.ones(4), np.zeros(4), max_drop=0.5).exceeded
     assert judge("accuracy", np.zeros(0), np.zeros(0)) is None

@@ -133,7 +133,7 @@ BROKEN_METRICS = {
 
 
 @pytest.mark.parametrize(("metric", "message"), BROKEN_METRICS.values(), ids=BROKEN_METRICS)
-def test_metric_of_the_users_that_fails_is_named(metric, message):
+def test_users_metric_that_fails_is_named(metric, message):
     with pytest.raises(InputError) as caught:
         judged(metric, SCORES, np.array([0, 1]))
     assert message in str(caught.value)

@@ -146,7 +146,7 @@ def test_evaluate_top5_is_at_least_accuracy(batches):
     assert evaluate(MODEL, batches[:2], metric="top5") >= evaluate(MODEL, batches[:2])
 
 
-def test_evaluate_takes_a_metric_of_the_users(batches):
+def test_evaluate_takes_a_users_metric(batches):
     def confident(output, label):
         return output.max(axis=1) > -np.inf
 

@@ -1,4 +1,4 @@
-"""Tensors without elements: computed, or refused where ONNX Runtime would end the process."""
+"""Tensors without elements: computed, or refused where ONNX Runtime would crash."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FATAL = {
 
 
 @pytest.mark.parametrize(("operator", "text"), _FATAL.items(), ids=_FATAL.keys())
-def test_what_would_end_the_process_is_refused(operator: str, text: str) -> None:
+def test_what_would_crash_the_runtime_is_refused(operator: str, text: str) -> None:
     proto = model(text)
     shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
-    with pytest.raises(InputError, match=f"input 'x': is empty, which ONNX Runtime does not survive at {operator}"):
+    with pytest.raises(InputError, match=f"input 'x': is empty, at which {operator} crashes ONNX Runtime"):
         gradients(proto, {"x": np.zeros(shape, np.float32)}, ["x"])
 
 

@@ -48,7 +48,7 @@ def test_bias_behind_a_matmul_belongs_to_it():
     assert matched(proto, "MatMul").writes.name == "y"
 
 
-def test_residual_behind_a_matmul_does_not():
+def test_residual_behind_a_matmul_does_not_belong_to_it():
     proto = model("(float[N,5,3] x) => (float[N,5,3] y) { m = MatMul(x, w) y = Add(m, x) }", w=random(3, 3))
     assert matched(proto, "MatMul").writes.name == "m"
 

@@ -102,7 +102,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(qdq, tmp_path, arguments, s
     assert resumed.model().SerializeToString() == whole.model().SerializeToString()
 
 
-def test_ones_own_loop_resumes(qdq, tmp_path):
+def test_your_own_loop_resumes(qdq, tmp_path):
     whole, broken = Trainer(qdq, **ARGUMENTS["sgd"]), Trainer(qdq, **ARGUMENTS["sgd"])
     for trainer in (whole, broken):
         trainer.schedule.plan(epochs=1, steps_per_epoch=6)
@@ -153,7 +153,7 @@ def test_a_loader_that_draws_from_a_global_generator_goes_on_in_its_order(qdq, t
     assert "other batches" not in caplog.text
 
 
-def test_a_loader_that_draws_from_elsewhere_is_told_of(qdq, tmp_path, caplog):
+def test_an_order_that_comes_from_elsewhere_is_warned_of(qdq, tmp_path, caplog):
     def data():
         return batches(seed=np.random.default_rng().integers(1 << 40))
 
@@ -185,7 +185,7 @@ def test_a_run_that_had_ended_only_yields_its_model(qdq, tmp_path):
     assert outcome(resumed) == outcome(whole)
 
 
-def test_a_second_fit_begins_anew(qdq, tmp_path):
+def test_a_second_fit_starts_from_the_beginning(qdq, tmp_path):
     trainer = Trainer(qdq)
     for _ in range(2):
         trainer.fit(batches(), epochs=2, callbacks=[Checkpoints(tmp_path)])
@@ -196,7 +196,7 @@ def test_a_second_fit_begins_anew(qdq, tmp_path):
     ]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(qdq, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_and_then_replaced(qdq, tmp_path, caplog):
     whole = Trainer(qdq)
     whole.fit(batches(), epochs=2)
     interrupted(qdq, tmp_path, batches, 8, epochs=2)
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_version_is_refused(qdq, tmp_path):
         Trainer.restore(tmp_path / "x")
 
 
-def test_another_number_of_threads_is_told_of(qdq, tmp_path, caplog):
+def test_another_number_of_threads_is_warned_of(qdq, tmp_path, caplog):
     Trainer(qdq, threads=1).save(tmp_path / "x")
     with caplog.at_level(logging.WARNING):
         Trainer(qdq, threads=2).resume(tmp_path / "x")
@@ -296,7 +296,7 @@ def mean_error(y, target):
     return op.ReduceMean(op.Abs(y - target), keepdims=0)
 
 
-def test_a_loss_function_of_the_users_is_restored(qdq, tmp_path):
+def test_a_users_loss_function_is_restored(qdq, tmp_path):
     Trainer(qdq, loss=mean_error).save(tmp_path / "x")
     batch = {"x": batches(1)[0]["x"], "target": np.zeros((16, 5), np.float32)}
     assert Trainer.restore(tmp_path / "x").gradients(batch)[0] == Trainer(qdq, loss=mean_error).gradients(batch)[0]
