@@ -249,7 +249,7 @@ class Checkpoints(Callback):
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        """Writes the next and deletes all but this and the one before, damaged ones that were passed over too."""
+        """Writes the next and deletes all but this and the one before, also damaged ones that were skipped."""
         if not self._folder.is_dir():
             log.warning("%s: was deleted while the run goes on; it is made again", self._folder)
             self._make_folder()

@@ -112,7 +112,7 @@ def clear_folder(folder: Path) -> None:
 
 
 def read_newest(folder: Path) -> tuple[Path, Tensors, Facts]:
-    """The newest checkpoint of a folder that is whole; a damaged one is passed over with a warning.
+    """The newest checkpoint of a folder that is whole; damaged ones are skipped with a warning.
 
     Raises:
         InputError: the folder holds none.
