@@ -68,8 +68,8 @@ def wrap(model: ir.Model, step: Step, rule: Custom, opset: int) -> list[tuple[ir
 def attach(model: ir.Model, step: Step, rule: FunctionGradient) -> None:
     """Adds the gradient of the function that the node calls to the model.
 
-    The builder crashes on a gradient function whose last outputs nobody asks for: a node where that is so calls a copy
-    of the function, whose gradient lacks them.
+    The builder crashes on a gradient function whose last outputs nobody asks for: such a node calls a copy of the function
+    whose gradient lacks them.
     """
     node, function = step.node, rule.gradient
     results = [result for result in rule.results if int(result[3:-1]) <= max(step.inputs)]

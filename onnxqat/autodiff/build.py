@@ -11,7 +11,7 @@ from onnxqat.autodiff import ort
 from onnxqat.errors import UnsupportedModelError, short_reason
 from onnxqat.graph.edit import make_inputs
 
-_LARGE = 1024  # elements: larger initializers stay out of what the gradient builder is given
+_LARGE = 1024  # elements: the gradient builder does not get larger initializers
 _CUT = "/stop"
 
 

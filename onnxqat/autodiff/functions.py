@@ -24,9 +24,9 @@ def give_gradient(
     Args:
         function: the function that gets a gradient.
         gradient: the gradient function; it is added to a model that is differentiated.
-        arguments: what it is called with: `GO(i)`, the gradient of output i; `I(i)`, input i; `O(i)`, output i.
-        results: what it returns: `GI(i)`, the gradient of input i.
-        steering: indices of float inputs that only steer.
+        arguments: arguments of its call: `GO(i)`, the gradient of output i; `I(i)`, input i; `O(i)`, output i.
+        results: results of its call: `GI(i)`, the gradient of input i.
+        steering: indices of float inputs that only control the function, and need no gradient.
     """
     function.meta[_KEY] = FunctionGradient(
         gradient,

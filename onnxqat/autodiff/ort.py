@@ -38,8 +38,8 @@ def register_gradient(
         domain: domain of the function that gets a gradient.
         op_type: its name.
         gradient: domain and name of the gradient function.
-        inputs: what it is called with: `GO(i)`, the gradient of output i; `I(i)`, input i; `O(i)`, output i.
-        outputs: what it returns: `GI(i)`, the gradient of input i.
+        inputs: arguments of its call: `GO(i)`, the gradient of output i; `I(i)`, input i; `O(i)`, output i.
+        outputs: results of its call: `GI(i)`, the gradient of input i.
     """
     key = f"{domain}::{op_type}"
     entry = (*gradient, tuple(inputs), tuple(outputs))

@@ -22,8 +22,8 @@ class Step:
         node: the node.
         rule: how it is differentiated.
         inputs: indices of inputs through which the gradient must flow.
-        barred: indices of inputs that depend on what is differentiated, but have no gradient.
-        cut: indices of inputs that depend on it too, but rightly get none.
+        barred: indices of inputs that depend on differentiated values, but have no gradient.
+        cut: indices of inputs that depend on them too, and need no gradient.
         outputs: indices of outputs that the loss depends on.
     """
 
@@ -88,8 +88,8 @@ def _backward_step(step: Step, live: set[ir.Value]) -> Step:
 def control_flow_uses(graph: ir.Graph) -> Iterator[tuple[ir.Node, int]]:
     """Yields (node, input index) wherever a node reads what `If`, `Loop` or `Scan` returns.
 
-    The gradient builder ends the process when it follows such a node back to a value that a subgraph captures. No gradient passes
-    there, so it need not see the path.
+    The gradient builder crashes when it follows such a node back to a value that a subgraph captures. No gradient passes there,
+    so it need not see the path.
     """
     for node in graph:
         if subgraphs(node):

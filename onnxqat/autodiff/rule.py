@@ -74,7 +74,7 @@ class Differentiable:
 
     Attributes:
         inputs: indices of the inputs that get a gradient; None: all.
-        steering: indices of float inputs that only steer: no gradient flows to them and none is missed.
+        steering: indices of float inputs that only control the operator, such as sizes; they need no gradient.
         outputs: how many outputs the node must have: optional ones that it lacks are added.
     """
 
@@ -123,7 +123,7 @@ class FunctionGradient(Differentiable):
 
 @dataclass(frozen=True)
 class Stopped:
-    """The true gradient is zero almost everywhere, or the operator only steers (shapes, indices, conditions)."""
+    """The true gradient is zero almost everywhere, or the result only controls others (shapes, indices, conditions)."""
 
     reason: str
 

@@ -20,9 +20,9 @@ class Window:
         kernel: its shape.
         strides: step between two positions.
         dilations: step between two elements.
-        pads: begins of all axes, then ends.
-        automatic: SAME_UPPER or SAME_LOWER where `pads` is not what counts.
-        ceil: whether a window that is not whole at the end counts.
+        pads: padding in front of each axis, then behind each axis.
+        automatic: SAME_UPPER or SAME_LOWER, in the place of `pads`; None otherwise.
+        ceil: whether an incomplete window at the end counts.
     """
 
     kernel: list[int]

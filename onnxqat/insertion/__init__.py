@@ -54,10 +54,10 @@ def insert(
     """Inserts quantizers into a float model, with ranges from calibration data: post-training quantization, ready to train.
 
     Args:
-        model: path of a float ONNX model (opset 7 to 21), or the model itself; it is not changed.
-        calibration: batches (see `onnxqat.data`); a few hundred samples usually do, any number is read in bounded memory.
-        config: what to quantize and how; `Config()` where none is given.
-        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
+        model: path of a float ONNX model, or the model itself; it is not changed.
+        calibration: batches (see `onnxqat.data`); a few hundred samples usually suffice, memory does not grow with their number.
+        config: settings; None: `Config()`.
+        sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
         transform: turns an item of the loader into a batch.
         distributed: whether this is one of several processes that torchrun started: each observes its part of the batches,
             and all return the same model.

@@ -35,7 +35,7 @@ class Observed:
     Attributes:
         value: the value.
         axis: channel axis; None as a whole.
-        estimate: how its range is found.
+        estimate: estimator of its range.
     """
 
     value: ir.Value

@@ -1,4 +1,4 @@
-"""Fill values: the constants that padding and masks put in the place of data, no part of any range.
+"""Fill values: constants that padding and masks put in the place of data; no range includes them.
 
 In front of a maximum they are lower than all data and lost behind it (padding of MaxPool, masks of ReduceMax), so the quantizer
 belongs behind the maximum. What remains of a fill elsewhere is known by its size.

@@ -13,7 +13,7 @@ from onnxqat.targets import Target
 def origins(value: ir.Value, target: Target) -> list[ir.Value]:
     """Returns the values that the data of `value` comes from, upstream of all data movement; several for joined inputs.
 
-    A maximum of data with fill values beside it is an origin: it has lost them.
+    A maximum of data with fill values beside it is an origin: fill values are lost behind it.
     """
     node = value.producer()
     if node is None:

@@ -36,7 +36,7 @@ class Placement:
     """One quantizer to write.
 
     Attributes:
-        value: what is quantized.
+        value: the value that is quantized.
         grid: scale, zero point and spec.
         users: the nodes that read the quantized value; None: all, and graph outputs too.
     """

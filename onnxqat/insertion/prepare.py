@@ -72,7 +72,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     _fold_constants(loaded)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
     eliminate_identities(loaded)
-    loaded = loaded.clone()  # what is inside branches that were folded away would still count as a reader
+    loaded = loaded.clone()  # nodes inside branches that were folded away would still count as readers
     infer(loaded)
     forget_names(loaded.graph)
     for step in (

@@ -37,7 +37,7 @@ class Layer:
         activation_bits: width of the values it reads.
         symmetric: whether the zero point of the weight is fixed.
         per_channel: whether the weight has a scale per output channel.
-        safe: whether its codes must fit into `SAFE_BITS`.
+        safe: whether its codes must fit into `SAFE_BITS` bits.
         estimate: how the weight's range is found.
     """
 

@@ -193,7 +193,7 @@ def _is_empty(value: ir.Value) -> bool:
 
 
 def merge_pads(graph: ir.Graph) -> None:
-    """A Pad with zeros in front of a Conv, or with the lowest number in front of a MaxPool, goes into that one's own pads.
+    """A Pad with zeros in front of a Conv, or with the lowest number in front of a MaxPool, goes into the pads of that node.
 
     There it needs no kernel of its own, and its fill is no part of any range.
     """

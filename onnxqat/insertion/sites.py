@@ -33,7 +33,7 @@ class WeightSite:
 
     Attributes:
         value: the initializer.
-        spec: how it is quantized.
+        spec: specification of its quantizer.
         estimate: how its range is found.
         users: the weighted nodes that read the codes; others, in float, keep the float weight.
     """
@@ -53,7 +53,7 @@ class ActivationSite:
         bits: width of its codes.
         users: the nodes that read the quantized value; None: all, and graph outputs too.
         joined: values that share the scale with this one; only itself where none do.
-        settings: what the configuration says of it.
+        settings: its settings in the configuration.
     """
 
     value: ir.Value

@@ -1,4 +1,4 @@
-"""Tables of embeddings that a model's last layer multiplies with again: one initializer, which is trained as one."""
+"""Tied tables: embeddings that the last layer multiplies with again are one initializer, and trained as one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnxqat.graph.edit import fresh_name, fresh_value_name, replace_value
 from onnxqat.graph.qdq import constant
 
-#: Tables of fewer different numbers may be equal by chance: as they were initialized, or one-hot. So many elements are looked at.
+#: Tables of fewer different numbers may be equal by chance: as initialized, or one-hot. Only the first elements are looked at.
 DIFFERENT, LOOKED_AT = 16, 4096
 
 

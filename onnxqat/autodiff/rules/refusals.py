@@ -1,7 +1,7 @@
 """Operators of ONNX up to opset 21 that have no gradient, and why.
 
-Two kinds: those through which no gradient flows since the true one is zero, or since they decide what is computed rather
-than compute it; and those that have a gradient which is not available here, where training is refused.
+Two kinds: no gradient flows through the first, since it is zero, or since they only control what is computed. The second have a
+gradient that is not available here: training is refused.
 """
 
 from __future__ import annotations

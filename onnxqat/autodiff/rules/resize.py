@@ -216,7 +216,7 @@ def _matrix(op: Ops, call: Call, axis: _Axis, dy: ir.Value, common: ir.Value | N
         beyond = op.Unsqueeze(op.Or(op.Less(source, 0.0), op.Greater(source, last)), op.ints([1]))
         weights = op.Where(beyond, op.like(0.0, weights), weights)
     indices = op.Cast(op.Min(op.Max(taps, op.like(0.0, taps)), last), to=_INT64)
-    # Not OneHot, which ends the process where there is no output.
+    # Not OneHot, which crashes where there is no output.
     hot = op.Cast(op.Equal(op.Unsqueeze(indices, op.ints([2])), arange(op, before)), to=_FLOAT)
     return op.reduce("Sum", op.Mul(op.Unsqueeze(weights, op.ints([2])), hot), [1], keepdims=False)
 
