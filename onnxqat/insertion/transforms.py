@@ -1,8 +1,8 @@
 """Fixed transforms at the input of a model: short-time Fourier transforms, constant-Q and mel filters, written as layers.
 
-The model takes a magnitude and then a logarithm of their result. Small values then count as much as large ones, but 8 bits keep only
-the large ones. Only data movement and linear arithmetic stand between such a layer and the magnitude, on every path, and no learned
-layer is above it: that tells it from learned layers.
+The model takes a magnitude and then a logarithm of their result. Small values then count as much as large ones, but 8 bits keep
+only the large ones. Only data movement and linear arithmetic stand between such a layer and the magnitude, on every path, and no
+learned layer is above it: that tells it from learned layers.
 """
 
 from __future__ import annotations
