@@ -39,7 +39,7 @@ from onnxqat.verification.run import check_max_drop
 
 log = logging.getLogger(__name__)
 
-#: Steps of linear growth from 0: AdamW's first steps at full rate throw the weights of low-bit layers about.
+#: Steps of linear growth from 0: at full rate, AdamW's first steps move the weights of low-bit layers too far.
 WARMUP_STEPS = 20
 #: Samples of the training data that calibration reads where no data of its own is given; more change ranges little.
 CALIBRATION_SAMPLES = 1024
@@ -51,11 +51,11 @@ class Outcome:
 
     Attributes:
         float_score: metric of the float model; None without labels.
-        inserted_score: metric of what deployment right after insertion gives (post-training quantization).
+        inserted_score: metric of the model deployed right after insertion (post-training quantization).
         trained: the Q/DQ model after training.
-        deployed: what it was folded into.
+        deployed: the deployed model that it was folded into.
         report: how the two compare in a runtime, and with the float model.
-        judged_on: what data all these are of.
+        judged_on: name of the data that all this was judged on.
     """
 
     float_score: float | None
@@ -91,14 +91,14 @@ def run(  # noqa: PLR0913  (all of it is one call)
 
     Args:
         model: the float model.
-        data: what each stage reads.
-        config: what to quantize and how.
-        training: how to train.
-        judge: where to verify.
+        data: data of each stage.
+        config: settings of quantization.
+        training: settings of training.
+        judge: runtime, metric and bound of verification.
         keep: called with the deployed model as soon as there is one, also when a signal or an error ends training early.
         callbacks: see `Trainer.fit`.
-        resume: folder of checkpoints to go on from.
-        recovery: how a run that a signal ends can go on; None: not at all.
+        resume: folder of checkpoints to resume from; None: a new run.
+        recovery: how to resume a run that a signal ends; None: it cannot be resumed.
     """
     model = with_fixed_inputs(model, config.fixed_inputs)
     config = config.model_copy(update={"fixed_inputs": {}})
@@ -139,7 +139,7 @@ def train(
     resume: Path | None = None,
     recovery: Recovery | None = None,
 ) -> Trainer:
-    """The train stage alone; see `run`. The trainer holds what was reached."""
+    """Runs the train stage alone (see `run`); the trainer that is returned holds the result."""
     made = trainer(qdq, training)
     if resume is not None:
         made.resume(resume)
@@ -198,7 +198,7 @@ def _judged(report: Report, inserted_score: float | None, *, enforced: bool) -> 
 
 
 def _all_of_8_bits(config: Config) -> bool:
-    """Whether nothing is quantized to fewer bits, which may cost more."""
+    """Whether everything is quantized to 8 bits; fewer may cost more accuracy."""
     rules = [bits for rule in config.overrides for bits in (rule.weight_bits, rule.activation_bits) if bits is not None]
     return min([config.weight_bits, config.activation_bits, *rules]) == 8
 

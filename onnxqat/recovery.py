@@ -28,7 +28,7 @@ class Recovery:
 
     Attributes:
         folder: folder of its checkpoints, where one is written when a signal ends it; None: none is written.
-        command: the command line that goes on from a folder.
+        command: function from a folder of checkpoints to the command line that resumes from it.
     """
 
     folder: Path | None
@@ -36,12 +36,12 @@ class Recovery:
 
 
 def of_call(arguments: Sequence[str], checkpoint: Path | None, output: Path) -> Recovery | None:
-    """How a call of the command line can go on; None where it is one of several processes.
+    """Returns how a call of the command line can be resumed; None for one of several processes.
 
     Args:
-        arguments: of the call.
+        arguments: arguments of the call.
         checkpoint: its folder of checkpoints; None: one beside the output, where a signal ends the run.
-        output: what it writes.
+        output: path that it writes to.
     """
     if launched():
         return None
@@ -56,7 +56,7 @@ def of_call(arguments: Sequence[str], checkpoint: Path | None, output: Path) -> 
 
 
 def check_resume(checkpoint: Path | None, *, resume: bool) -> None:
-    """Raises InputError for a folder of checkpoints that this call cannot go on from, or begin in."""
+    """Raises InputError for a folder of checkpoints that this call cannot resume from, or begin in."""
     if checkpoint is not None and rank() == 0:
         checkpoint_files.check_folder(checkpoint, begun=resume)
     elif resume and checkpoint is None:
@@ -72,7 +72,7 @@ def fit(
     keep: Callable[[onnx.ModelProto], None],
     recovery: Recovery | None,
 ) -> None:
-    """Trains, and keeps the model; where a signal or an error ends the run early, the best that was reached, or the last.
+    """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best epoch so far, or the last step.
 
     Of several processes, the first alone keeps it.
     """
@@ -106,7 +106,7 @@ def _keep_what_was_reached(
 
 
 def _checkpoint(run: Trainer, recovery: Recovery) -> str:
-    """Writes a checkpoint, and says how to go on from it; what fails here does not keep the model from being written."""
+    """Writes a checkpoint and says how to resume from it; if that fails, the model is written all the same."""
     if recovery.folder is None:
         return ""
     try:
@@ -119,7 +119,7 @@ def _checkpoint(run: Trainer, recovery: Recovery) -> str:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the result of long work, somewhere else where its path has become impossible meanwhile.
+    """Writes the result of long work; if its path has become impossible meanwhile, to another place.
 
     Raises:
         InputError: the path cannot be written; the message says where the model is instead.

@@ -1,4 +1,4 @@
-"""The commands: what each is given, and which stage it calls."""
+"""The commands: the arguments of each, and the stage that it calls."""
 
 from __future__ import annotations
 
@@ -268,9 +268,11 @@ def run(
 @app.command()
 def inspect(
     model: options.Model,
-    trainable: Annotated[bool, typer.Option(help="Show which operators gradients pass instead.")] = False,
+    trainable: Annotated[
+        bool, typer.Option(help="Show instead which operators gradients pass, and which not.")
+    ] = False,
 ) -> None:
-    """Show what is quantized, how, what is not and why."""
+    """Show what is quantized and how, and what stays in float and why."""
     _check(models=[model])
     from onnxqat import inspection
     from onnxqat.graph import io
@@ -293,13 +295,13 @@ def _check(
     inputs: Sequence[str | Path | None] = (),
     models: Sequence[Path | None] = (),
 ) -> None:
-    """Checks what is read and written, before anything large is loaded; what is said goes to standard error where one is output.
+    """Checks what is read and written before anything large is loaded; messages go to standard error if standard output gets a file.
 
     Args:
         written: models to write.
         json: a report to write.
         lines: a log to write.
-        inputs: what is read besides models.
+        inputs: paths that are read, besides models.
         models: models that are read.
     """
     for model in filter(None, models):

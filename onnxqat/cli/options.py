@@ -40,8 +40,8 @@ MetricOfLoss = Annotated[
 MaxDrop = Annotated[
     float | None,
     Option(
-        help="Exit with status 1 where the deployed model is worse than the float one by more: points of accuracy, dB of psnr, "
-        "percent of an mse; without labels, percent of other answers.",
+        help="Largest drop from the float model, in points of accuracy, dB of psnr or percent of an mse; without labels, in "
+        "percent of other answers. A larger one ends with exit status 1.",
         show_default=False,
     ),
 ]
@@ -49,13 +49,13 @@ Json = Annotated[
     Path | None, Option(help="Write the report to this file too; - for standard output.", show_default=False)
 ]
 SampleAxis = Annotated[
-    int | None, Option(help="Axis of the first input that counts samples, where the model leaves it open.")
+    int | None, Option(help="Axis of the first input that counts samples, if the model does not show it.")
 ]
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What to quantize and how."""
+    """Settings of quantization: which values, and how."""
 
     config: Annotated[
         Path | None, Option("--config", help="JSON file of onnxqat.Config, or one of NNCF.", show_default=False)
@@ -83,15 +83,15 @@ class Labels:
     """How labels belong to the model's first output."""
 
     class_axis: Annotated[
-        int | None, Option(help="Axis of the first output along which classes compete, where labels leave it open.")
+        int | None, Option(help="Class axis of the first output, if neither the model nor the labels show it.")
     ] = None
-    ignore_label: Annotated[int | None, Option(help="Label that does not count: -100 or 255, say.")] = None
+    ignore_label: Annotated[int | None, Option(help="Label to ignore, such as -100 or 255.")] = None
     sample_axis: SampleAxis = None
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Where models run that are judged."""
+    """Runtime and environment in which models are judged."""
 
     runtime: Annotated[
         RuntimeName | None,
@@ -104,14 +104,14 @@ class Execution:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train; the same for `train` and for `run`."""
+    """Settings of training, the same for `train` and for `run`."""
 
     loss: Annotated[list[str], Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")] = (
         field(default_factory=lambda: ["cross_entropy"])
     )
     epochs: Annotated[int, Option(help="Passes over the data.")] = 3
     lr: Annotated[float, Option(help="Largest learning rate; warm-up, then a cosine to 0.")] = 1e-4
-    optimizer: Annotated[OptimizerName, Option(help="What takes the steps.")] = "adamw"
+    optimizer: Annotated[OptimizerName, Option(help="Optimizer that takes the steps.")] = "adamw"
     weight_decay: Annotated[float, Option(help="Weight decay of the optimizer.")] = 0.0
     clip_norm: Annotated[
         float | None, Option(help="Largest norm of the gradient. (default: no limit)", show_default=False)
@@ -130,10 +130,12 @@ class TrainingOptions:
     ] = None
     log_file: Annotated[Path | None, Option(help="Append a JSON line per step and epoch to this file.")] = None
     tensorboard: Annotated[Path | None, Option(help="Write event files for TensorBoard to this folder.")] = None
-    patience: Annotated[int | None, Option(help="Stop after so many epochs without improvement.")] = None
+    patience: Annotated[int | None, Option(help="Stop after this many epochs without improvement.")] = None
     checkpoint: Annotated[
         Path | None, Option(help="Folder for a checkpoint after each epoch; the two newest are kept.")
     ] = None
-    checkpoint_every: Annotated[int | None, Option(help="Also write a checkpoint after every so many batches.")] = None
-    resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False
+    checkpoint_every: Annotated[
+        int | None, Option(help="Also write a checkpoint each time this many batches are done.")
+    ] = None
+    resume: Annotated[bool, Option("--resume", help="Resume from the newest checkpoint.")] = False
     threads: Annotated[int, Option(help="Threads inside an operator; 0: one for each core.")] = 0

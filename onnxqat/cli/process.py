@@ -49,12 +49,13 @@ def _main(signals: Raiser | None) -> NoReturn:
         sys.exit(130)
     except TyperException as error:  # the call is wrong; without arguments the help has been shown, and says it all
         message = error.format_message().rstrip(".")
+        message = message.replace(": Value error, ", ": ").replace(": Input should", ": it must")  # pydantic's words
         _end(f"{message}; see --help" if message else "", 2)
     except SystemExit as error:
         # rich ends the process where nobody reads standard output any more
         if debug or is_own_exit(error) or isinstance(error.__context__, BrokenPipeError):
             raise
-        _end(f"code of the user's fails ({described(error)}); fix it", 1)
+        _end(f"user code fails ({described(error)}); fix it", 1)
     except Exception as error:
         if debug:
             raise

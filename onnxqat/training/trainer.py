@@ -1,4 +1,4 @@
-"""Training: a loop over batches, or single steps in one's own loop."""
+"""Training: a loop over batches, or single steps in a loop of your own."""
 
 from __future__ import annotations
 
@@ -50,19 +50,20 @@ class Trainer:
     Args:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
         loss: a name, names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar; see `losses`.
-        optimizer: `SGD` or `AdamW`. A quantized model is near its best, so that rates at which networks are trained from scratch
-            may ruin it: begin with AdamW at 1e-4 to 3e-4. A loss that rises above where it began is warned of.
-        schedule: learning-rate schedule.
-        freeze: names or regular expressions of initializers or nodes that are left as they are. A frozen scale that its trained
-            8-bit weights outgrow is raised in the model that is returned (`Config.overflow_fix`).
+        optimizer: `SGD` or `AdamW`. A quantized model begins near its best, so rates at which networks are trained from scratch
+            ruin it. Begin with AdamW at 1e-5 to 1e-4 for 8 bits, at 1e-3 for 4 bits and fewer. If the loss rises above its first
+            value, a warning says so.
+        schedule: `Constant`, `Cosine` or `StepDecay`.
+        freeze: names or regular expressions of initializers or nodes that are not trained. If trained 8-bit weights outgrow a
+            frozen scale, it is raised in the model that is returned (`Config.overflow_fix`).
         teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now.
         clip_norm: largest norm of the gradient; None: no limit.
-        accumulate: batches whose gradients make one optimizer step, as one large batch would: each weighs as many labels as count
-            in it, or else samples; in `fit`, those left at the end of an epoch make a step of their own.
-        class_axis: axis of the first output along which classes compete; None: told by the model's Softmax and the labels' shape.
-        ignore_label: label that does not count, -100 or 255 say; None: all count.
-        sample_axis: axis of the first input that counts samples; None: told by the model, the first as a rule.
-        seed: what the order of data is drawn from.
+        accumulate: number of batches whose gradients make one optimizer step, as one large batch would. Each batch weighs as much
+            as it has labels that count, or else samples. In `fit`, batches left at the end of an epoch make a step of their own.
+        class_axis: axis of the first output that holds the classes; None: the model's Softmax or the labels' shape tells it.
+        ignore_label: label that is ignored, such as -100 or 255; None: all count.
+        sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
+        seed: seed of the order of the data.
         threads: threads inside an operator; 0: one for each core.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
@@ -70,7 +71,7 @@ class Trainer:
     Attributes:
         optimizer: the optimizer.
         state: parameters, moments, position in the schedule, and all else that a checkpoint holds.
-        resumed_from: checkpoint that this trainer was resumed from; None: none.
+        resumed_from: checkpoint that this trainer was resumed from; None: it was not resumed.
 
     Example:
         ```python
@@ -128,7 +129,7 @@ class Trainer:
             seed=seed,
             threads=threads,
         )
-        #: The checkpoint that this trainer goes on from.
+        #: The checkpoint that this trainer was resumed from.
         self.resumed_from: Path | None = None
         self._arguments: dict[str, Any] = {
             "loss": loss,
@@ -160,7 +161,7 @@ class Trainer:
 
     @property
     def schedule(self) -> Schedule:
-        """The learning-rate schedule, for one's own loop; `fit` and `step` advance it."""
+        """The learning-rate schedule, for a loop of your own; `fit` and `step` advance it."""
         return self.state.schedule
 
     @property
@@ -193,8 +194,8 @@ class Trainer:
     ) -> None:
         """Trains for a number of epochs; with validation data the best epoch's parameters are kept.
 
-        Ctrl-C, or another signal that raises, leaves the trainer as it was after the last whole step. A run that broke off, or
-        was resumed from a checkpoint, goes on where it was: `epochs` counts from where it had begun.
+        Ctrl-C, or another signal that raises, leaves the trainer as it was after the last whole step. An interrupted run, or
+        one resumed from a checkpoint, continues where it was: `epochs` counts from where it had begun.
 
         Args:
             batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
@@ -221,7 +222,7 @@ class Trainer:
     def step(self, batch: Any) -> float:
         """One step on a batch: forward, backward, update; returns the loss before it. It advances `schedule` by a step.
 
-        With `accumulate`, parameters change at every so many calls, whatever epoch they belong to.
+        With `accumulate`, parameters change only every `accumulate` calls, in whatever epoch.
         """
         checked = check_batch(batch, self._feeds.signature())
         with self._steps.whole():
@@ -317,7 +318,7 @@ class Trainer:
 
         Args:
             path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
-            given: arguments of `Trainer` that a file cannot hold: a teacher, an optimizer or a schedule of one's own class.
+            given: arguments of `Trainer` that a file cannot hold: a teacher, and an optimizer or a schedule of your own class.
 
         Raises:
             InputError: there is no whole checkpoint, another version wrote it, or an argument must be given.
@@ -331,7 +332,7 @@ class Trainer:
         return trainer
 
     def resume(self, path: str | os.PathLike[str]) -> None:
-        """Resumes from a checkpoint of the same model, made with the same arguments; `restore` makes a trainer of one.
+        """Resumes from a checkpoint of the same model and arguments; `restore` makes a trainer from a checkpoint alone.
 
         Args:
             path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
