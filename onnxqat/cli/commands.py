@@ -295,7 +295,7 @@ def _check(
     inputs: Sequence[str | Path | None] = (),
     models: Sequence[Path | None] = (),
 ) -> None:
-    """Checks what is read and written before anything large is loaded; messages go to standard error if standard output gets a file.
+    """Checks what is read and written before anything large is loaded; where standard output gets a file, messages go elsewhere.
 
     Args:
         written: models to write.
