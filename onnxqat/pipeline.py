@@ -144,7 +144,7 @@ def train(
     if resume is not None:
         made.resume(resume)
     validation = None if data.validation is None else data.read(data.validation)
-    fit(made, training.epochs, data.read(data.train), validation, callbacks, keep, recovery)
+    fit(made, training.length, data.read(data.train), validation, callbacks, keep, recovery)
     return made
 
 

@@ -16,6 +16,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import files, io
 from onnxqat.launch import launched, rank
 from onnxqat.training.callbacks import Callback
+from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import checkpoint_files
 from onnxqat.training.trainer import Trainer
 
@@ -65,7 +66,7 @@ def check_resume(checkpoint: Path | None, *, resume: bool) -> None:
 
 def fit(
     run: Trainer,
-    epochs: int,
+    length: Length,
     source: datasets.Source,
     validation: datasets.Source | None,
     callbacks: Sequence[Callback],
@@ -78,7 +79,7 @@ def fit(
     """
     begun = run.schedule.position.step
     try:
-        run.fit(source, epochs, validation, callbacks)
+        run.fit(source, length.epochs, validation, callbacks, steps=length.steps)
     except BaseException as error:
         if rank() == 0 and run.schedule.position.step > begun:
             _keep_what_was_reached(run, error, keep, recovery)

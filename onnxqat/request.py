@@ -14,8 +14,8 @@ from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import OptimizerName, RuntimeName
-from onnxqat.training.fit import check_epochs
 from onnxqat.training.optimize.optimizers import SGD, AdamW
+from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.training_graph.losses import Loss
 from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
 from onnxqat.verification.baseline import Baseline
@@ -65,7 +65,8 @@ class Training:
 
     Attributes:
         loss: see `Trainer`.
-        epochs: passes over the data.
+        epochs: passes over the data; 3 where `steps` is not given either.
+        steps: optimizer steps after which training ends instead, whatever the epoch.
         lr: largest learning rate; it falls to 0 along a cosine.
         optimizer_name: which optimizer takes the steps.
         weight_decay: weight decay of the optimizer.
@@ -79,11 +80,12 @@ class Training:
         labelling: how labels belong to the first output.
 
     Raises:
-        InputError: epochs, rate or weight decay are out of range.
+        InputError: epochs, steps, rate or weight decay are out of range, or both epochs and steps are given.
     """
 
     loss: Loss = "cross_entropy"
-    epochs: int = 3
+    epochs: int | None = None
+    steps: int | None = None
     lr: float = 1e-4
     optimizer_name: OptimizerName = "adamw"
     weight_decay: float = 0.0
@@ -104,8 +106,12 @@ class Training:
         return next((METRIC_OF[kind] for kind in labels if kind is not None), "accuracy")
 
     def __post_init__(self) -> None:
-        check_epochs(self.epochs)
-        self.optimizer  # noqa: B018  (it refuses rates that are none)
+        self.length, self.optimizer  # noqa: B018  (they refuse numbers that are none)
+
+    @property
+    def length(self) -> Length:
+        """When training ends."""
+        return Length(self.epochs, self.steps)
 
     @property
     def optimizer(self) -> AdamW | SGD:

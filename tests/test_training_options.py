@@ -43,36 +43,46 @@ def options_of(command: str) -> set[str]:
 
 def test_every_training_option_is_one_of_both_commands():
     named = {f"--{field.name.replace('_', '-')}" for field in fields(TrainingOptions)}
-    assert named == {*GIVEN, "--resume"}
+    assert named == {*GIVEN, "--resume", "--steps"}
     assert named <= options_of("train") & options_of("run")
 
 
-@pytest.mark.parametrize("command", ["train", "run"])
-def test_every_training_option_reaches_the_trainer(command, tmp_path, monkeypatch):
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """Calls a command on small models and data, in a folder of its own; returns the exit status."""
     onnx.save(FLOAT, tmp_path / "float.onnx")
     onnx.save(insert(FLOAT, [ROWS]), tmp_path / "qdq.onnx")
     np.savez(tmp_path / "data.npz", x=ROWS, label=np.arange(64) % 5)
     monkeypatch.chdir(tmp_path)
+
+    def called(command: str, *given: str) -> int:
+        source = "qdq.onnx" if command == "train" else "float.onnx"
+        files = [source, "--data", "data.npz", "--batch-size", "16", "-o", "o.onnx"]
+        monkeypatch.setattr(sys, "argv", ["onnxqat", command, *files, *given])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return called
+
+
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_every_training_option_reaches_the_trainer(command, called, tmp_path, monkeypatch):
     made, fit = [], Trainer.fit
 
-    def watched(trainer, batches, epochs, validation, called):
-        made.append((trainer, epochs, called))
-        fit(trainer, batches, epochs, validation, called)
+    def watched(trainer, batches, epochs, validation, callbacks, steps):
+        made.append((trainer, epochs, callbacks))
+        fit(trainer, batches, epochs, validation, callbacks, steps=steps)
 
     monkeypatch.setattr(Trainer, "fit", watched)
     given = [word for pair in GIVEN.items() for word in pair]
-    source = "qdq.onnx" if command == "train" else "float.onnx"
-    call = ["onnxqat", command, source, "--data", "data.npz", "--batch-size", "16", *given, "-o", "o.onnx"]
-    monkeypatch.setattr(sys, "argv", call)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    ((trainer, epochs, called),) = made
+    assert called(command, *given) == 0
+    ((trainer, epochs, given_callbacks),) = made
     assert epochs == 2
     assert trainer.optimizer == SGD(lr=0.002, weight_decay=0.01)
     assert trainer.schedule.position.step == 4  # of 8 batches, two at a time
     kinds = [callbacks.JsonLines, callbacks.TensorBoard, callbacks.EarlyStopping, callbacks.Checkpoints]
-    assert [type(one) for one in called] == kinds
+    assert [type(one) for one in given_callbacks] == kinds
     assert (tmp_path / "log.jsonl").stat().st_size
     assert list((tmp_path / "board").iterdir())
     facts = trainer._origin().facts
@@ -80,8 +90,20 @@ def test_every_training_option_reaches_the_trainer(command, tmp_path, monkeypatc
     assert {name: facts["arguments"][name] for name in wanted} == wanted
     assert facts["threads"] == 1
     assert facts["arguments"]["teacher"]
-    monkeypatch.setattr(sys, "argv", [*call, "--resume"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+    assert called(command, *given, "--resume") == 0
     assert made[1][0].resumed_from is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [
+        (["--steps", "2"], 0, "epoch 1, step 2/2: train loss"),
+        (["--steps", "2", "--epochs", "1"], 2, "error: epochs is 1 and steps is 2; give one of them"),
+        (["--steps", "0"], 2, "error: steps is 0; it must be 1 or more"),
+    ],
+    ids=["alone", "beside epochs", "none"],
+)
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_a_number_of_steps_ends_training(command, given, status, said, called, capsys):
+    assert called(command, *given) == status
+    assert said in capsys.readouterr().err

@@ -334,6 +334,7 @@ def _training(given: options.TrainingOptions, labelling: Labelling) -> Training:
     return Training(
         loss=tuple(given.loss),
         epochs=given.epochs,
+        steps=given.steps,
         lr=given.lr,
         optimizer_name=given.optimizer,
         weight_decay=given.weight_decay,

@@ -109,7 +109,11 @@ class TrainingOptions:
     loss: Annotated[list[str], Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")] = (
         field(default_factory=lambda: ["cross_entropy"])
     )
-    epochs: Annotated[int, Option(help="Passes over the data.")] = 3
+    epochs: Annotated[int | None, Option(help="Passes over the data. (default: 3)", show_default=False)] = None
+    steps: Annotated[
+        int | None,
+        Option(help="Optimizer steps to take instead of --epochs, whatever the epoch.", show_default=False),
+    ] = None
     lr: Annotated[float, Option(help="Largest learning rate; warm-up, then a cosine to 0.")] = 1e-4
     optimizer: Annotated[OptimizerName, Option(help="Optimizer that takes the steps.")] = "adamw"
     weight_decay: Annotated[float, Option(help="Weight decay of the optimizer.")] = 0.0

@@ -44,9 +44,12 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return self._checked(self._items())
 
-    def check_epochs(self, epochs: int, what: str = "data") -> None:
-        """Raises InputError if the source can be read only once (a generator), and more than one epoch is needed."""
-        if epochs > 1 and isinstance(self.source, Iterator):
+    def check_epochs(self, epochs: int | None, what: str = "data") -> None:
+        """Raises InputError if the source can be read only once (a generator), and more than one epoch is needed.
+
+        How many are needed may not be known beforehand (None).
+        """
+        if epochs is not None and epochs > 1 and isinstance(self.source, Iterator):
             raise InputError(
                 f"{what}: a {type(self.source).__name__} can be read once, not for {epochs} epochs; "
                 "pass a function that makes one"

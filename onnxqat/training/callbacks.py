@@ -68,8 +68,7 @@ class Progress(Callback):
 
     main_only = True
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
+    def __init__(self) -> None:
         self._bar: Bar | None = None
 
     def on_train_begin(self, trainer: Trainer) -> None:
@@ -84,15 +83,13 @@ class Progress(Callback):
     def on_step_end(self, trainer: Trainer, loss: float) -> None:
         """Advances the bar."""
         if self._bar is not None:
-            position = trainer.schedule.position
-            text = f"epoch {position.epoch - trainer.state.first_epoch + 1}/{self._epochs}  loss {loss:.4f}"
-            self._bar.update(self._task, completed=position.step, description=text)
+            text = f"{_reached(trainer, running=1)}  loss {loss:.4f}"
+            self._bar.update(self._task, completed=trainer.schedule.position.step, description=text)
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
         """Logs the epoch's numbers."""
-        done = trainer.schedule.position.epoch - trainer.state.first_epoch
         numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
-        log.info("epoch %d/%d: %s", done, self._epochs, numbers)
+        log.info("%s: %s", _reached(trainer), numbers)
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Removes the bar."""
@@ -118,7 +115,7 @@ class BestModel(Callback):
     def on_train_end(self, trainer: Trainer) -> None:
         """Restores the best parameters if the run is complete; an interrupted one resumes from where it was."""
         position, state = trainer.schedule.position, trainer.state
-        ended = state.batch == 0 and (position.epoch == position.epochs or trainer.stop)
+        ended = state.batch == 0 and (position.ended or trainer.stop)
         if ended and state.best is not None:
             state.parameters[:] = state.best[0]
             state.best = None
@@ -264,6 +261,16 @@ class Checkpoints(Callback):
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self._folder}: is not a folder and cannot be made one; choose another path") from error
+
+
+def _reached(trainer: Trainer, running: int = 0) -> str:
+    """Epochs of the run that are done, and a `running` one; steps too where these say when it ends."""
+    position, state = trainer.schedule.position, trainer.state
+    epoch = position.epoch - state.first_epoch + running
+    if position.epochs is not None:
+        return f"epoch {epoch}/{position.epochs - state.first_epoch}"
+    steps = f", step {position.step - state.first_step}/{position.steps - state.first_step}" if position.steps else ""
+    return f"epoch {epoch}{steps}"
 
 
 def score_of(metrics: Metrics) -> float:

@@ -12,6 +12,7 @@ from onnxqat.errors import InputError
 from onnxqat.training.callbacks import Metrics
 from onnxqat.training.calling import Callers
 from onnxqat.training.health.divergence import LossWatch
+from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import random_state
 from onnxqat.training.resume.checkpoint import Remembered, fingerprint
 from onnxqat.training.steps import Steps
@@ -21,12 +22,6 @@ log = logging.getLogger(__name__)
 _OTHER_BATCHES = (
     "data: the processes read different batches; give all the same data in the same order, and no sampler of their own"
 )
-
-
-def check_epochs(epochs: int) -> None:
-    """Raises InputError for fewer passes over the data than one."""
-    if epochs < 1:
-        raise InputError(f"epochs is {epochs}; it must be 1 or more")
 
 
 @dataclass
@@ -47,28 +42,30 @@ class Fit:
     evaluate: Callable[[Batches], Metrics]
     remembered: Remembered | None
 
-    def begin(self, epochs: int) -> None:
+    def begin(self, length: Length) -> None:
         """Checks the data, and tells state and schedule how long the run will be.
 
         Raises:
             InputError: the data cannot be read so often, does not fit the model, or is not that of the run that goes on.
         """
-        self.source.check_epochs(epochs)
+        count, accumulate = self._batches_of_an_epoch(), self.steps.accumulate
+        passes = length.passes(count, accumulate)
+        self.source.check_epochs(passes)
         if self.judged is not None:
-            self.judged.check_epochs(epochs, "validation")
+            self.judged.check_epochs(passes, "validation")
             if not isinstance(self.judged.source, Iterator):
                 self.steps.feeds(next(iter(self.judged)))  # wrong labels are refused now, not after an epoch
-        self.steps.state.begin(epochs, self._batches_of_an_epoch(), self.steps.accumulate)
+        self.steps.state.begin(length, count, accumulate)
         self.steps.watch = LossWatch()
 
-    def run(self, epochs: int, callers: Callers) -> None:
-        """Trains until the epochs are done or a callback stops it."""
+    def run(self, callers: Callers) -> None:
+        """Trains until epochs or steps are done, or a callback stops it; an epoch that the last step cuts short is judged too."""
         state = self.steps.state
         try:
             callers.begin()
             if self.remembered is not None:
                 callers.restore(self.remembered.callbacks)
-            while state.schedule.position.epoch < state.first_epoch + epochs and not state.stop:
+            while not state.stop and (state.batch or not state.schedule.position.ended):
                 self._epoch(callers)
             state.running = False
         finally:
@@ -91,9 +88,9 @@ class Fit:
         return count
 
     def _epoch(self, callers: Callers) -> None:
-        """One epoch, or what is left of it; returns early where a callback stops the run."""
-        steps, state = self.steps, self.steps.state
-        for batch in self._batches():
+        """One epoch, or what is left of it, up to the last step of the run; returns early where a callback stops that."""
+        steps, state, batches = self.steps, self.steps.state, self._batches()
+        while not state.schedule.position.ended and (batch := next(batches, None)) is not None:
             with steps.whole():
                 loss = steps.step(batch)
                 state.batch, state.loss_sum = state.batch + 1, state.loss_sum + loss

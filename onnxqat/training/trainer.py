@@ -24,9 +24,9 @@ from onnxqat.runtime import check_packages, checked, explained
 from onnxqat.training.callbacks import BestModel, Callback, Progress
 from onnxqat.training.calling import Callers
 from onnxqat.training.feeds import feeds_for
-from onnxqat.training.fit import Fit, check_epochs
+from onnxqat.training.fit import Fit
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
-from onnxqat.training.optimize.schedules import Constant, Rate, Schedule
+from onnxqat.training.optimize.schedules import Constant, Length, Rate, Schedule
 from onnxqat.training.resume import checkpoint, checkpoint_files
 from onnxqat.training.resume.identity import Origin, arguments_of
 from onnxqat.training.resume.state import State
@@ -186,37 +186,39 @@ class Trainer:
     def fit(
         self,
         batches: Data,
-        epochs: int = 3,
+        epochs: int | None = None,
         validation: Data | None = None,
         callbacks: Sequence[Callback] = (),
         *,
+        steps: int | None = None,
         transform: sources.Transform | None = None,
     ) -> None:
-        """Trains for a number of epochs; with validation data the best epoch's parameters are kept.
+        """Trains for a number of epochs or steps; with validation data the best epoch's parameters are kept.
 
         Ctrl-C, or another signal that raises, leaves the trainer as it was after the last whole step. An interrupted run, or
-        one resumed from a checkpoint, continues where it was: `epochs` counts from where it had begun.
+        one resumed from a checkpoint, continues where it was: `epochs` and `steps` count from where it had begun.
 
         Args:
             batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
-            epochs: passes over the data.
+            epochs: passes over the data; 3 where `steps` is not given either.
             validation: data on which each epoch is judged: by accuracy for `cross_entropy` and `bce_with_logits`, by the loss
                 otherwise.
             callbacks: called after steps and epochs, besides the progress display and the keeping of the best model.
+            steps: optimizer steps after which the run ends instead, whatever the epoch; the last epoch may then be part of one.
             transform: turns an item of either loader into a batch.
 
         Raises:
-            InputError: a batch does not fit the model.
+            InputError: a batch does not fit the model, or both `epochs` and `steps` are given.
             TrainingError: the loss or a gradient is not finite; the parameters are those of the last good step.
         """
-        check_epochs(epochs)
+        length = Length(epochs, steps)
         source = self._batches(batches, transform)
         judged = None if validation is None else self._batches(validation, transform)
         run = Fit(self._steps, source, judged, self.evaluate, self._remembered)
-        run.begin(epochs)
+        run.begin(length)
         best = [BestModel()] if judged is not None else []
-        self._callers = Callers(self, [Progress(epochs), *best, *callbacks], self._workers)
-        run.run(epochs, self._callers)
+        self._callers = Callers(self, [Progress(), *best, *callbacks], self._workers)
+        run.run(self._callers)
         self._remembered = None
 
     def step(self, batch: Any) -> float:

@@ -85,6 +85,50 @@ def test_the_trained_model_is_a_plain_one_that_gives_the_losses_reported(qdq):
     assert trainer.evaluate([batch])["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("steps", "accumulate", "epochs"), [(2, 1, 1), (3, 1, 1), (4, 1, 2), (3, 2, 2)])
+def test_a_run_of_so_many_steps_ends_after_them_in_an_epoch_that_is_judged(qdq, steps, accumulate, epochs, caplog):
+    seen = []
+
+    class Watch(Callback):
+        def on_step_end(self, trainer, loss):
+            seen.append(trainer.schedule.position.progress)
+
+        def on_epoch_end(self, trainer, metrics):
+            seen.append("accuracy" if "validation_accuracy" in metrics else "none")
+
+    trainer = Trainer(qdq, schedule=Cosine(), accumulate=accumulate)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(batches(3), steps=steps, validation=batches(1), callbacks=[Watch()])
+    assert (trainer.schedule.position.step, trainer.schedule.position.epoch) == (steps, epochs)
+    assert trainer.schedule.factor == 0
+    assert seen.count("accuracy") == epochs
+    assert seen[-2:] == [1.0, "accuracy"]
+    assert f"epoch {epochs}, step {steps}/{steps}: train loss" in caplog.text
+
+
+def test_steps_count_from_where_a_fit_begins_and_a_generator_serves_while_it_lasts(qdq):
+    trainer = Trainer(qdq)
+    for _ in range(2):
+        trainer.fit((batch for batch in batches(3)), steps=2)
+    assert trainer.schedule.position.step == 4
+    with pytest.raises(InputError, match="a generator can be read once"):
+        trainer.fit((batch for batch in batches(2)), steps=3)
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [
+        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"epochs": 0}, "epochs is 0; it must be 1 or more"),
+        ({"epochs": 1, "steps": 5}, "epochs is 1 and steps is 5; give one of them"),
+    ],
+    ids=["no step", "no epoch", "both"],
+)
+def test_a_length_that_is_none_or_two_is_refused(qdq, length, words):
+    with pytest.raises(InputError, match=words):
+        Trainer(qdq).fit(batches(1), **length)
+
+
 def test_weights_biases_and_scales_all_move(qdq):
     trainer = Trainer(qdq, optimizer=AdamW(lr=1e-3))
     before = scales_of(qdq)

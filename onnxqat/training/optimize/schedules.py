@@ -1,4 +1,4 @@
-"""Learning-rate schedules: frozen specifications, and the position in one that `step()` and `epoch_step()` advance."""
+"""Length of a run, learning-rate schedules over it, and the position in one that `step()` and `epoch_step()` advance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,43 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onnxqat.errors import InputError
+
+#: Passes over the data where neither epochs nor steps are asked for.
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Length:
+    """Length of a `fit`, in epochs or in steps; `EPOCHS` where neither is given.
+
+    Attributes:
+        epochs: passes over the data; None: the steps say when the run ends.
+        steps: optimizer steps; None: the epochs say when the run ends.
+
+    Raises:
+        InputError: one is below 1, or both are given.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in (("epochs", self.epochs), ("steps", self.steps)):
+            if number is not None and number < 1:
+                raise InputError(f"{name} is {number}; it must be 1 or more")
+        if self.epochs is not None and self.steps is not None:
+            raise InputError(f"epochs is {self.epochs} and steps is {self.steps}; give one of them")
+        if self.steps is None:
+            object.__setattr__(self, "epochs", self.epochs or EPOCHS)
+
+    def __str__(self) -> str:
+        return f"epochs is {self.epochs}" if self.steps is None else f"steps is {self.steps}"
+
+    def passes(self, batches: int | None, accumulate: int) -> int | None:
+        """Passes over so many batches that the run takes, the last of them perhaps not whole; None where that is not known."""
+        if self.steps is None or not batches:
+            return self.epochs
+        return -(-self.steps // steps_of(batches, accumulate))
 
 
 @dataclass
@@ -17,7 +54,7 @@ class Position:
         step: optimizer steps done.
         epoch: epochs done.
         steps: optimizer steps of the whole run, None where the data does not tell its length.
-        epochs: epochs of the whole run, None where it has no end set.
+        epochs: epochs of the whole run, None where it has no end set, or ends after its steps.
     """
 
     step: int = 0
@@ -30,6 +67,13 @@ class Position:
         """Share of the run that is done, 0 to 1, by steps where their number is known and by epochs otherwise."""
         done, total = (self.step, self.steps) if self.steps else (self.epoch, self.epochs)
         return min(done / total, 1.0) if total else 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has reached the end that is set for it."""
+        if self.epochs is not None:
+            return self.epoch >= self.epochs
+        return self.steps is not None and self.step >= self.steps
 
 
 class Rate(Protocol):
@@ -174,6 +218,11 @@ class Schedule:
     def epoch_step(self) -> None:
         """Counts an epoch."""
         self.position.epoch += 1
+
+
+def steps_of(batches: int, accumulate: int) -> int:
+    """Optimizer steps of an epoch of so many batches."""
+    return -(-batches // accumulate)
 
 
 def _warmup(at: Position, steps: int) -> float:

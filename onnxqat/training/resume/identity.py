@@ -27,7 +27,7 @@ from onnxqat.training.training_graph.build import TrainingGraph
 log = logging.getLogger(__name__)
 
 #: Changes when an older version of this package could no longer read what is written.
-FORMAT = 2
+FORMAT = 3
 
 _LOSS = "loss_function"
 _MISSING = object()

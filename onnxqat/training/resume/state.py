@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxqat.training.engine import Floats
-from onnxqat.training.optimize.schedules import Schedule
+from onnxqat.training.optimize.schedules import Length, Schedule, steps_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class State:
         loss_sum: sum of their losses.
         batches: batches of a whole epoch of the running `fit`; None where the data does not tell.
         first_epoch: epoch with which the running `fit` began.
+        first_step: optimizer steps that were done then.
         running: whether a `fit` has begun that has not come to its end; the next one then goes on with it.
         stop: whether that `fit` is to end after the running step.
         best: parameters of the best epoch so far and its score; None before the first validation.
@@ -48,6 +49,7 @@ class State:
     loss_sum: float = 0.0
     batches: int | None = None
     first_epoch: int = 0
+    first_step: int = 0
     running: bool = False
     stop: bool = False
     best: tuple[Floats, float] | None = None
@@ -73,23 +75,23 @@ class State:
         self.accumulated[:], self.summed, self.weight = 0, 0, 0
         return True
 
-    def begin(self, epochs: int, batches: int | None, accumulate: int) -> None:
-        """Begins a `fit` of so many epochs of so many batches, or resumes one that was interrupted.
+    def begin(self, length: Length, batches: int | None, accumulate: int) -> None:
+        """Begins a `fit` of that length over so many batches an epoch, or resumes one that was interrupted.
 
         What goes on keeps the length that the run had begun with, so that its learning rates are the same.
         """
         position = self.schedule.position
-        if self.running and position.epochs == self.first_epoch + epochs:
-            return
-        if self.running:
-            log.warning("epochs is %d, the run began with another number; its learning rates change", epochs)
-        else:
+        if not self.running:
             self.stop = False
             if self.batch == 0:
-                self.first_epoch = position.epoch
+                self.first_epoch, self.first_step = position.epoch, position.step
+        epochs = None if length.epochs is None else self.first_epoch + length.epochs
+        steps = None if length.steps is None else self.first_step + length.steps
+        if self.running and position.epochs == epochs and steps in (None, position.steps):
+            return
+        if self.running:
+            log.warning("%s, the run began with another number; its learning rates change", length)
+        if length.epochs is not None and batches is not None:
+            steps = self.first_step + length.epochs * steps_of(batches, accumulate)
         self.running, self.batches = True, batches
-        position.epochs, position.steps = self.first_epoch + epochs, None
-        if batches is not None:
-            steps = -(-batches // accumulate)
-            before = position.step - self.batch // accumulate - (position.epoch - self.first_epoch) * steps
-            position.steps = before + epochs * steps
+        position.epochs, position.steps = epochs, steps

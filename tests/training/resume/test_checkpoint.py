@@ -59,10 +59,10 @@ def outcome(trainer):
     return [state.parameters.tobytes(), *(m.tobytes() for m in state.moments), trainer.schedule.position]
 
 
-def interrupted(qdq, folder, data, steps, callbacks=list, every=1, arguments=None, **fit):
+def interrupted(qdq, folder, data, killed_after, callbacks=list, every=1, arguments=None, **fit):
     trainer = Trainer(qdq, **(arguments or {}))
     with pytest.raises(KilledError):
-        trainer.fit(data(), callbacks=[Checkpoints(folder, every), *callbacks(), KillAfter(steps)], **fit)
+        trainer.fit(data(), callbacks=[Checkpoints(folder, every), *callbacks(), KillAfter(killed_after)], **fit)
 
 
 def test_restoring_gives_back_every_part_of_the_state(qdq, tmp_path):
@@ -90,14 +90,18 @@ def test_every_argument_of_a_trainer_is_in_its_checkpoints(qdq, tmp_path):
     assert {*inspect.signature(Trainer.__init__).parameters} - elsewhere == {*facts["arguments"]}
 
 
-@pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
+LENGTHS = {name: {"epochs": 3} for name in ARGUMENTS} | {"so many steps": {"steps": 13}}
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
 @pytest.mark.parametrize("steps", [2, 9, 13], ids=["at the start", "within an epoch", "at the end of an epoch"])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(qdq, tmp_path, arguments, steps):
+def test_a_resumed_run_ends_as_the_uninterrupted_one(qdq, tmp_path, kind, steps):
+    arguments, length = ARGUMENTS.get(kind, ARGUMENTS["sgd"]), LENGTHS[kind]
     whole = Trainer(qdq, **arguments)
-    whole.fit(batches(), epochs=3, validation=batches(2, seed=1))
-    interrupted(qdq, tmp_path, batches, steps, arguments=arguments, epochs=3, validation=batches(2, seed=1))
+    whole.fit(batches(), validation=batches(2, seed=1), **length)
+    interrupted(qdq, tmp_path, batches, steps, arguments=arguments, validation=batches(2, seed=1), **length)
     resumed = Trainer.restore(tmp_path)
-    resumed.fit(batches(), epochs=3, validation=batches(2, seed=1), callbacks=[Checkpoints(tmp_path)])
+    resumed.fit(batches(), validation=batches(2, seed=1), callbacks=[Checkpoints(tmp_path)], **length)
     assert outcome(resumed) == outcome(whole)
     assert resumed.model().SerializeToString() == whole.model().SerializeToString()
 
