@@ -25,13 +25,21 @@ if TYPE_CHECKING:
     from onnxqat.data.labels import Labelling
     from onnxqat.request import Training
 
+#: The option --help of a group has a value where it is not given, for which typer then loads no pydantic.
+HELP = {"default_map": {"help": False}}
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
     help="Quantization-aware training on the ONNX graph itself: insert, train, fold, verify; or all of it with run.",
 )
-export = typer.Typer(no_args_is_help=True, help="Export a float model to ONNX from the framework it was trained in.")
+export = typer.Typer(
+    no_args_is_help=True,
+    context_settings=HELP,
+    help="Export a float model to ONNX from the framework it was trained in.",
+)
 app.add_typer(export, name="export")
 
 console = Terminal()
