@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -25,10 +23,9 @@ from onnxqat.insertion import insert
 from onnxqat.insertion.fixed import with_fixed_inputs
 from onnxqat.insertion.prepare import prepare
 from onnxqat.launch import rank
-from onnxqat.recovery import Recovery, fit
+from onnxqat.recovery import Keeping, fit
 from onnxqat.request import Data, Judge, Training
 from onnxqat.training import preflight
-from onnxqat.training.callbacks import Callback
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.baseline import Baseline
@@ -75,17 +72,8 @@ class Outcome:
         return json.dumps({**scores, **self.report.to_dict()}, indent=2, allow_nan=False)
 
 
-def run(  # noqa: PLR0913  (all of it is one call)
-    model: io.ModelLike,
-    data: Data,
-    config: Config,
-    training: Training,
-    judge: Judge,
-    keep: Callable[[onnx.ModelProto], None],
-    *,
-    callbacks: Sequence[Callback] = (),
-    resume: Path | None = None,
-    recovery: Recovery | None = None,
+def run(
+    model: io.ModelLike, data: Data, config: Config, training: Training, judge: Judge, keeping: Keeping
 ) -> Outcome | None:
     """Runs all stages in order. Of several processes, the first alone keeps and verifies the model; others return None.
 
@@ -95,10 +83,7 @@ def run(  # noqa: PLR0913  (all of it is one call)
         config: settings of quantization.
         training: settings of training.
         judge: runtime, metric and bound of verification.
-        keep: called with the deployed model as soon as there is one, also when a signal or an error ends training early.
-        callbacks: see `Trainer.fit`.
-        resume: folder of checkpoints to resume from; None: a new run.
-        recovery: how to resume a run that a signal ends; None: it cannot be resumed.
+        keeping: how the deployed model is kept, and a run that is interrupted.
     """
     model = with_fixed_inputs(model, config.fixed_inputs)
     config = config.model_copy(update={"fixed_inputs": {}})
@@ -118,9 +103,9 @@ def run(  # noqa: PLR0913  (all of it is one call)
     def keep_deployed(trained: onnx.ModelProto) -> None:
         nonlocal deployed
         deployed = fold(trained)
-        keep(deployed)
+        keeping.write(deployed)
 
-    run = train(inserted, data, training, keep_deployed, callbacks=callbacks, resume=resume, recovery=recovery)
+    run = train(inserted, data, training, replace(keeping, write=keep_deployed))
     if before is None or deployed is None:
         return None
     report = judge.compare((run.model(), deployed), model, judged)
@@ -129,22 +114,13 @@ def run(  # noqa: PLR0913  (all of it is one call)
     return Outcome(before.score, inserted_score, run.model(), deployed, report, data.judged_on)
 
 
-def train(
-    qdq: io.ModelLike,
-    data: Data,
-    training: Training,
-    keep: Callable[[onnx.ModelProto], None],
-    *,
-    callbacks: Sequence[Callback] = (),
-    resume: Path | None = None,
-    recovery: Recovery | None = None,
-) -> Trainer:
+def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -> Trainer:
     """Runs the train stage alone (see `run`); the trainer that is returned holds the result."""
     made = trainer(qdq, training)
-    if resume is not None:
-        made.resume(resume)
+    if keeping.resume is not None:
+        made.resume(keeping.resume)
     validation = None if data.validation is None else data.read(data.validation)
-    fit(made, training.length, data.read(data.train), validation, callbacks, keep, recovery)
+    fit(made, training.length, data.read(data.train), validation, keeping)
     return made
 
 
@@ -231,7 +207,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
     return Trainer(
         qdq,
         loss=training.loss,
-        optimizer=training.optimizer,
+        optimizer=training.built_optimizer,
         schedule=Cosine(warmup_steps=WARMUP_STEPS),
         seed=training.seed,
         freeze=training.freeze,

@@ -36,6 +36,23 @@ class Recovery:
     command: Callable[[Path], str]
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """How the results of a run are kept.
+
+    Attributes:
+        write: called with the model as soon as there is one, also when a signal or an error ends training early.
+        callbacks: see `Trainer.fit`.
+        resume: folder of checkpoints to resume from; None: a new run.
+        recovery: how to resume a run that a signal ends; None: it cannot be resumed.
+    """
+
+    write: Callable[[onnx.ModelProto], None]
+    callbacks: Sequence[Callback] = ()
+    resume: Path | None = None
+    recovery: Recovery | None = None
+
+
 def of_call(arguments: Sequence[str], checkpoint: Path | None, output: Path) -> Recovery | None:
     """Returns how a call of the command line can be resumed; None for one of several processes.
 
@@ -69,9 +86,7 @@ def fit(
     length: Length,
     source: datasets.Source,
     validation: datasets.Source | None,
-    callbacks: Sequence[Callback],
-    keep: Callable[[onnx.ModelProto], None],
-    recovery: Recovery | None,
+    keeping: Keeping,
 ) -> None:
     """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best epoch so far, or the last step.
 
@@ -79,23 +94,21 @@ def fit(
     """
     begun = run.schedule.position.step
     try:
-        run.fit(source, length.epochs, validation, callbacks, steps=length.steps)
+        run.fit(source, length.epochs, validation, keeping.callbacks, steps=length.steps)
     except BaseException as error:
         if rank() == 0 and run.schedule.position.step > begun:
-            _keep_what_was_reached(run, error, keep, recovery)
+            _keep_what_was_reached(run, error, keeping)
         raise
     if rank() == 0:
-        keep(run.model())
+        keeping.write(run.model())
 
 
-def _keep_what_was_reached(
-    run: Trainer, error: BaseException, keep: Callable[[onnx.ModelProto], None], recovery: Recovery | None
-) -> None:
+def _keep_what_was_reached(run: Trainer, error: BaseException, keeping: Keeping) -> None:
     position, stopped = run.schedule.position, isinstance(error, KeyboardInterrupt)
     cause = f"interrupted by {getattr(error, 'cause', 'Ctrl-C')}" if stopped else "ended early"
-    onward = _checkpoint(run, recovery) if stopped and recovery is not None else ""
+    onward = _checkpoint(run, keeping.recovery) if stopped and keeping.recovery is not None else ""
     which = "the best epoch so far" if run.take_best() else "the last step"
-    keep(run.model())
+    keeping.write(run.model())
     log.warning(
         "%s in epoch %d, after step %d: written are the parameters of %s%s",
         cause,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -68,7 +69,7 @@ class Training:
         epochs: passes over the data; 3 where `steps` is not given either.
         steps: optimizer steps after which training ends instead, whatever the epoch.
         lr: largest learning rate; it falls to 0 along a cosine.
-        optimizer_name: which optimizer takes the steps.
+        optimizer: which optimizer takes the steps.
         weight_decay: weight decay of the optimizer.
         clip_norm: largest norm of the gradient; None: no limit.
         accumulate: batches whose gradients make one optimizer step.
@@ -87,13 +88,13 @@ class Training:
     epochs: int | None = None
     steps: int | None = None
     lr: float = 1e-4
-    optimizer_name: OptimizerName = "adamw"
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
     seed: int = 0
-    freeze: tuple[str, ...] = ()
-    teacher: str | None = None
+    freeze: Sequence[str] = ()
+    teacher: str | Path | None = None
     threads: int = 0
     distributed: bool = False
     labelling: Labelling = field(default_factory=Labelling)
@@ -106,7 +107,7 @@ class Training:
         return next((METRIC_OF[kind] for kind in labels if kind is not None), "accuracy")
 
     def __post_init__(self) -> None:
-        self.length, self.optimizer  # noqa: B018  (they refuse numbers that are none)
+        self.length, self.built_optimizer  # noqa: B018  (they refuse numbers that are none)
 
     @property
     def length(self) -> Length:
@@ -114,9 +115,9 @@ class Training:
         return Length(self.epochs, self.steps)
 
     @property
-    def optimizer(self) -> AdamW | SGD:
-        """The optimizer."""
-        kind: type[AdamW | SGD] = SGD if self.optimizer_name == "sgd" else AdamW
+    def built_optimizer(self) -> AdamW | SGD:
+        """The optimizer with its rate and weight decay."""
+        kind: type[AdamW | SGD] = SGD if self.optimizer == "sgd" else AdamW
         return kind(lr=self.lr, weight_decay=self.weight_decay)
 
 

@@ -32,12 +32,25 @@ class Terminal(Console):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
-class PlainFormatter(logging.Formatter):
+class _PlainFormatter(logging.Formatter):
     """Log lines whose text is plain."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         return plain(super().format(record))
+
+
+def log_plainly(level: int) -> None:
+    """Lets this package log to standard error from a level on, and libraries errors alone."""
+    logger = logging.getLogger("onnxqat")
+    logger.setLevel(level)
+    # libraries may have set up the root logger, at their own level, when they were imported
+    logger.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter("%(message)s"))
+    logger.handlers = [handler]
+    for noisy in ("onnxscript", "onnx_ir", "tf2onnx", "tensorflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def cells(*texts: str | None) -> list[Text]:

@@ -14,7 +14,7 @@ import pytest
 
 import onnxqat
 from models import fashion_mnist
-from onnxqat import cli, pipeline, request
+from onnxqat import cli, pipeline, recovery, request
 
 ROOT = Path(__file__).parents[1]
 SEPARABLE = str(ROOT / "models" / "separable.onnx")
@@ -109,7 +109,7 @@ def test_run_calibrates_on_a_thousand_samples_of_the_training_data(data, monkeyp
                 onnxqat.Config(),
                 request.Training(),
                 request.Judge(),
-                keep=lambda _: None,
+                recovery.Keeping(lambda _: None),
             )
     assert seen == [1024, None]
 

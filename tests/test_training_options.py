@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from onnxqat import SGD, Trainer, callbacks, cli, insert
-from onnxqat.cli.options import TrainingOptions
+from onnxqat.cli.options import Keeping, Training
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
@@ -42,7 +42,7 @@ def options_of(command: str) -> set[str]:
 
 
 def test_every_training_option_is_one_of_both_commands():
-    named = {f"--{field.name.replace('_', '-')}" for field in fields(TrainingOptions)}
+    named = {f"--{field.name.replace('_', '-')}" for group in (Training, Keeping) for field in fields(group)}
     assert named == {*GIVEN, "--resume", "--steps"}
     assert named <= options_of("train") & options_of("run")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onnxqat import pipeline, request
+from onnxqat import pipeline, recovery, request
 from onnxqat.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def measure(model: str, target: str, bits: int, epochs: int, *, full: bool, thre
         Config(target=target, weight_bits=bits, activation_bits=bits),
         request.Training(epochs=epochs, lr=RATES[bits], threads=threads, loss=loss),
         request.Judge(RUNTIMES[target]),
-        keep=lambda _: None,
+        recovery.Keeping(lambda _: None),
     )
     report = outcome.report
     scores = (outcome.float_score, outcome.inserted_score, report.trained, report.deployed, report.agreement)

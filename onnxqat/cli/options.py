@@ -10,6 +10,9 @@ from typer import Argument, Option
 
 from onnxqat.names import TARGETS, OptimizerName, RuntimeName
 
+#: The option --help of a group has a value where it is not given, for which typer then loads no pydantic.
+HELP = {"default_map": {"help": False}}
+
 Model = Annotated[Path, Argument(help="ONNX file.", show_default=False)]
 Output = Annotated[
     Path,
@@ -103,8 +106,8 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """Settings of training, the same for `train` and for `run`."""
+class Training:
+    """Settings of training, the same for `train` and for `run`; the fields are those of `request.Training`."""
 
     loss: Annotated[list[str], Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")] = (
         field(default_factory=lambda: ["cross_entropy"])
@@ -123,8 +126,8 @@ class TrainingOptions:
     accumulate: Annotated[int, Option(help="Batches whose gradients make one optimizer step.")] = 1
     seed: Annotated[int, Option(help="Seed of the data's order.")] = 0
     freeze: Annotated[
-        list[str] | None, Option(help="Name or pattern of nodes or initializers to leave as they are.")
-    ] = None
+        list[str], Option(help="Name or pattern of nodes or initializers to leave as they are.", show_default=False)
+    ] = field(default_factory=list)
     teacher: Annotated[
         Path | None,
         Option(
@@ -132,6 +135,13 @@ class TrainingOptions:
             show_default=False,
         ),
     ] = None
+    threads: Annotated[int, Option(help="Threads inside an operator; 0: one for each core.")] = 0
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of a run while it goes on, and where."""
+
     log_file: Annotated[Path | None, Option(help="Append a JSON line per step and epoch to this file.")] = None
     tensorboard: Annotated[Path | None, Option(help="Write event files for TensorBoard to this folder.")] = None
     patience: Annotated[int | None, Option(help="Stop after this many epochs without improvement.")] = None
@@ -142,4 +152,3 @@ class TrainingOptions:
         int | None, Option(help="Also write a checkpoint each time this many batches are done.")
     ] = None
     resume: Annotated[bool, Option("--resume", help="Resume from the newest checkpoint.")] = False
-    threads: Annotated[int, Option(help="Threads inside an operator; 0: one for each core.")] = 0

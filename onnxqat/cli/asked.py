@@ -1,0 +1,65 @@
+"""What the options of a call ask of the stages; modules load on use, so that help and refusals come at once."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxqat.cli import options, outputs
+from onnxqat.launch import launched
+
+if TYPE_CHECKING:
+    from onnxqat import recovery, request
+    from onnxqat.config import Config
+    from onnxqat.data.labels import Labelling
+
+
+def configuration(given: options.Quantization) -> Config:
+    """What is quantized and how."""
+    from onnxqat import request
+
+    return request.configuration(**asdict(given))
+
+
+def labelling(given: options.Labels) -> Labelling:
+    """How labels belong to the first output."""
+    from onnxqat.data.labels import Labelling
+
+    return Labelling(**asdict(given))
+
+
+def training(given: options.Training, labels: options.Labels) -> request.Training:
+    """How to train."""
+    from onnxqat import request
+
+    return request.Training(**asdict(given), distributed=launched(), labelling=labelling(labels))
+
+
+def judge(
+    given: options.Execution, metric: str, labels: options.Labels, max_drop: float | None = None
+) -> request.Judge:
+    """How models are judged."""
+    from onnxqat import request
+
+    return request.Judge(**asdict(given), metric=metric, labelling=labelling(labels), max_drop=max_drop)
+
+
+def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:
+    """How the result of a run is kept.
+
+    Raises:
+        InputError: the call cannot go on from the folder of checkpoints, or begin in it.
+    """
+    from onnxqat import callbacks, recovery
+
+    recovery.check_resume(given.checkpoint, resume=given.resume)
+    return recovery.Keeping(
+        lambda model: outputs.write(model, output),
+        callbacks.from_options(
+            given.log_file, given.tensorboard, given.patience, given.checkpoint, given.checkpoint_every
+        ),
+        given.checkpoint if given.resume else None,
+        recovery.of_call(sys.argv[1:], given.checkpoint, output),
+    )

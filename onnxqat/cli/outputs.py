@@ -1,0 +1,62 @@
+"""What a call reads and writes: checked before the work begins, written when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxqat.graph import files
+from onnxqat.launch import rank
+from onnxqat.terminal import Terminal
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxqat.pipeline import Outcome
+    from onnxqat.verification.report import Report
+
+#: Standard output, for results.
+console = Terminal()
+
+
+def check(
+    written: Sequence[Path] = (),
+    *,
+    json: Path | None = None,
+    lines: Path | None = None,
+    inputs: Sequence[str | Path | None] = (),
+    models: Sequence[Path | None] = (),
+) -> None:
+    """Checks what is read and written before anything large is loaded; where standard output gets a file, messages go elsewhere.
+
+    Args:
+        written: models to write.
+        json: a report to write.
+        lines: a log to write.
+        inputs: paths that are read, besides models.
+        models: models that are read.
+    """
+    for model in filter(None, models):
+        files.check_present(model)
+    from onnxqat.graph import io
+
+    outputs = [*((path, io.MODEL) for path in written), (json, files.JSON), (lines, files.JSON_LINES)]
+    console.stderr = any(path is not None and files.is_standard_output(path) for path, _ in outputs)
+    if rank() == 0:
+        files.check_all(outputs, [*models, *inputs])
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model and says so; of several processes, the first alone does."""
+    from onnxqat.recovery import save
+
+    if rank() == 0:
+        save(model, path)
+        console.print(f"wrote {path}")
+
+
+def write_report(report: Report | Outcome, path: Path | None) -> None:
+    """Writes a report in JSON, where a path is given."""
+    if path is not None:
+        files.write_text(report.to_json(), path, files.JSON)
