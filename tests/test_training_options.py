@@ -85,7 +85,7 @@ def test_every_training_option_reaches_the_trainer(command, called, tmp_path, mo
     assert [type(one) for one in given_callbacks] == kinds
     assert (tmp_path / "log.jsonl").stat().st_size
     assert list((tmp_path / "board").iterdir())
-    facts = trainer._origin().facts
+    facts = trainer._record.origin().facts
     wanted = {"clip_norm": 0.5, "accumulate": 2, "seed": 3, "freeze": ["b"], "loss": ["distill"]}
     assert {name: facts["arguments"][name] for name in wanted} == wanted
     assert facts["threads"] == 1

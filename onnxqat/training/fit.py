@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnxqat.data.batch import Batch
 from onnxqat.data.sources import Batches
 from onnxqat.errors import InputError
-from onnxqat.training.callbacks import Metrics
 from onnxqat.training.calling import Callers
+from onnxqat.training.evaluation import evaluate
 from onnxqat.training.health.divergence import LossWatch
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import random_state
@@ -32,14 +32,12 @@ class Fit:
         steps: takes the steps.
         source: what is trained on.
         judged: what epochs are judged on; None: they are not.
-        evaluate: gives metrics of a model on data.
         remembered: what the checkpoint holds that the run goes on from; None where there is none.
     """
 
     steps: Steps
     source: Batches
     judged: Batches | None
-    evaluate: Callable[[Batches], Metrics]
     remembered: Remembered | None
 
     def begin(self, length: Length) -> None:
@@ -101,7 +99,7 @@ class Fit:
             steps.apply_accumulated()
         metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
         if self.judged is not None:
-            metrics |= {f"validation_{name}": value for name, value in self.evaluate(self.judged).items()}
+            metrics |= {f"validation_{name}": value for name, value in evaluate(self.steps, self.judged).items()}
         with steps.whole():
             state.schedule.epoch_step()
             state.batch, state.loss_sum, state.random = 0, 0.0, None

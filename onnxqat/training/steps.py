@@ -29,6 +29,7 @@ class Steps:
     Attributes:
         graph: what is trained.
         feeds: prepares batches for it.
+        stages: what of it runs quantized at which epoch.
         workers: the processes that share the work.
         accumulate: batches whose gradients make one optimizer step.
         optimizer: the optimizer, whose rate is read at every step.
@@ -53,8 +54,7 @@ class Steps:
         threads: int,
     ) -> None:
         self.graph, self.feeds, self.workers, self.accumulate = graph, feeds, workers, accumulate
-        self._stages, self._clip_norm = stages, clip_norm
-        self.optimizer = optimizer
+        self.stages, self.optimizer, self._clip_norm = stages, optimizer, clip_norm
         self.engine = engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads)
         self._safety = PairSafety(graph.qdq)
         self._update = Updater(optimizer, graph.layout, engine.parameters, engine.gradients, threads, self.hold)
@@ -74,7 +74,7 @@ class Steps:
 
     def differentiate(self, batch: Batch) -> float:
         """Loss of a batch; its gradients are in the engine. Each process works on its rows, the results are those of all."""
-        if self._stages.enter(self.state.schedule.position.epoch, self.engine):
+        if self.stages.enter(self.state.schedule.position.epoch, self.engine):
             self.watch = LossWatch()
         self.last = batch
         part, share = self.workers.split(batch, self.feeds.signature())

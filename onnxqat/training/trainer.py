@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,23 +18,22 @@ from onnxqat.data import sources
 from onnxqat.data.batch import Batch, check_batch
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
-from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.runtime import check_packages, checked, explained
+from onnxqat.runtime import check_packages, checked
+from onnxqat.training import evaluation
+from onnxqat.training.assembly import Arguments, assembled
 from onnxqat.training.callbacks import BestModel, Callback, Progress
 from onnxqat.training.calling import Callers
-from onnxqat.training.feeds import feeds_for
 from onnxqat.training.fit import Fit
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
 from onnxqat.training.optimize.schedules import Constant, Length, Rate, Schedule
 from onnxqat.training.resume import checkpoint, checkpoint_files
-from onnxqat.training.resume.identity import Origin, arguments_of
+from onnxqat.training.resume.identity import arguments_of
+from onnxqat.training.resume.record import Record
 from onnxqat.training.resume.state import State
-from onnxqat.training.staging import Stages
 from onnxqat.training.statistics import Statistics, statistics
-from onnxqat.training.steps import Steps
-from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph, with_values
-from onnxqat.training.training_graph.losses import LOSS, Loss
+from onnxqat.training.training_graph.build import with_values
+from onnxqat.training.training_graph.losses import Loss
 
 log = logging.getLogger(__name__)
 
@@ -105,83 +104,21 @@ class Trainer:
     ) -> None:
         check_packages()
         self._workers = Workers.join() if distributed else Workers()
-        self._threads = threads = self._workers.threads(threads)
-        if clip_norm is not None and not clip_norm > 0:
-            raise InputError(f"clip_norm is {clip_norm}; it must be above 0")
-        if accumulate < 1:
-            raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
-        labelling = Labelling(class_axis, ignore_label, sample_axis)
-        with explained(qdq):
-            self._graph = training_graph(load_qdq(qdq), loss, freeze, labelling)
-        self._graph = same_graph(self._graph, self._workers)
-        self._stages = Stages(self._graph, loss)
-        self._feeds = feeds_for(self._graph, teacher)
-        rate = Schedule(schedule if schedule is not None else Constant())
-        self._steps = Steps(
-            self._graph,
-            self._feeds,
-            self._stages,
+        arguments = Arguments(
+            loss,
             optimizer if optimizer is not None else AdamW(),
-            rate,
-            self._workers,
-            clip_norm=clip_norm,
-            accumulate=accumulate,
-            seed=seed,
-            threads=threads,
+            schedule if schedule is not None else Constant(),
+            freeze,
+            teacher,
+            clip_norm,
+            accumulate,
+            Labelling(class_axis, ignore_label, sample_axis),
+            seed,
         )
-        #: The checkpoint that this trainer was resumed from.
-        self.resumed_from: Path | None = None
-        self._arguments: dict[str, Any] = {
-            "loss": loss,
-            "schedule": rate.spec,
-            "freeze": tuple(freeze),
-            "teacher": Path(teacher) if isinstance(teacher, str) else teacher,
-            "clip_norm": clip_norm,
-            "accumulate": accumulate,
-            "seed": seed,
-            **asdict(labelling),
-        }
-        self._made_from: Origin | None = None
+        threads = self._workers.threads(threads)
+        self._steps = assembled(qdq, arguments, self._workers, threads)
+        self._record = Record(self._steps, arguments.named(), threads)
         self._callers: Callers | None = None
-        self._remembered: checkpoint.Remembered | None = None
-
-    @property
-    def state(self) -> State:
-        """State that a run must remember, apart from what it was made with."""
-        return self._steps.state
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer; one of its kind with another rate may be set between steps."""
-        return self._steps.optimizer
-
-    @optimizer.setter
-    def optimizer(self, optimizer: Optimizer) -> None:
-        self._steps.optimizer = optimizer
-
-    @property
-    def schedule(self) -> Schedule:
-        """The learning-rate schedule, for a loop of your own; `fit` and `step` advance it."""
-        return self.state.schedule
-
-    @property
-    def parameters(self) -> dict[str, NDArray[np.float32]]:
-        """Trained arrays by initializer name; the next step reads them, so changing them in place takes effect."""
-        return self._graph.layout.named(self.state.parameters)
-
-    @property
-    def stop(self) -> bool:
-        """Whether the running `fit` is to end after this step; callbacks set it."""
-        return self.state.stop
-
-    @stop.setter
-    def stop(self, stop: bool) -> None:
-        self.state.stop = stop
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a step has been taken, in this process or before."""
-        return self.state.has_begun
 
     def fit(
         self,
@@ -214,19 +151,19 @@ class Trainer:
         length = Length(epochs, steps)
         source = self._batches(batches, transform)
         judged = None if validation is None else self._batches(validation, transform)
-        run = Fit(self._steps, source, judged, self.evaluate, self._remembered)
+        run = Fit(self._steps, source, judged, self._record.remembered)
         run.begin(length)
         best = [BestModel()] if judged is not None else []
         self._callers = Callers(self, [Progress(), *best, *callbacks], self._workers)
         run.run(self._callers)
-        self._remembered = None
+        self._record.remembered = None
 
     def step(self, batch: Any) -> float:
         """One step on a batch: forward, backward, update; returns the loss before it. It advances `schedule` by a step.
 
         With `accumulate`, parameters change only every `accumulate` calls, in whatever epoch.
         """
-        checked = check_batch(batch, self._feeds.signature())
+        checked = check_batch(batch, self._steps.feeds.signature())
         with self._steps.whole():
             return self._steps.step(checked)
 
@@ -236,8 +173,8 @@ class Trainer:
         Gradients of scales are with respect to the scale as it stands in the model.
         """
         self._steps.hold()
-        loss = self._steps.differentiate(check_batch(batch, self._feeds.signature()))
-        gradients = self._graph.layout.named(self._steps.engine.gradients)
+        loss = self._steps.differentiate(check_batch(batch, self._steps.feeds.signature()))
+        gradients = self._steps.graph.layout.named(self._steps.engine.gradients)
         return loss, {name: view.copy() for name, view in gradients.items()}
 
     def take_best(self) -> bool:
@@ -257,20 +194,7 @@ class Trainer:
             batches: data with labels.
             transform: turns an item of the loader into a batch.
         """
-        self._steps.hold()  # parameters may have been changed from outside
-        sums = np.zeros(4)  # of losses and their weights, of hits and decisions
-        for index, batch in enumerate(self._batches(batches, transform)):
-            if not self._workers.takes(index):
-                continue
-            feeds = self._feeds(batch)
-            first, *_, loss = self._steps.engine.evaluate(feeds, [*self._graph.outputs, LOSS])
-            weight, hits = self._feeds.counted(batch), self._feeds.hits(first, feeds)
-            sums += float(loss) * weight, weight, hits.sum(), hits.size
-        self._workers.sum(sums)
-        metrics = {"loss": float(sums[0] / sums[1])}
-        if sums[3]:
-            metrics["accuracy"] = float(sums[2] / sums[3])
-        return metrics
+        return evaluation.evaluate(self._steps, self._batches(batches, transform))
 
     def statistics(self, batches: Data | None = None, *, transform: sources.Transform | None = None) -> Statistics:
         """Returns settings and scales of quantizers, shares of clipped values and drift; prints as tables.
@@ -281,11 +205,9 @@ class Trainer:
         """
         seen: Iterable[Batch] = [] if self._steps.last is None else [self._steps.last]
         if batches is not None:
-            unlabelled = self._feeds.signature(needs_labels=False)
+            unlabelled = self._steps.feeds.signature(needs_labels=False)
             seen = replace(self._batches(batches, transform), signature=unlabelled)
-        layout, now = self._graph.layout, self.state
-        current = with_values(self._graph.qdq, layout, now.parameters)
-        return statistics(self._graph.qdq, current, seen, now.schedule.position.step)
+        return statistics(self._steps.graph.qdq, self._trained(), seen, self.schedule.position.step)
 
     def model(self) -> onnx.ModelProto:
         """The Q/DQ model with the parameters as they are now, fully quantized at whatever stage."""
@@ -295,8 +217,8 @@ class Trainer:
                 self._steps.accumulate,
                 self.state.summed,
             )
-        model = with_values(self._graph.qdq, self._graph.layout, self.state.parameters)
-        self._stages.note(model, self.schedule.position.epoch)
+        model = self._trained()
+        self._steps.stages.note(model, self.schedule.position.epoch)
         return checked(ir.to_proto(model))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -307,12 +229,7 @@ class Trainer:
         Raises:
             InputError: the path cannot be written.
         """
-        if not self._workers.is_first:
-            return
-        callbacks = [] if self._callers is None else self._callers.states()
-        tensors, facts = checkpoint.collect(self.state, self._steps.last, callbacks)
-        origin = self._origin()
-        checkpoint_files.write(Path(path), {**origin.tensors, **tensors}, {**origin.facts, **facts})
+        self._record.write(Path(path), [] if self._callers is None else self._callers.states())
 
     @classmethod
     def restore(cls, path: str | os.PathLike[str], **given: Any) -> Trainer:
@@ -330,7 +247,7 @@ class Trainer:
         with checkpoint_files.understood(facts["path"]):
             arguments = arguments_of(tensors, facts, given)
         trainer = cls(**arguments)
-        trainer._go_on(tensors, facts)
+        trainer._record.take(tensors, facts)
         return trainer
 
     def resume(self, path: str | os.PathLike[str]) -> None:
@@ -342,24 +259,56 @@ class Trainer:
         Raises:
             InputError: there is no whole checkpoint, or it is of another run; the message says in what it differs.
         """
-        self._go_on(*self._workers.from_first(lambda: checkpoint.load(path)))
+        self._record.take(*self._workers.from_first(lambda: checkpoint.load(path)))
 
-    def _go_on(self, tensors: checkpoint_files.Tensors, facts: checkpoint_files.Facts) -> None:
-        with checkpoint_files.understood(facts["path"]):
-            self._origin().check(facts)
-            self._remembered = checkpoint.restore(self.state, tensors, facts)
-        self.resumed_from = Path(facts["path"])
-        position = self.schedule.position
-        log.info("%s: going on after step %d, epoch %d", facts["path"], position.step, position.epoch)
+    @property
+    def state(self) -> State:
+        """State that a run must remember, apart from what it was made with."""
+        return self._steps.state
 
-    def _origin(self) -> Origin:
-        """Returns what checkpoints say this run was made from; constant unless the optimizer was exchanged."""
-        if self._made_from is None or self._made_from.arguments["optimizer"] != self.optimizer:
-            arguments = {**self._arguments, "optimizer": self.optimizer}
-            self._made_from = Origin(self._graph, arguments, self._threads, self._workers.size)
-        return self._made_from
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; one of its kind with another rate may be set between steps."""
+        return self._steps.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        self._steps.optimizer = optimizer
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning-rate schedule, for a loop of your own; `fit` and `step` advance it."""
+        return self.state.schedule
+
+    @property
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """Trained arrays by initializer name; the next step reads them, so changing them in place takes effect."""
+        return self._steps.graph.layout.named(self.state.parameters)
+
+    @property
+    def stop(self) -> bool:
+        """Whether the running `fit` is to end after this step; callbacks set it."""
+        return self.state.stop
+
+    @stop.setter
+    def stop(self, stop: bool) -> None:
+        self.state.stop = stop
+
+    @property
+    def resumed_from(self) -> Path | None:
+        """Checkpoint that this trainer was resumed from; None: it was not resumed."""
+        return self._record.resumed_from
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step has been taken, in this process or before."""
+        return self.state.has_begun
+
+    def _trained(self) -> ir.Model:
+        """The Q/DQ model with the parameters as they are now."""
+        return with_values(self._steps.graph.qdq, self._steps.graph.layout, self.state.parameters)
 
     def _batches(self, source: Data, transform: sources.Transform | None = None) -> sources.Batches:
-        axis = self._graph.labelling.sample_axis
-        checked = sources.batches(source, self._graph.qdq, transform=transform, sample_axis=axis)
-        return replace(checked, signature=self._feeds.signature())
+        axis = self._steps.graph.labelling.sample_axis
+        checked = sources.batches(source, self._steps.graph.qdq, transform=transform, sample_axis=axis)
+        return replace(checked, signature=self._steps.feeds.signature())

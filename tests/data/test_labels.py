@@ -104,8 +104,10 @@ def test_processes_with_unequal_numbers_of_labels_that_count_have_the_gradient_o
     trainer = onnxqat.Trainer(classifier, ignore_label=-1)
     batch = {"x": X, "label": label}
     expected = trainer.gradients(batch)[1]
-    parts = [Workers(rank, 2).split(batch, trainer._feeds.signature()) for rank in range(2)]
-    weighted = [(trainer._feeds.share(part, batch, share), trainer.gradients(part)[1]) for part, share in parts if part]
+    parts = [Workers(rank, 2).split(batch, trainer._steps.feeds.signature()) for rank in range(2)]
+    weighted = [
+        (trainer._steps.feeds.share(part, batch, share), trainer.gradients(part)[1]) for part, share in parts if part
+    ]
     assert [share for share, _ in weighted] == [6 / 22, 16 / 22]
     for name, gradient in expected.items():
         total = sum(share * part[name] for share, part in weighted)

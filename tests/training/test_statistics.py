@@ -55,7 +55,7 @@ def test_clipped_activations_are_those_of_the_numpy_reference(trainer):
 
 def test_clipped_weights_and_drifts_are_those_of_numpy(trainer):
     found = {q.value: q for q in trainer.statistics().weights}
-    before = {i.name: onnx.numpy_helper.to_array(i) for i in io.to_proto(trainer._graph.qdq).graph.initializer}
+    before = {i.name: onnx.numpy_helper.to_array(i) for i in io.to_proto(trainer._steps.graph.qdq).graph.initializer}
     now = [q for q in quantizers(io.load(trainer.model())) if q.is_weight]
     assert len(now) == len(found) == 3
     for quantizer in now:

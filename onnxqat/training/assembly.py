@@ -1,0 +1,76 @@
+"""From the arguments of `Trainer` to what takes its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxqat.data.labels import Labelling
+from onnxqat.distributed import Workers
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.runtime import explained
+from onnxqat.training.feeds import feeds_for
+from onnxqat.training.optimize.optimizers import Optimizer
+from onnxqat.training.optimize.schedules import Rate, Schedule
+from onnxqat.training.staging import Stages
+from onnxqat.training.steps import Steps
+from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph
+from onnxqat.training.training_graph.losses import Loss
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of `Trainer` that decide on the result, so that a run resumes with the same alone; see there.
+
+    Raises:
+        InputError: one is out of range.
+    """
+
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Rate
+    freeze: Sequence[str]
+    teacher: io.ModelLike | None
+    clip_norm: float | None
+    accumulate: int
+    labelling: Labelling
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"clip_norm is {self.clip_norm}; it must be above 0")
+        if self.accumulate < 1:
+            raise InputError(f"accumulate is {self.accumulate}; it must be 1 or more")
+
+    def named(self) -> dict[str, Any]:
+        """The arguments by the names that `Trainer` has for them."""
+        given = {name: value for name, value in vars(self).items() if name != "labelling"}
+        teacher = Path(self.teacher) if isinstance(self.teacher, str) else self.teacher
+        return {**given, "freeze": tuple(self.freeze), "teacher": teacher, **asdict(self.labelling)}
+
+
+def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, threads: int) -> Steps:
+    """Returns what takes the steps of a trainer with these arguments.
+
+    Raises:
+        InputError: the model has no quantizers, or an argument does not fit it.
+        UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
+    """
+    with explained(qdq):
+        graph = training_graph(load_qdq(qdq), arguments.loss, arguments.freeze, arguments.labelling)
+    graph = same_graph(graph, workers)
+    return Steps(
+        graph,
+        feeds_for(graph, arguments.teacher),
+        Stages(graph, arguments.loss),
+        arguments.optimizer,
+        Schedule(arguments.schedule),
+        workers,
+        clip_norm=arguments.clip_norm,
+        accumulate=arguments.accumulate,
+        seed=arguments.seed,
+        threads=threads,
+    )
