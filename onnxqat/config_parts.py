@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import onnx_ir as ir
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from onnxqat.errors import InputError
+from onnxqat.errors import InputError, cut
 from onnxqat.estimators.table import ESTIMATORS
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -213,7 +213,7 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of too many digits
         text = f"a {type(value).__name__} too large to show"
     text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return cut(text, 200)
 
 
 def worded(problem: Any) -> str:

@@ -23,7 +23,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch, Signature
-from onnxqat.errors import InputError, LostProcessError, MissingExtraError, TrainingError
+from onnxqat.errors import InputError, LostProcessError, MissingExtraError, TrainingError, cut
 from onnxqat.launch import in_words
 
 Tensors = dict[str, NDArray[Any]]
@@ -236,4 +236,4 @@ def _short(error: Exception) -> str:
     """The end of what torch says, where the reason is, on one line."""
     lines: Sequence[str] = str(error).strip().splitlines() or [type(error).__name__]
     text = " ".join(lines[0].split()).split("] ")[-1].rstrip(".")
-    return text if len(text) <= 160 else text[:157] + "..."
+    return cut(text, 160)

@@ -43,10 +43,19 @@ class MissingExtraError(InputError):
 
 
 def short_reason(error: Exception) -> str:
-    """ONNX Runtime's own words without codes and source locations, one line of at most 200 characters."""
-    text = " ".join(str(error).split())
+    """A runtime's own words without codes and source locations, one line of at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [
+        line for line in lines if line and not line.startswith(("Exception from", "Check '"))
+    ]  # OpenVINO's places
+    text = " ".join(" ".join(telling or lines).split())
     for mark in (" Status Message: ", "[ONNXRuntimeError] : ", " was false. "):
         text = text.split(mark)[-1]
     text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
     text = re.sub(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)( const)?( \[with [^\]]*\])? ?", "", text)
-    return text if len(text) <= 200 else text[:197] + "..."
+    return cut(text, 200)
+
+
+def cut(text: str, length: int) -> str:
+    """The text in at most so many characters."""
+    return text if len(text) <= length else text[: length - 3] + "..."

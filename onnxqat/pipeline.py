@@ -29,7 +29,8 @@ from onnxqat.training import preflight
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.judge import check_judged, shown
+from onnxqat.verification.judge import check_judged
+from onnxqat.verification.measures import shown
 from onnxqat.verification.metrics import named
 from onnxqat.verification.report import Report
 from onnxqat.verification.run import check_max_drop

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnxqat.errors import InputError
+from onnxqat.errors import InputError, cut
 
 #: Above this many bytes a protobuf file cannot hold the weights (its limit is 2 GiB).
 TOO_LARGE = 1_500_000_000
@@ -64,7 +64,7 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
             raise InputError(
                 f"{path}: initializer {tensor.name!r} has an incorrect location of its data; export the model again"
             ) from error
-        what = f"external data file {_shortened(info.location)!r} of initializer {tensor.name!r}"
+        what = f"external data file {cut(info.location, 100)!r} of initializer {tensor.name!r}"
         if not _stays_inside(info.location, path.parent):
             raise InputError(f"{path}: {what} is outside the model's folder; save the model with its data beside it")
         size = _size(path.parent / info.location)
@@ -97,10 +97,6 @@ def _size(file: Path) -> int | None:
         return file.stat().st_size if file.is_file() else None
     except (OSError, ValueError, RuntimeError):
         return None
-
-
-def _shortened(location: str) -> str:
-    return location if len(location) <= 100 else f"{location[:97]}..."
 
 
 def read(model: ir.Model, folder: Path) -> None:

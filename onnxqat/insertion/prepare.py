@@ -28,11 +28,11 @@ from onnxqat.graph.reversal import reverse_at_least_one_step
 from onnxqat.graph.types import infer
 from onnxqat.insertion.activations import write_hard_activations
 from onnxqat.insertion.affine import decompose_batch_normalization, fold_affine
+from onnxqat.insertion.bounds import bound_activations
 from onnxqat.insertion.fixed import fix_inputs
 from onnxqat.insertion.gemm import make_bias_a_vector
 from onnxqat.insertion.half import float16_to_float32
 from onnxqat.insertion.simplify import (
-    bound_activations,
     drop_inference_noops,
     flatten_as_reshape,
     merge_pads,

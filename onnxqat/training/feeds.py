@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -16,17 +15,12 @@ from onnxqat.data.batch import Batch, Signature
 from onnxqat.data.labels import Labelling, aligned
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.graph.qdq import Quantizer, constant, quantizers
-from onnxqat.graph.without import without_quantizers
-from onnxqat.numerics import fake_quantize
 from onnxqat.runtime import Inference
+from onnxqat.training.teacher import Teacher, teacher_of
 from onnxqat.training.training_graph.logits import CLASS_AXIS
 from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
 from onnxqat.training.training_graph.losses import AttachedLoss
 
-log = logging.getLogger(__name__)
-
-Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 Sizes = tuple[int | None, ...]
 
 #: Largest distance from 1 of the sum of probabilities of quantized outputs, for each class.
@@ -229,37 +223,12 @@ def feeds_for(graph: Forward, teacher: io.ModelLike | None) -> Feeds:
     Raises:
         InputError: the teacher lacks an output, or is given to a loss that does not distill.
     """
-    taught = None
-    if graph.loss.distilled:
-        model = io.load(teacher) if teacher is not None else _own_teacher(graph.qdq)
-        present = {value.name for value in model.graph.outputs}
-        missing = [name for name in graph.loss.distilled if name not in present]
-        if missing:
-            raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
-        taught = Inference(model, graph.loss.distilled, called="teacher")
-    elif teacher is not None:
-        raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
     base = Signature.of(graph.qdq, (), sample_axis=graph.labelling.sample_axis)
     output = next(value for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
     sizes = None if output.shape is None else tuple(d if isinstance(d, int) else None for d in output.shape)
-    return Feeds(graph, base, sizes, _rows_axis(graph.qdq, output, base), taught)
-
-
-def _own_teacher(qdq: ir.Model) -> ir.Model:
-    """The model without its quantizers; a model whose weights were stored as integers makes a worse one than its float model."""
-    weights = [one for one in quantizers(qdq) if one.is_weight and one.quantize is not None]
-    if weights and all(_lies_on_grid(one) for one in weights):
-        log.warning(
-            "distill: the weights have been rounded to integers, and the model without its quantizers, which teaches by default, "
-            "keeps that error; give the float model as teacher"
-        )
-    return without_quantizers(qdq)
-
-
-def _lies_on_grid(weight: Quantizer) -> bool:
-    array = constant(weight.source)
-    grid = weight.scales, weight.zero_points, weight.qmin, weight.qmax, weight.axis
-    return array is not None and np.array_equal(fake_quantize(array, *grid), array)
+    return Feeds(
+        graph, base, sizes, _rows_axis(graph.qdq, output, base), teacher_of(graph.qdq, graph.loss.distilled, teacher)
+    )
 
 
 def _rows_axis(model: ir.Model, output: ir.Value, base: Signature) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.data.labels import Decisions, aligned
-from onnxqat.verification.judge import shown
+from onnxqat.verification.measures import shown
 from onnxqat.verification.metrics import Metric
 
 Array = NDArray[Any]

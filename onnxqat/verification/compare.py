@@ -6,7 +6,7 @@ where their shapes agree, and by how many of their entries, whole rows along the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,8 +19,6 @@ from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.graph import qdq
 from onnxqat.graph.movement import quantizer_above
-from onnxqat.graph.naming import name_of
-from onnxqat.verification import models
 from onnxqat.verification.entries import Sizes
 from onnxqat.verification.host import Arrays, Host
 from onnxqat.verification.metrics import Metric
@@ -29,8 +27,6 @@ from onnxqat.verification.paired import Paired, agreeing
 LABEL = "label"
 #: Sees the inputs of a batch, its labels, and the outputs of the Q/DQ model and of the deployed one.
 Watch = Callable[[Arrays, NDArray[Any] | None, Arrays, Arrays], None]
-#: Codes differ by whole numbers: more than one step apart is two, whatever rounding the subtraction adds.
-MORE_THAN_ONE_STEP = 1.5
 
 
 @dataclass(frozen=True)
@@ -61,27 +57,6 @@ class OutputDifference:
     def steps(self) -> float:
         """The largest difference in steps."""
         return self.largest / self.step
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The first intermediate value that differs by more than one step, on the sample whose output differs most.
-
-    Attributes:
-        value: name of the value in both models; None where no value before the output differs so much.
-        node: name of the node that computes it.
-        op_type: that node's operator.
-        steps: largest difference, in steps of the value's quantizer.
-        compared: how many intermediate values the two models have in common by name.
-        undisturbed: whether the deployed model gave the same outputs while its intermediate values were being read.
-    """
-
-    value: str | None
-    node: str | None
-    op_type: str | None
-    steps: float
-    compared: int
-    undisturbed: bool
 
 
 @dataclass
@@ -197,31 +172,6 @@ def differences(result: Comparison, deployed: ir.Model) -> tuple[OutputDifferenc
     return tuple(found)
 
 
-def divergence(host: Host, trained: ir.Model, deployed: ir.Model, worst: tuple[Arrays, int | None]) -> Divergence:
-    """Compares what the quantizers of both models give on the sample that differs most, in order of execution.
-
-    Reading the value behind a quantizer leaves integer kernels as they are: the runtime gives the reader a DequantizeLinear
-    of its own.
-    """
-    inputs = _one_row(*worst, deployed)
-    of_trained = models.probes(trained)
-    common = {name: q for name, q in models.probes(deployed).items() if name in of_trained}
-    before = host.run("deployed", inputs)
-    host.load("trained", models.with_outputs(trained, common), simulate=True)
-    host.load("deployed", models.with_outputs(deployed, common))
-    expected, actual = host.run("trained", inputs), host.run("deployed", inputs)
-    undisturbed = all(np.array_equal(before[name], actual[name]) for name in before)
-    for name, quantizer in common.items():
-        if expected[name].shape != actual[name].shape:
-            continue  # a consequence of decisions before it
-        steps = float(np.abs(expected[name] - actual[name]).max(initial=0)) / float(quantizer.scales.max())
-        if steps > MORE_THAN_ONE_STEP:
-            node = quantizer.source.producer()
-            origin = (None, None) if node is None else (name_of(node), node.op_type)
-            return Divergence(name, origin[0], origin[1], steps, len(common), undisturbed)
-    return Divergence(None, None, None, 0.0, len(common), undisturbed)
-
-
 def add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[Any] | None, metric: Metric) -> None:
     """Adds the metric of a batch for each model, by its first output; nothing without labels."""
     if label is None:
@@ -281,42 +231,6 @@ def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[NDAr
     with np.errstate(invalid="ignore"):
         apart = np.where(infinite, 0.0, np.abs(expected.astype(np.float64) - found))
     return apart, int((infinite & (expected != found)).sum())
-
-
-def _one_row(inputs: Arrays, row: int | None, model: ir.Model) -> Arrays:
-    """Returns that row of every input if the model takes any number: a whole batch would need much memory to probe."""
-    if row is None:
-        return inputs
-    axes = _free_axes(inputs, model)
-    return inputs if axes is None else _taken(inputs, axes, range(row, row + 1))
-
-
-def in_parts(inputs: Arrays, model: ir.Model, size: int) -> Iterator[Arrays]:
-    """The batch in parts of so many samples, where the model takes any number; else as it is."""
-    axes = _free_axes(inputs, model)
-    if axes is None:
-        yield inputs
-        return
-    count = Samples.of(model).rows(inputs, list(inputs))
-    for start in range(0, count, size):
-        yield _taken(inputs, axes, range(start, min(start + size, count)))
-
-
-def _free_axes(inputs: Arrays, model: ir.Model) -> dict[str, int | None] | None:
-    """The axis of each input that counts samples; None where the model does not take any number of them."""
-    samples = Samples.of(model)
-    count = samples.rows(inputs, list(inputs))
-    axes = {name: samples.axis_of(name, array, count) for name, array in inputs.items()}
-    shapes = {str(value.name): value.shape for value in model.graph.inputs if value.name in inputs}
-    for name, axis in axes.items():
-        shape = shapes[name]
-        if shape is None or shape.rank() == 0 or (axis is not None and isinstance(shape[axis], int)):
-            return None
-    return axes
-
-
-def _taken(inputs: Arrays, axes: dict[str, int | None], rows: range) -> Arrays:
-    return {name: array if (axis := axes[name]) is None else array.take(rows, axis) for name, array in inputs.items()}
 
 
 def _first(arrays: Arrays) -> NDArray[Any]:

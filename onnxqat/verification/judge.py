@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,57 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.verification.measures import measure, shown
 
 Array = NDArray[Any]
-
-#: Measure where there are no labels: the share of answers that are those of the float model.
-AGREEMENT = "agreement"
-#: Keeps a relative drop finite where there is nothing to be relative to.
-TINY = float(np.finfo(np.float32).tiny)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Unit and bound of a drop, which is positive if the deployed model is worse.
-
-    Attributes:
-        unit: as messages write it behind a number.
-        allowed: the largest drop where the user names none; None: any.
-        drop: from float score, deployed score and the score of a constant answer.
-    """
-
-    unit: str
-    allowed: float | None
-    drop: Callable[[Any, Any, float], Any]
-
-
-def _points(before: Any, after: Any, constant: float) -> Any:
-    return 100 * (before - after)
-
-
-def _difference(before: Any, after: Any, constant: float) -> Any:
-    return before - after
-
-
-def _share_of_loss(before: Any, after: Any, constant: float) -> Any:
-    """In percent of the float model's loss, or of a tenth of a constant answer's where that is more.
-
-    A model that fits its labels exactly has a loss of 0, which any quantization multiplies.
-    """
-    base = max(float(np.mean(before)), constant / 10, TINY)
-    return 100 * (after - before) / base
-
-
-MEASURES = {
-    "accuracy": Measure("points", 1.0, _points),
-    "binary_accuracy": Measure("points", 1.0, _points),
-    "top5": Measure("points", 1.0, _points),
-    "psnr": Measure("dB", 0.3, _difference),
-    "mse": Measure("%", 5.0, _share_of_loss),
-    AGREEMENT: Measure("points", 1.0, _points),
-}
-#: The user's own metric: higher is better, in its own unit.
-OTHER = Measure("", None, _difference)
 
 
 @dataclass(frozen=True)
@@ -197,18 +149,6 @@ def check_judged(max_drop: float | None, *, possible: bool) -> None:
     """Raises InputError where a bound is asked for and nothing can be compared with it."""
     if max_drop is not None and not possible:
         raise InputError("max drop: there are neither labels nor class scores to judge by; add labels to the data")
-
-
-def measure(metric: str) -> Measure:
-    """Returns the measure by which a metric is judged."""
-    return MEASURES.get(metric, OTHER)
-
-
-def shown(metric: str, score: float | None) -> str:
-    """A score as tables and messages write it; nothing for None."""
-    if score is None:
-        return ""
-    return f"{100 * score:.2f} %" if measure(metric).unit == "points" else f"{score:.4g}"
 
 
 def judge(

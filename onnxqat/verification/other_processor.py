@@ -21,6 +21,7 @@ from onnxqat.verification.emulated import emulated
 from onnxqat.verification.fusion import Kernel
 from onnxqat.verification.host import Arrays, Host
 from onnxqat.verification.metrics import Metric
+from onnxqat.verification.rows import in_parts
 from onnxqat.verification.saturation import (
     LayerSaturation,
     OtherProcessor,
@@ -113,7 +114,7 @@ class _Emulation:
 
     def _first_output(self, inputs: Arrays) -> NDArray[Any]:
         """The model's first output, computed in parts of a few samples."""
-        parts = [self._run(part) for part in compare.in_parts(inputs, self._deployed, ROWS)]
+        parts = [self._run(part) for part in in_parts(inputs, self._deployed, ROWS)]
         axis = self._decisions.samples
         if len(parts) > 1 and (axis is None or len({np.delete(part.shape, axis).tobytes() for part in parts}) > 1):
             return self._run(inputs)  # the output is not made of samples, or of a size that depends on the data

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnxqat.data.labels import Decisions
 from onnxqat.errors import InputError
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.judge import AGREEMENT, Evidence, Verdict, joined, judge, per_sample
+from onnxqat.verification.judge import Evidence, Verdict, joined, judge, per_sample
+from onnxqat.verification.measures import AGREEMENT
 
 
 def agreeing(one: NDArray[Any], other: NDArray[Any], decisions: Decisions) -> NDArray[np.bool_] | None:

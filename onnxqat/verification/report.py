@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxqat.terminal import cells
-from onnxqat.verification.compare import Divergence, OutputDifference
+from onnxqat.verification.compare import OutputDifference
+from onnxqat.verification.divergence import Divergence
 from onnxqat.verification.entries import Sizes
 from onnxqat.verification.fusion import Kernel
-from onnxqat.verification.judge import Verdict, shown
+from onnxqat.verification.judge import Verdict
+from onnxqat.verification.measures import shown
 from onnxqat.verification.saturation import Saturation
 
 #: Beyond this many output steps the report says where the difference arises.

@@ -21,6 +21,7 @@ from onnxqat.names import RuntimeName
 from onnxqat.progress import track
 from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verification.baseline import Baseline
+from onnxqat.verification.divergence import divergence
 from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, opened
 from onnxqat.verification.judge import Evidence, check_judged
 from onnxqat.verification.metrics import Metric, named
@@ -123,7 +124,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
             agreement=found.agreement,
             outputs=outputs,
             divergence=(
-                compare.divergence(host, qdq_model, deployed_model, found.worst[worst.output])
+                divergence(host, qdq_model, deployed_model, found.worst[worst.output])
                 if worst.steps > ALARMING_STEPS
                 else None
             ),

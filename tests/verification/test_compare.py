@@ -7,6 +7,7 @@ from onnxqat.data.labels import Decisions, Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.verification import compare
+from onnxqat.verification.divergence import divergence
 from onnxqat.verification.host import opened
 from onnxqat.verification.metrics import named
 
@@ -102,7 +103,7 @@ def test_largest_difference_is_over_all_batches(host, network, batches):
 def test_divergence_names_the_first_value_that_differs(host, network, batches, changed, value, node):
     trained, deployed = network(CHAIN), network(changed)
     result = compared(host, trained, deployed, batches)
-    found = compare.divergence(host, io.load(trained), io.load(deployed), result.worst["y"])
+    found = divergence(host, io.load(trained), io.load(deployed), result.worst["y"])
     assert (found.value, (found.node, found.op_type)) == (value, node)
     assert found.steps > 1
     assert found.compared == 3
@@ -111,13 +112,13 @@ def test_divergence_names_the_first_value_that_differs(host, network, batches, c
 def test_reading_intermediate_values_leaves_integer_kernels_as_they_are(host, network, batches):
     trained, deployed = network(CHAIN), network(CHANGED_EARLY)
     result = compared(host, trained, deployed, batches)
-    assert compare.divergence(host, io.load(trained), io.load(deployed), result.worst["y"]).undisturbed
+    assert divergence(host, io.load(trained), io.load(deployed), result.worst["y"]).undisturbed
 
 
 def test_divergence_of_equal_models_names_no_value(host, network, batches):
     model = network(CHAIN)
     compared(host, model, model, batches)
-    found = compare.divergence(host, io.load(model), io.load(model), (batches[0], 0))
+    found = divergence(host, io.load(model), io.load(model), (batches[0], 0))
     assert (found.value, found.node, found.steps) == (None, None, 0)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from onnxqat.errors import InputError, MissingExtraError, OnnxqatError
 from onnxqat.graph import io
-from onnxqat.verification import host as host_module
+from onnxqat.verification import calls
 from onnxqat.verification.host import opened
 
 CONV = """
@@ -154,7 +154,7 @@ def test_interpreter_that_prints_first_is_understood(script, said):
 
 @pytest.mark.parametrize("command", ["sleep 1000", "exec sleep 1000", "yes", "exec cat /dev/zero"])
 def test_program_that_does_not_answer_is_named_and_ended(script, command, monkeypatch):
-    monkeypatch.setattr(host_module, "STARTING_SECONDS", 0.5)
+    monkeypatch.setattr(calls, "STARTING_SECONDS", 0.5)
     begin = time.monotonic()
     with (
         pytest.raises(OnnxqatError, match=r"my python': has not answered within 0.5 s"),

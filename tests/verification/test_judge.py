@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxqat.verification.judge import AGREEMENT, Evidence, judge, per_sample
+from onnxqat.verification.judge import Evidence, judge, per_sample
+from onnxqat.verification.measures import AGREEMENT
 
 
 def hits(right: int, samples: int) -> np.ndarray:

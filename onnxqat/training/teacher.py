@@ -1,0 +1,63 @@
+"""The model that the loss `distill` learns from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.qdq import Quantizer, constant, quantizers
+from onnxqat.graph.without import without_quantizers
+from onnxqat.numerics import fake_quantize
+from onnxqat.runtime import Inference
+
+log = logging.getLogger(__name__)
+
+#: Gives the outputs that are learned from, for the inputs of a batch.
+Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+
+
+def teacher_of(qdq: ir.Model, distilled: Sequence[str], given: io.ModelLike | None) -> Teacher | None:
+    """Returns the teacher of a model: the one that is given, or else the model without its quantizers.
+
+    Args:
+        qdq: the model that learns.
+        distilled: outputs that it learns; there is no teacher where it learns none.
+        given: model that the user names as the teacher.
+
+    Raises:
+        InputError: the teacher lacks an output, or is given to a loss that does not distill.
+    """
+    if not distilled:
+        if given is not None:
+            raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
+        return None
+    model = io.load(given) if given is not None else _own_teacher(qdq)
+    present = {value.name for value in model.graph.outputs}
+    missing = [name for name in distilled if name not in present]
+    if missing:
+        raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
+    return Inference(model, distilled, called="teacher")
+
+
+def _own_teacher(qdq: ir.Model) -> ir.Model:
+    """The model without its quantizers; a model whose weights were stored as integers makes a worse one than its float model."""
+    weights = [one for one in quantizers(qdq) if one.is_weight and one.quantize is not None]
+    if weights and all(_lies_on_grid(one) for one in weights):
+        log.warning(
+            "distill: the weights have been rounded to integers, and the model without its quantizers, which teaches by default, "
+            "keeps that error; give the float model as teacher"
+        )
+    return without_quantizers(qdq)
+
+
+def _lies_on_grid(weight: Quantizer) -> bool:
+    array = constant(weight.source)
+    grid = weight.scales, weight.zero_points, weight.qmin, weight.qmax, weight.axis
+    return array is not None and np.array_equal(fake_quantize(array, *grid), array)
