@@ -1,8 +1,11 @@
 """Fixtures that every test relies on."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
+
+from tests.command_line import status_of
 
 
 @pytest.fixture(autouse=True)
@@ -11,6 +14,18 @@ def _own_log(monkeypatch):
     logger = logging.getLogger("onnxqat")
     for name in ("handlers", "propagate", "level"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
+
+
+@pytest.fixture
+def call(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Calls the command line in this process; returns exit status, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = status_of(*arguments)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
 
 
 def pytest_collection_modifyitems(items):

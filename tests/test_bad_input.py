@@ -14,15 +14,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxqat import cli
-from onnxqat.graph import io
-from onnxqat.insertion import insert
+from tests import classifier
+from tests.classifier import LABELS, NET, ROWS, WEIGHTS
+from tests.command_line import status_of
 from tests.models import model, random
-
-NET = "(float[N,8] x) => (float[N,3] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
-WEIGHTS = {"w": random(8, 6), "b": random(6), "v": random(6, 3), "c": random(3)}
-ROWS = random(16, 8, scale=1.0)
-LABELS = np.arange(16) % 3
 
 
 class Desk:
@@ -80,21 +75,13 @@ class Desk:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    proto = model(NET, **WEIGHTS)
-    onnx.save(proto, folder / "float.onnx")
-    io.save(insert(proto, [ROWS]), folder / "qdq.onnx")
-    np.savez(folder / "data.npz", x=ROWS, label=LABELS)
-    return folder
+    return classifier.write(tmp_path_factory.mktemp("good"))
 
 
 @pytest.fixture
-def desk(good, tmp_path, monkeypatch, capsys) -> Desk:
+def desk(good, tmp_path, capsys) -> Desk:
     def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["onnxqat", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), capsys.readouterr().err
+        return status_of(*arguments), capsys.readouterr().err
 
     return Desk(good, tmp_path, run)
 

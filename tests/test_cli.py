@@ -14,7 +14,7 @@ import pytest
 
 import onnxqat
 from models import fashion_mnist
-from onnxqat import cli, pipeline, recovery, request
+from onnxqat import pipeline, recovery, request
 
 ROOT = Path(__file__).parents[1]
 SEPARABLE = str(ROOT / "models" / "separable.onnx")
@@ -34,21 +34,6 @@ def data(tmp_path_factory):
         images = fashion_mnist.standardise(test.images[rows], 3)
         np.savez(folder / "test" / f"{part}.npz", image=images, label=test.labels[rows])
     return folder
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Calls the command line in this process; returns exit status, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["onnxqat", *map(str, arguments)])
-        monkeypatch.setattr(cli.console, "width", 200)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_stages_follow_each_other_through_files(call, data, tmp_path):

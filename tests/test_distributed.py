@@ -19,6 +19,7 @@ from onnxqat.data.batch import Signature
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.training.trainer import Trainer
+from tests import fashion
 from tests.models import model, random
 from tests.processes import started
 from tests.training.test_trainer import BODY, WEIGHTS, batches
@@ -186,10 +187,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     qdq = onnxqat.insert(ROOT / "models" / "separable.onnx", fashion_mnist.calibration_nhwc(), onnxqat.Config())
     onnxqat.save(qdq, folder / "qdq.onnx")
-    with np.load(ROOT / "models" / "fashion_mnist.npz") as arrays:
-        for name, rows in (("train", slice(157)), ("validation", slice(160, 210))):  # a last batch of 5 rows, one of 2
-            images, labels = arrays["train_images"][rows], arrays["train_labels"][rows].astype(np.int64)
-            np.savez(folder / f"{name}.npz", image=fashion_mnist.standardise(images, 3), label=labels)
+    fashion.write(folder, train=slice(157), validation=slice(160, 210))  # a last batch of 5 rows, one of 2
     return folder
 
 

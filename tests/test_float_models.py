@@ -8,7 +8,8 @@ import pytest
 
 from models import fashion_mnist
 from onnxqat.runtime import Inference
-from tools.fetch_fashion_mnist import FetchError, check, download
+from tools.fetch_fashion_mnist import check, download
+from tools.packages import FetchError
 
 MODELS = [
     pytest.param(fashion_mnist.SLICE.with_name("resnet20.onnx"), fashion_mnist.test, id="resnet20"),

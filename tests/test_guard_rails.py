@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxqat import Config, cli, fold, insert, pipeline
+from onnxqat import Config, fold, insert, pipeline
 from onnxqat.verification import run as verify_run
 from tests.models import model, random
 
@@ -57,17 +56,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def call(folder, tmp_path, monkeypatch, capsys) -> Call:
+def call(call, folder, monkeypatch) -> Call:
+    """Calls the command line in the folder of the files."""
     monkeypatch.setattr(verify_run, "TIMING_SECONDS", 0.05)
     monkeypatch.chdir(folder)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["onnxqat", *map(str, arguments)])
-        monkeypatch.setattr(cli.console, "width", 200)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
     return call
 
 

@@ -16,24 +16,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from onnxqat import Trainer, cli, fold
-from onnxqat.graph import io
+from onnxqat import Trainer, fold
 from onnxqat.insertion import insert
+from tests import classifier
+from tests.classifier import LABELS, NET, ROWS, WEIGHTS
+from tests.command_line import status_of
 from tests.models import model, random
-
-NET = "(float[N,8] x) => (float[N,3] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
-WEIGHTS = {"w": random(8, 6), "b": random(6), "v": random(6, 3), "c": random(3)}
-ROWS = random(16, 8, scale=1.0)
-LABELS = np.arange(16) % 3
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    proto = model(NET, **WEIGHTS)
-    onnx.save(proto, folder / "float.onnx")
-    io.save(insert(proto, [ROWS]), folder / "qdq.onnx")
-    np.savez(folder / "data.npz", x=ROWS, label=LABELS)
+    folder = classifier.write(tmp_path_factory.mktemp("good"))
     trainer = Trainer(folder / "qdq.onnx")
     trainer.step({"x": ROWS, "label": LABELS})
     trainer.save(folder / "run.safetensors")
@@ -41,15 +34,13 @@ def good(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
+def call(capfd) -> Callable[..., tuple[int, str]]:
     """Runs the command line in this process: exit status, and all that is printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["onnxqat", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
+        status = status_of(*arguments)
         said = capfd.readouterr()
-        return int(end.value.code or 0), said.out + said.err
+        return status, said.out + said.err
 
     return run
 

@@ -17,9 +17,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxqat import Trainer, cli, insert, interruption
+from onnxqat import Trainer, insert, interruption
 from onnxqat.interruption import Interrupted
 from onnxqat.training.optimize.update import Updater
+from tests.command_line import status_of
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
@@ -102,10 +103,7 @@ def test_train_writes_what_was_reached_and_says_how_to_go_on(folder, tmp_path, m
         words = shlex.split(said.split("resume with: ")[1])
         words[words.index("--epochs") + 1] = "1"
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert not ended.value.code
+        assert status_of(*words[1:]) == 0
 
 
 def test_run_writes_the_deployed_model_that_was_reached(folder, tmp_path):

@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
 import onnxqat
 from models import fashion_mnist
+from tests import fashion
 from tests.processes import started
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -25,10 +25,7 @@ def folder(tmp_path_factory):
     config = onnxqat.Config(weight_bits=4, activation_bits=4)
     qdq = onnxqat.insert(MODELS / "separable.onnx", fashion_mnist.calibration_nhwc(), config)
     onnxqat.save(qdq, folder / "qdq.onnx")
-    with np.load(MODELS / "fashion_mnist.npz") as arrays:
-        for name, rows in (("train", slice(256)), ("validation", slice(256, 320))):
-            images, labels = arrays["train_images"][rows], arrays["train_labels"][rows].astype(np.int64)
-            np.savez(folder / f"{name}.npz", image=fashion_mnist.standardise(images, 3), label=labels)
+    fashion.write(folder, train=slice(256), validation=slice(256, 320))
     return folder
 
 

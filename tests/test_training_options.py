@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 
 import numpy as np
@@ -12,6 +11,7 @@ import typer
 
 from onnxqat import SGD, Trainer, callbacks, cli, insert
 from onnxqat.cli.options import Keeping, Training
+from tests.command_line import status_of
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
@@ -58,10 +58,7 @@ def called(tmp_path, monkeypatch):
     def called(command: str, *given: str) -> int:
         source = "qdq.onnx" if command == "train" else "float.onnx"
         files = [source, "--data", "data.npz", "--batch-size", "16", "-o", "o.onnx"]
-        monkeypatch.setattr(sys, "argv", ["onnxqat", command, *files, *given])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0)
+        return status_of(command, *files, *given)
 
     return called
 

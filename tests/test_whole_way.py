@@ -1,6 +1,5 @@
 """Whole way from a framework's trained model to integer kernels and back to the framework's own predictions."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,9 +18,9 @@ from torch.nn import functional
 
 import onnxqat
 from models import fashion_mnist
-from onnxqat import cli
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification import run
+from tests.command_line import status_of
 from tests.models import operators
 
 # Keras 3.15 calls NumPy 2 in ways it has deprecated, when it saves and when it exports.
@@ -159,13 +158,6 @@ WAYS = {
 }
 
 
-def export(monkeypatch, command, path):
-    monkeypatch.setattr(sys, "argv", ["onnxqat", "export", *command, "-o", str(path)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 0
-
-
 def scores(model: onnx.ModelProto | str, images: np.ndarray, rows: int) -> np.ndarray:
     given = model if isinstance(model, str) else model.SerializeToString()
     session = ort.InferenceSession(given, providers=["CPUExecutionProvider"])
@@ -190,7 +182,7 @@ def test_a_trained_model_goes_all_the_way_and_answers_as_its_framework(make, tmp
     images, labels = (np.concatenate([b[name] for b in held_out]) for name in ("image", "label"))
     expected = original.predict(images)
 
-    export(monkeypatch, original.command, tmp_path / "float.onnx")
+    assert status_of("export", *original.command, "-o", tmp_path / "float.onnx") == 0
     float_model = onnx.load(tmp_path / "float.onnx")
     assert not {"Dropout", "RandomNormalLike", "RandomNormal"} & set(operators(float_model))
     assert float_model.opset_import[0].version == 17

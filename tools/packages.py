@@ -10,7 +10,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,16 @@ def fetch(package: Package, folder: Path = FOLDER) -> None:
         for source, target in made:
             (folder / target).parent.mkdir(exist_ok=True)
             source.replace(folder / target)
+
+
+def status_of(work: Callable[[], None]) -> int:
+    """Exit status of a script that fetches; what goes wrong is one line."""
+    try:
+        work()
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _download(name: str, work: Path) -> Path:

@@ -35,12 +35,7 @@ def upgraded(model: ir.Model, version: int) -> ir.Model:
         upgrade_nodes(copy, found)
     except UnsupportedModelError as error:
         raise InputError(f"model: opset {found} cannot be converted to {version}: {error}; export it again") from error
-    stuck = Counter(node.op_type for node in copy.graph.all_nodes() if not _exists(node, version))
-    if stuck:
-        raise InputError(
-            f"model: opset {found} cannot be converted to {version}, because of {_listed(stuck)}; "
-            f"export it with opset {version}"
-        )
+    _check_exist(copy, found, version, "converted", f"opset {version}")
     copy.opset_imports[""] = version
     return copy
 
@@ -61,15 +56,19 @@ def lowered(model: ir.Model, version: int) -> ir.Model:
         model = _without_weights(
             model, lambda proto: onnx.inliner.inline_selected_functions(proto, functions, inline_schema_functions=True)
         )
-    stuck = Counter(node.op_type for node in model.graph.all_nodes() if not _exists(node, version))
-    if stuck:
-        raise InputError(
-            f"model: opset {found} cannot be lowered to {version}, because of {_listed(stuck)}; "
-            f"export it with opset 17 to {version}"
-        )
+    _check_exist(model, found, version, "lowered", f"opset 17 to {version}")
     model.opset_imports[""] = version
     log.warning("model lowered from opset %d to %d", found, version)
     return model
+
+
+def _check_exist(model: ir.Model, found: int, version: int, change: str, remedy: str) -> None:
+    """Raises InputError if operators of the model do not exist in an opset; the message names all of them."""
+    stuck = Counter(node.op_type for node in model.graph.all_nodes() if not _exists(node, version))
+    if stuck:
+        raise InputError(
+            f"model: opset {found} cannot be {change} to {version}, because of {_listed(stuck)}; export it with {remedy}"
+        )
 
 
 def _listed(operators: Counter[str]) -> str:

@@ -1,14 +1,12 @@
 """Meaning of labels, the same for training, validation and verification: each against NumPy on the model's outputs."""
 
 import json
-import sys
 
 import numpy as np
 import onnx
 import pytest
 
 import onnxqat
-from onnxqat import cli
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from tests.models import model, outputs, random
@@ -242,18 +240,6 @@ def test_distilling_leaves_out_what_the_data_sizes(caplog):
     trainer = onnxqat.Trainer(inserted(body), "distill")
     assert "leaves out output 'found'" in caplog.text
     assert np.isfinite(trainer.step({"x": X}))
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["onnxqat", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_a_run_with_binary_labels_is_judged_by_them(call, tmp_path):

@@ -11,11 +11,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import onnxqat
-from onnxqat import cli
 from onnxqat.callbacks import Callback, EarlyStopping, JsonLines, TensorBoard
 from onnxqat.errors import InputError, MissingExtraError, TrainingError
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer
+from tests.command_line import status_of
 from tests.models import model
 from tests.training.test_trainer import BODY, WEIGHTS, batches
 
@@ -132,18 +132,15 @@ def test_tensorboard_needs_neither_torch_nor_tensorflow(tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, qdq, tmp_path):
+def command(qdq, tmp_path):
     """Runs `onnxqat train` in this process on a model and data in `tmp_path`; returns the exit status."""
     onnx.save(qdq, tmp_path / "qdq.onnx")
     data = {name: np.concatenate([b[name] for b in batches(2)]) for name in ("x", "label")}
     np.savez(tmp_path / "data.npz", **data)
 
     def run(*options):
-        given = ["train", str(tmp_path / "qdq.onnx"), "--data", str(tmp_path / "data.npz"), "--batch-size", "16"]
-        monkeypatch.setattr(sys, "argv", ["onnxqat", *given, "-o", str(tmp_path / "out.onnx"), *map(str, options)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code
+        given = ["train", tmp_path / "qdq.onnx", "--data", tmp_path / "data.npz", "--batch-size", 16]
+        return status_of(*given, "-o", tmp_path / "out.onnx", *options)
 
     return run
 

@@ -9,26 +9,9 @@ import onnxqat
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.training.trainer import Trainer
 from tests.models import model, random
+from tests.training.test_trainer import BODY, WEIGHTS
 
-NET = model(
-    """(float[N,3,8,8] x) => (float[N,5] y)
-    {
-        a = Conv <pads=[1,1,1,1]> (x, w1, b1)
-        b = Relu (a)
-        c = Conv <pads=[1,1,1,1]> (b, w2, b2)
-        d = Add (b, c)
-        e = Relu (d)
-        f = GlobalAveragePool (e)
-        g = Flatten (f)
-        y = Gemm <transB=1> (g, w3, b3)
-    }""",
-    w1=random(6, 3, 3, 3),
-    b1=random(6),
-    w2=random(6, 6, 3, 3),
-    b2=random(6),
-    w3=random(5, 6),
-    b3=random(5),
-)
+NET = model(BODY, **WEIGHTS)
 X = {"x": random(4, 3, 8, 8, scale=1.0)}
 
 
