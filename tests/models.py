@@ -118,3 +118,9 @@ def quantized_by_onnxruntime(
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     quantize_static(folder / "m.onnx", folder / "q.onnx", Reader(), quant_format=QuantFormat.QDQ, **types | settings)
     return onnx.load(folder / "q.onnx")
+
+
+def decibels(expected: np.ndarray, found: np.ndarray) -> float:
+    """Power of a signal over that of what another one adds to it."""
+    noise = np.square(np.float64(found) - expected).sum()
+    return float(10 * np.log10(np.square(np.float64(expected)).sum() / noise)) if noise else np.inf

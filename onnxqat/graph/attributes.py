@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph.finite import LAYERS
-from onnxqat.graph.naming import label
+from onnxqat.graph.naming import label, refused
 from onnxqat.graph.qdq import constant
 
 _INT32 = 2**31 - 1
@@ -123,13 +123,13 @@ def _check_types(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
         given = node.attributes.get(name)
         if given is None:
             if formal.required:
-                raise _refused(node, name, "is missing")
+                raise refused(node, f"{name} is missing")
             continue
         wanted = ir.AttributeType(formal.type.value)  # type: ignore[attr-defined]
         if isinstance(given.value, bytes):
-            raise _refused(node, name, "is not UTF-8 text")
+            raise refused(node, f"{name} is not UTF-8 text")
         if given.is_ref() or given.type != wanted:
-            raise _refused(node, name, f"is of type {given.type}, not {wanted}")
+            raise refused(node, f"{name} is of type {given.type}, not {wanted}")
 
 
 def _integers(attribute: ir.Attr) -> Sequence[int]:
@@ -158,9 +158,9 @@ def _check_constants(node: ir.Node) -> None:
 def _check_bounds(node: ir.Node, name: str, values: Sequence[int], bounds: Bounds) -> None:
     low, high, product = bounds
     if min(values, default=low) < low:
-        raise _refused(node, name, f"is {_shown(values)}, below {low}")
+        raise refused(node, f"{name} is {_shown(values)}, below {low}")
     if max(values, default=low) > high or math.prod(max(value, 1) for value in values[:16]) > product:
-        raise _refused(node, name, f"is {_shown(values)}, beyond what runtimes can carry out")
+        raise refused(node, f"{name} is {_shown(values)}, beyond what runtimes can carry out")
 
 
 def _check_window(node: ir.Node) -> None:
@@ -171,9 +171,9 @@ def _check_window(node: ir.Node) -> None:
         if rank is None or not values:
             continue
         if len(values) != count * rank:
-            raise _refused(node, name, f"is {_shown(values)}, which does not fit {rank} spatial axes")
+            raise refused(node, f"{name} is {_shown(values)}, which does not fit {rank} spatial axes")
         if name == "output_padding" and max(values) >= max(_steps(node)):
-            raise _refused(node, name, f"is {_shown(values)}, which is not below the strides")
+            raise refused(node, f"{name} is {_shown(values)}, which is not below the strides")
 
 
 def _spatial_rank(node: ir.Node) -> int | None:
@@ -195,7 +195,7 @@ def _check_group(node: ir.Node) -> None:
     shape, group = _shape(node, 1), node.attributes["group"].as_int()
     channels = None if shape is None or not shape.rank() else shape[0]
     if isinstance(channels, int) and channels % group:
-        raise _refused(node, "group", f"is {group}, which does not divide the {channels} channels of its weight")
+        raise refused(node, f"group is {group}, which does not divide the {channels} channels of its weight")
 
 
 def _check_hidden_size(node: ir.Node) -> None:
@@ -203,7 +203,7 @@ def _check_hidden_size(node: ir.Node) -> None:
     shape = _shape(node, 2) if node.op_type in ("LSTM", "GRU", "RNN") and "hidden_size" in node.attributes else None
     size = None if shape is None or not shape.rank() else shape[-1]
     if isinstance(size, int) and node.attributes["hidden_size"].as_int() != size:
-        raise _refused(node, "hidden_size", f"is {node.attributes['hidden_size'].as_int()}, its weights have {size}")
+        raise refused(node, f"hidden_size is {node.attributes['hidden_size'].as_int()}, its weights have {size}")
 
 
 def _check_axis(node: ir.Node) -> None:
@@ -212,7 +212,7 @@ def _check_axis(node: ir.Node) -> None:
         return
     axis, rank = node.attributes["axis"].as_int(), shape.rank()
     if not -rank <= axis < max(rank, 1):
-        raise _refused(node, "axis", f"is {axis}, but what it reads has {rank} axes")
+        raise refused(node, f"axis is {axis}, but what it reads has {rank} axes")
 
 
 def _check_order(node: ir.Node) -> None:
@@ -221,7 +221,7 @@ def _check_order(node: ir.Node) -> None:
         list(_integers(node.attributes["perm"])) if node.op_type == "Transpose" and "perm" in node.attributes else []
     )
     if sorted(order) != list(range(len(order))):
-        raise _refused(node, "perm", f"is {_shown(order)}, which is no order of {len(order)} axes")
+        raise refused(node, f"perm is {_shown(order)}, which is no order of {len(order)} axes")
 
 
 def _check_axes(node: ir.Node) -> None:
@@ -229,7 +229,7 @@ def _check_axes(node: ir.Node) -> None:
         return
     axes, shape = node.attributes["axes"].as_ints(), _shape(node, 0)
     if len(set(axes)) != len(axes) or (shape is not None and max(axes, default=0) >= shape.rank()):
-        raise _refused(node, "axes", f"is {_shown(axes)}, which are not different axes of what it reads")
+        raise refused(node, f"axes is {_shown(axes)}, which are not different axes of what it reads")
 
 
 def _check_blocks(node: ir.Node) -> None:
@@ -243,13 +243,13 @@ def _check_blocks(node: ir.Node) -> None:
     default = {"strides": [1] * rank, "dilations": [1] * rank, "pads": [0] * 2 * rank}
     given = {name: _integers(node.attributes[name]) if name in node.attributes else default[name] for name in default}
     if len(block.reshape(-1)) != rank or any(len(given[name]) != len(default[name]) for name in default):
-        raise _refused(node, "block_shape", "has other axes than the image and the attributes")
+        raise refused(node, "block_shape has other axes than the image and the attributes")
     pads = np.reshape(given["pads"], (2, rank)).sum(axis=0)
     counts = (image + pads - np.multiply(given["dilations"], block - 1) - 1) // np.asarray(given["strides"]) + 1
     shape = _shape(node, 0)
     columns = shape[-1] if shape is not None and shape.rank() else None
     if counts.min(initial=1) < 1 or block.min(initial=1) < 1 or (isinstance(columns, int) and counts.prod() != columns):
-        raise _refused(node, "block_shape", "does not fit the image, strides, dilations and pads")
+        raise refused(node, "block_shape does not fit the image, strides, dilations and pads")
 
 
 def _check_parameters(node: ir.Node) -> None:
@@ -287,7 +287,3 @@ def _shape(node: ir.Node, index: int) -> ir.Shape | None:
 
 def _shown(values: Sequence[int]) -> str:
     return ", ".join(map(str, values[:8])) + (", …" if len(values) > 8 else "")
-
-
-def _refused(node: ir.Node, name: str, fact: str) -> InputError:
-    return InputError(f"model: {label(node)}: {name} {fact}; export the model again")

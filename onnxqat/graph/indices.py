@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.errors import InputError
-from onnxqat.graph.naming import label
+from onnxqat.graph.naming import refused
 from onnxqat.graph.qdq import constant
 
 #: Trips of a loop that only its constant count ends.
@@ -97,7 +96,7 @@ def _check(node: ir.Node, sizes: Sizes) -> None:
         ]
         if wrong:
             beyond = "below 0" if limit is None else f"which is none of the {limit} that there are"
-            raise _refused(node, f"input {indexed.place} holds the index {wrong[0]}, {beyond}")
+            raise refused(node, f"input {indexed.place} holds the index {wrong[0]}, {beyond}")
 
 
 def _check_trips(node: ir.Node) -> None:
@@ -110,15 +109,11 @@ def _check_trips(node: ir.Node) -> None:
     while goes_on is not None and (source := goes_on.producer()) is not None and source.op_type == "Identity":
         goes_on = source.inputs[0]
     if goes_on is None or constant(goes_on) is not None or goes_on in body.inputs:
-        raise _refused(node, f"runs {int(count.item())} times, with no condition that ends it")
+        raise refused(node, f"runs {int(count.item())} times, with no condition that ends it")
 
 
 def _constant(node: ir.Node, place: int) -> NDArray[Any] | None:
     return constant(node.inputs[place]) if len(node.inputs) > place else None
-
-
-def _refused(node: ir.Node, fact: str) -> InputError:
-    return InputError(f"model: {label(node)}: {fact}; export the model again")
 
 
 def _along_axis(node: ir.Node, sizes: Sizes) -> Indexed | None:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 import onnx
 import onnx_ir as ir
 
-from onnxqat.errors import InputError
 from onnxqat.graph.indices import Sizes
-from onnxqat.graph.naming import label
+from onnxqat.graph.naming import refused
 
 
 def check_operands(model: ir.Model, *, inferred: bool = False) -> None:
@@ -35,7 +34,7 @@ def check_operands(model: ir.Model, *, inferred: bool = False) -> None:
             _check_types(sizes, onnx.defs.get_schema(node.op_type, version))
         fault = _FAULTS[node.op_type](sizes) if node.op_type in _FAULTS else None
         if fault is not None:
-            raise _refused(node, fault)
+            raise refused(node, fault)
 
 
 def _check_types(sizes: Sizes, schema: onnx.defs.OpSchema) -> None:
@@ -47,10 +46,10 @@ def _check_types(sizes: Sizes, schema: onnx.defs.OpSchema) -> None:
         if value is None or dtype is None or formal is None:
             continue
         if f"tensor({_called(dtype)})" not in formal.types:
-            raise _refused(sizes.node, f"its input {value.name!r} is of type {_called(dtype)}, which it does not take")
+            raise refused(sizes.node, f"its input {value.name!r} is of type {_called(dtype)}, which it does not take")
         if formal.is_homogeneous and found.setdefault(formal.type_str, dtype) != dtype:
             other = _called(found[formal.type_str])
-            raise _refused(
+            raise refused(
                 sizes.node,
                 f"its input {value.name!r} is of type {_called(dtype)}, but another input that must match it is {other}",
             )
@@ -112,7 +111,3 @@ _FAULTS: Mapping[str, Callable[[Sizes], str | None]] = {
     "ConvTranspose": _convolution,
     "Gemm": _gemm,
 }
-
-
-def _refused(node: ir.Node, fact: str) -> InputError:
-    return InputError(f"model: {label(node)} {fact}; export the model again")

@@ -11,6 +11,7 @@ import onnx.inliner
 import onnx_ir as ir
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.types import infer
 from onnxqat.graph.upgrade import upgrade_nodes
 
@@ -105,23 +106,10 @@ def _without_weights(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.M
     large = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > SMALL]
     tensors = {str(value.name): value.const_value for value in large}
     listed = {value.name for value in graph.inputs}
-    for value in large:
-        assert value.const_value is not None
-        value.shape = ir.Shape(value.const_value.shape.numpy())
-        value.dtype = value.const_value.dtype
-    proto = change(_as_inputs(model, large))
-    result = ir.from_proto(proto)
+    make_inputs(graph, tensors)
+    result = ir.from_proto(change(ir.to_proto(model)))
     _give_back(result.graph, tensors, listed)
     return result
-
-
-def _as_inputs(model: ir.Model, weights: Iterable[ir.Value]) -> onnx.ModelProto:
-    graph = model.graph
-    for value in weights:
-        graph.initializers.pop(str(value.name))
-        if value not in graph.inputs:
-            graph.inputs.append(value)
-    return ir.to_proto(model)
 
 
 def _give_back(graph: ir.Graph, tensors: dict[str, ir.TensorProtocol | None], listed: set[str | None]) -> None:

@@ -32,7 +32,7 @@ BROKEN = {
         {"w": random(8, 3), "b": random(3).astype(np.float16)},
         "'b' is of type float16, but another input that must match it is float",
     ),
-    "Gemm of a vector": ("Gemm(x, w)", {"w": random(8)}, "Gemm 'y' reads a weight of 1 axes, not 2"),
+    "Gemm of a vector": ("Gemm(x, w)", {"w": random(8)}, "Gemm 'y': reads a weight of 1 axes, not 2"),
     "Gemm turned": ("Gemm<transB=1>(x, w)", {"w": random(8, 3)}, "reads 8 values in a row, its weight takes 3"),
     "Gemm with a bias too long": (
         "Gemm(x, w, b)",
@@ -70,7 +70,7 @@ def test_inputs_that_nodes_compute_are_trusted_once_they_are_inferred():
     loaded = io.load(
         model("(float[N,8] x) => (float[N,3] y) { a = MatMul(x, v) y = Gemm(a, w) }", v=random(8, 5), w=random(6, 3))
     )
-    with pytest.raises(InputError, match="Gemm 'y' reads 5 values in a row, its weight takes 6"):
+    with pytest.raises(InputError, match="Gemm 'y': reads 5 values in a row, its weight takes 6"):
         infer(loaded)
 
 

@@ -14,7 +14,7 @@ from onnxqat.insertion import insert
 from onnxqat.torch import as_module, to_model
 from onnxqat.training.optimize.optimizers import SGD
 from onnxqat.training.trainer import Trainer
-from tests.models import array, batches, model, outputs, random
+from tests.models import array, batches, decibels, model, outputs, random
 
 CONV = "(float[N,3,6,6] x) => (float[N,4,6,6] y) { y = Conv<pads=[1,1,1,1]>(x, w, b) }"
 GEMM = "(float[N,8] x) => (float[N,4] y) { y = Gemm(x, w, b) }"
@@ -24,11 +24,6 @@ SHAPES = {CONV: (4, 3, 3, 3), GEMM: (8, 4), MATMUL: (8, 4)}
 
 def scaled(proto: onnx.ModelProto, factor: float) -> list[dict[str, np.ndarray]]:
     return [{name: value * np.float32(factor) for name, value in batch.items()} for batch in batches(proto)]
-
-
-def decibels(expected: np.ndarray, found: np.ndarray) -> float:
-    noise = np.square(np.float64(found) - expected).sum()
-    return float(10 * np.log10(np.square(np.float64(expected)).sum() / noise)) if noise else np.inf
 
 
 @pytest.mark.parametrize("text", SHAPES, ids=["Conv", "Gemm", "MatMul"])

@@ -9,7 +9,7 @@ from onnxqat.folding import fold
 from onnxqat.insertion import insert
 from onnxqat.training.trainer import Trainer
 from tests.insertion.cases import image
-from tests.models import batches, model, operators, outputs, random
+from tests.models import batches, decibels, model, operators, outputs, random
 
 LOWEST = float(np.finfo(np.float32).min)
 POOL = "MaxPool<kernel_shape=[2,2],strides=[2,2]>"
@@ -45,11 +45,6 @@ def masked(nodes: str, fill: float):
     }  # fmt: skip
     used = {name: array for name, array in constants.items() if f"{name}," in nodes or f"{name})" in nodes}
     return image(f"a = Conv<pads=[1,1,1,1]>(x, w, b) {nodes} y = Conv(k, v, d)", **used)
-
-
-def decibels(expected: np.ndarray, found: np.ndarray) -> float:
-    noise = np.square(np.float64(found) - expected).sum()
-    return float(10 * np.log10(np.square(np.float64(expected)).sum() / noise)) if noise else np.inf
 
 
 @pytest.mark.parametrize("fill", [-np.inf, LOWEST, -1e9, -1e4, -100.0], ids=str)

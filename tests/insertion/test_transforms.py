@@ -11,7 +11,7 @@ from onnxqat.insertion import insert
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.prepare import prepare
 from onnxqat.targets import TARGETS
-from tests.models import batches, model, outputs, random
+from tests.models import batches, decibels, model, outputs, random
 
 SIZE, HOP, BINS = 64, 16, 33
 TIMES = np.arange(SIZE) * 2 * np.pi / SIZE
@@ -56,10 +56,6 @@ def spectral(nodes: str) -> onnx.ModelProto:
         **used,
         last=np.array([2]),
     )  # fmt: skip
-
-
-def decibels(expected: np.ndarray, found: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))
 
 
 def reasons(quantized: onnx.ModelProto) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.real_models.model import Data, Examples
+from tools.real_models.model import Data, Examples, share_right
 
 #: Extension → the model's class: its place in `target_labels_space` of Magika 1.0.3's configuration.
 CLASSES = {
@@ -30,7 +30,7 @@ BATCH = 16
 def data(train: int, test: int) -> Data:
     """Files of Python and of the system, at most `PER_TYPE` of a type, no two with the same content."""
     files = sorted(_found(), key=lambda pair: pair[0])
-    return Data(_batches(files[test:][:train]), _batches(files[:test]), _share_right)
+    return Data(_batches(files[test:][:train]), _batches(files[:test]), share_right)
 
 
 def _found() -> list[tuple[str, bytes, int]]:
@@ -72,8 +72,3 @@ def _features(content: bytes) -> NDArray[np.int32]:
     features[: len(first)] = np.frombuffer(first, np.uint8)
     features[2 * HALF - len(last) :] = np.frombuffer(last, np.uint8)
     return features
-
-
-def _share_right(outputs: list[NDArray[np.float32]], labels: list[int]) -> float:
-    """Share of files whose predicted type is that of their extension, in percent."""
-    return 100 * float(np.mean(np.concatenate(outputs).argmax(axis=1) == np.array(labels)))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Batch = dict[str, NDArray[Any]]
@@ -52,3 +53,8 @@ def outputs_of(
 def labels_of(batches: Iterable[Examples]) -> list[Any]:
     """Labels of all batches in a row."""
     return [label for examples in batches for label in examples.labels]
+
+
+def share_right(outputs: list[NDArray[np.float32]], labels: list[int]) -> float:
+    """Share of samples whose class is predicted correctly, in percent."""
+    return 100 * float(np.mean(np.concatenate(outputs).argmax(axis=1) == np.array(labels)))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.real_models.model import Data, Examples
+from tools.real_models.model import Data, Examples, share_right
 
 SHORT_SIDE, SIZE = 256, 224
 #: Mean and deviation of ImageNet's pictures: red, green and blue.
@@ -21,7 +21,7 @@ def data(train: int, test: int) -> Data:
     """Pages from the topics of the Python reference, every topic either in the training or in the test set."""
     texts = [topics.topics[name] for name in sorted(topics.topics) if len(topics.topics[name]) > 600]
     cut = len(texts) // 2
-    return Data(_batches(texts[:cut], train, seed=1), _batches(texts[cut:], test, seed=2), _share_right)
+    return Data(_batches(texts[:cut], train, seed=1), _batches(texts[cut:], test, seed=2), share_right)
 
 
 def _batches(texts: list[str], count: int, seed: int) -> list[Examples]:
@@ -61,8 +61,3 @@ def _normalized(page: Image.Image, turn: int) -> NDArray[np.float32]:
     small = turned.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + SIZE, top + SIZE))
     colours = np.repeat(np.asarray(small, np.float32)[..., None] / 255, 3, axis=2)
     return np.ascontiguousarray(((colours - MEAN) / DEVIATION).transpose(2, 0, 1))
-
-
-def _share_right(outputs: list[NDArray[np.float32]], labels: list[int]) -> float:
-    """Share of pages whose angle is predicted correctly, in percent."""
-    return 100 * float(np.mean(np.concatenate(outputs).argmax(axis=1) == np.array(labels)))
