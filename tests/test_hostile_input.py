@@ -148,11 +148,11 @@ FLOAT_MODELS = {
     ),
     "weight of another type": (
         changed(lambda p: set_array(p, "v", np.ones((6, 3), bool))),
-        "Gemm 'y' its input 'v' is of type bool",
+        "Gemm 'y': its input 'v' is of type bool",
     ),
     "bias of another layer": (
         changed(lambda p: p.graph.node[0].input.__setitem__(2, "c")),
-        "Gemm 'a' its bias of shape [3] does not fit 6 results",
+        "Gemm 'a': its bias of shape [3] does not fit 6 results",
     ),
     "tensor of no known type": (changed(lambda p: setattr(initializer(p, "w"), "data_type", 99)), "99"),
     "tensor of float8": (
