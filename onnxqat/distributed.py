@@ -1,6 +1,6 @@
 """Several processes, one run: each takes its rows of every batch, and one all-reduce sums the gradients.
 
-All processes read the same batches in the same order, hold the same parameters and apply the same updates; the first alone
+All processes read the same batches in the same order, hold the same parameters and apply the same updates; only the first
 writes and prints. torch.distributed carries the numbers and is imported on use: gloo on the CPU; a group that the caller has
 initialized, of whatever backend, is used as it is.
 """
@@ -94,7 +94,7 @@ class Workers:
         of an epoch may be, is split as evenly as can be; every other must be a multiple of the number of processes.
 
         Raises:
-            InputError: the batch cannot be split evenly, or the model takes batches of a fixed size alone.
+            InputError: the batch cannot be split evenly, or the model only takes batches of a fixed size.
         """
         if self.size == 1:
             return batch, 1.0
@@ -194,7 +194,7 @@ class Workers:
         import torch.distributed as dist
 
         tensor = torch.from_numpy(array)
-        # NCCL moves what lies on a GPU alone
+        # NCCL only moves what lies on a GPU
         moved = tensor.cuda(int(os.environ.get("LOCAL_RANK", 0))) if dist.get_backend() == "nccl" else tensor
         try:
             collective(dist, moved)

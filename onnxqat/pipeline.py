@@ -76,7 +76,7 @@ class Outcome:
 def run(
     model: io.ModelLike, data: Data, config: Config, training: Training, judge: Judge, keeping: Keeping
 ) -> Outcome | None:
-    """Runs all stages in order. Of several processes, the first alone keeps and verifies the model; others return None.
+    """Runs all stages in order. Of several processes, only the first keeps and verifies the model; others return None.
 
     Args:
         model: the float model.
@@ -167,7 +167,7 @@ def conclude(report: Report) -> None:
 
 
 def _judged(report: Report, inserted_score: float | None, *, enforced: bool) -> Report:
-    """The report whose verdict knows what insertion alone gave."""
+    """The report, with the score right after insertion in its verdict."""
     if report.verdict is None:
         return report
     evidence = replace(report.verdict.evidence, inserted_score=inserted_score)

@@ -90,7 +90,7 @@ def fit(
 ) -> None:
     """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best epoch so far, or the last step.
 
-    Of several processes, the first alone keeps it.
+    Of several processes, only the first keeps it.
     """
     begun = run.schedule.position.step
     try:

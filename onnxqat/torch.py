@@ -79,7 +79,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
 
     It returns a tensor, or a tuple in the model's order where there are several outputs. Gradients are those of
     `onnxqat.Trainer.gradients`, for inputs that require one too; a parameter whose `requires_grad` is False is left out of the
-    backward graph. Where no gradient is asked for (`torch.no_grad`), the forward graph runs alone. Training and evaluation
+    backward graph. Where no gradient is asked for (`torch.no_grad`), only the forward graph runs. Training and evaluation
     mode are the same: all quantizers are at work from the first step (start epochs of `Config` are for `Trainer`).
 
     Scales are parameters as they stand in the model, so an optimizer may step over zero. A scale that has left the
@@ -157,7 +157,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         return results[0] if len(results) == 1 else results
 
     def groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer: decay for weights alone, and a learning rate for each scale in its own measure.
+        """Parameter groups for an optimizer: decay only for weights, and for each scale a learning rate relative to its size.
 
         Adam moves every number by about the learning rate in a step. Of a weight of 0.3 that is little; of a scale of 0.002 it
         may be all. So each scale's rate is `lr` times what the scale is now, and the steps are relative ones, as in `Trainer`.

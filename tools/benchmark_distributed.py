@@ -38,7 +38,7 @@ def batch(rows: int) -> dict[str, NDArray[Any]]:
 
 
 def measure(model: Path, rows: int, threads: int, steps: int) -> None:
-    """In a process of its own: prints the median seconds of a step, and of an all-reduce of the gradients alone."""
+    """In a process of its own: prints the median seconds of a step, and of only the all-reduce of the gradients."""
     trainer = onnxqat.Trainer(model, threads=threads, distributed=launched())
     data = batch(rows)
     workers = Workers.join() if launched() else Workers()

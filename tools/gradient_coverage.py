@@ -2,7 +2,7 @@
 
     python tools/gradient_coverage.py [--only OPERATOR ...] [--verbose]
 
-Each case runs in a child process, so that a crash costs that case alone.
+Each case runs in a child process, so that a crash costs only that case.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _work(cases: Sequence[Case], connection: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; the exit status is 1 if any case is wrong or could not be checked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", help="check these operators alone")
+    parser.add_argument("--only", nargs="+", help="check only these operators")
     parser.add_argument("--verbose", action="store_true", help="print each case that is not correct")
     parser.add_argument("--processes", type=int, default=2, help="how many operators to check at the same time")
     options = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ def resolve_branches(model: ir.Model) -> None:
 
 
 def _known_conditions(model: ir.Model, nodes: list[ir.Node]) -> dict[ir.Node, bool]:
-    """Folds constants in a copy that computes the conditions alone: in the model itself, parameters are no constants."""
+    """Folds constants in a copy that computes only the conditions: in the model itself, parameters are no constants."""
     copy = model.clone()
     same = dict(zip(model.graph, copy.graph, strict=True))
     copy.graph.outputs[:] = [condition for node in nodes if (condition := same[node].inputs[0]) is not None]

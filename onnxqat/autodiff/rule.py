@@ -100,7 +100,7 @@ class Custom(Differentiable):
     """The node keeps its kernel; `gradient(op, call, *output gradients)` writes the gradient function.
 
     An output gradient is None where the loss does not depend on the output. The function returns one value per
-    input, None where there is none, or a single value for the first input alone.
+    input, None where there is none, or a single value for only the first input.
     """
 
     gradient: GradientFormula

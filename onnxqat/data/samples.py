@@ -80,7 +80,7 @@ class Samples:
         return bool(arrays and not any(a.size for a in arrays)) or bool(known and not known[0][0].shape[known[0][1]])
 
     def axis_of(self, name: str, array: NDArray[Any], rows: int) -> int | None:
-        """The sample axis of an array of a batch of so many rows, labels included; None where it has none."""
+        """The sample axis of an array (labels too) of a batch of `rows` samples; None where it has none."""
         labelled = name not in self.inputs
         axis = next(iter(self.outputs.values()), 0) if labelled else self.inputs[name]
         if axis is not None and axis < array.ndim and array.shape[axis] == rows:

@@ -20,7 +20,7 @@ FINEST, DIGITS = -126, 40
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of values in equal bins; the smallest and the largest value alone decide which.
+    """Counts of values in equal bins, which depend only on the smallest and the largest value.
 
     A bin is 2^exponent wide and begins at a multiple of that, and the exponent is the smallest for which all values fit. Growing
     merges whole bins, so the counts do not depend on how the values came: in one piece or in many, or in which order.

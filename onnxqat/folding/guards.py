@@ -35,7 +35,7 @@ def _end_of_layer(node: ir.Node) -> ir.Value | None:
 
 
 def _is_quantized(value: ir.Value) -> bool:
-    """Whether the value goes into a QuantizeLinear alone, possibly by way of carriers."""
+    """Whether only a QuantizeLinear reads the value, possibly by way of carriers."""
     user = sole_user(value)
     while user is not None and user.op_type in ORT_CPU.carries:
         user = sole_user(user.outputs[0])

@@ -20,7 +20,7 @@ from onnxqat.graph.qdq import constant
 LARGEST_MADE = 2**26
 #: The same for a value of one axis, each of whose elements inference of shapes keeps in 65 bytes.
 LARGEST_LINE = 2**22
-#: Most elements of all that constants alone make, each of which a runtime keeps when it loads the model: 1 GiB of float32.
+#: Most elements of all values made only of constants, which a runtime keeps when it loads the model: 1 GiB of float32.
 LARGEST_KEPT = 2**28
 #: Most elements of any value at batch size 1: 8 GiB of float32.
 LARGEST_VALUE = 2**31
@@ -74,7 +74,7 @@ def check_growth(model: ir.Model) -> None:
 
 
 class _Growth:
-    """Follows what nodes make of constants alone, by the shapes that single operators infer; no node is computed."""
+    """Follows what nodes make of nothing but constants, by the shapes that single operators infer; no node is computed."""
 
     def __init__(self, opset: int, stored: float) -> None:
         self._opset = opset
@@ -106,7 +106,7 @@ class _Growth:
 
 
 def _grows_constants(model: ir.Model) -> bool:
-    """Whether a node makes something of constants alone that may be larger than what it reads."""
+    """Whether a node reads only constants, and makes something of them that may be larger."""
     made = set[ir.Value]()
     for node in model.graph.all_nodes():
         given = [value for value in node.inputs if value is not None]
@@ -118,7 +118,7 @@ def _grows_constants(model: ir.Model) -> bool:
 
 
 def _inferred(node: ir.Node, opset: int) -> list[onnx.TypeProto.Tensor]:
-    """Types of a node's outputs, as they follow from its inputs alone; empty ones where they do not."""
+    """Types of a node's outputs, as they follow from its inputs only; empty ones where they do not."""
     given = {str(value.name): value for value in node.inputs if value is not None}
     types = {
         name: onnx.helper.make_tensor_type_proto(int(value.dtype), value.shape.numpy())

@@ -73,7 +73,7 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
     def masked(self, x: ir.Value, mask: ir.Value) -> ir.Value:
         """Returns `x` where the mask, of the same shape, holds, else 0.
 
-        The backward kernel of ONNX Runtime's FakeQuant is this, and ten times as fast as Where; it takes float32 alone.
+        The backward kernel of ONNX Runtime's FakeQuant is this, and ten times as fast as Where; it takes only float32.
         """
         if x.dtype == ir.DataType.FLOAT:
             return self.one("FakeQuantGrad", x, mask, _domain="com.microsoft")

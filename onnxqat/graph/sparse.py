@@ -1,4 +1,4 @@
-"""Sparse initializers, written out: what follows knows dense ones alone."""
+"""Writes sparse initializers out as dense ones, which are all that later code knows."""
 
 from __future__ import annotations
 

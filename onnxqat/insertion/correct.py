@@ -80,7 +80,7 @@ def _means(model: ir.Model, nodes: Sequence[ir.Node], batches: Iterable[Batch], 
 def _first(
     batches: Iterable[Batch], samples: int, axes: Samples, names: Sequence[str]
 ) -> Iterator[tuple[Batch, Batch]]:
-    """The batches with the first so many samples, each with the part of it that counts: of the last one, what is left."""
+    """The batches with the first `samples` samples, and the share of each that counts: of the last one, what is left."""
     left = samples
     for batch in batches:
         rows = axes.rows(batch, names)

@@ -44,7 +44,7 @@ def without_fills(value: ir.Value, array: NDArray[np.float32]) -> NDArray[np.flo
 
 
 def _fills(value: ir.Value, seen: set[ir.Value]) -> Iterator[float]:
-    """The large constants that reach the value by data movement alone."""
+    """The large constants that reach the value through nothing but data movement."""
     if value in seen:
         return
     seen.add(value)

@@ -179,7 +179,7 @@ def _has_fixed_bounds(node: ir.Node) -> bool:
 def _inside_integer_regions(
     groups: Sequence[Group], wholes: Mapping[ir.Node, Whole], target: Target
 ) -> tuple[list[Group], list[Skip]]:
-    """Drops kernels without weights whose surroundings are float: quantizing them alone costs accuracy and time."""
+    """Drops kernels without weights whose surroundings are float: quantizing only them costs accuracy and time."""
     kept = list(groups)
     dropped: list[Skip] = []
     while True:

@@ -34,7 +34,7 @@ class Stage:
 class Stages:
     """Stages of training, and the training graph of each.
 
-    The stage follows from the epoch alone, so that a run resumed in the middle is in the right one. Parameters and the
+    The stage depends only on the epoch, so that a run resumed in the middle is in the right one. Parameters and the
     optimizer's moments lie in the same flat arrays throughout: a scale that is not in use has gradient 0 and stays as it is.
     """
 

@@ -24,7 +24,7 @@ from onnxqat.training.training_graph.build import TrainingGraph
 
 
 class Steps:
-    """Takes steps: forward, backward, and an update after every so many batches.
+    """Takes steps: forward, backward, and an update after every `accumulate` batches.
 
     Attributes:
         graph: what is trained.

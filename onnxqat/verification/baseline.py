@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 #: A classifier that closes no more than this share of the gap between a constant answer and a perfect one is at chance.
 LEAST_SKILL = 0.05
-#: A model whose loss is so many times a constant answer's does not fit the data.
+#: A model whose loss is this many times that of a constant answer does not fit the data.
 FAR_ABOVE = 2.0
 #: A classifier below this share of the gap does not fit either if its cross entropy is above a constant answer's;
 #: one above it may often be right and only too sure.

@@ -211,7 +211,7 @@ def _add_differences(result: Comparison, inputs: Arrays, trained: Arrays, deploy
 
 
 def _row(apart: NDArray[np.float64], axis: int | None, rows: int) -> int | None:
-    """The sample with the largest difference, where the output holds one entry for each of so many samples."""
+    """The sample with the largest difference, if the output holds one entry for each of the `rows` samples."""
     if axis is None or axis >= apart.ndim or apart.shape[axis] != rows:
         return None
     return int(np.unravel_index(apart.argmax(), apart.shape)[axis])
@@ -221,7 +221,7 @@ def _apart(name: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[NDAr
     """Absolute differences, and how many elements only one model masks by infinity; what is masked differs by 0.
 
     Raises:
-        InputError: there is a NaN, or infinities in one of the models alone, where masks would be in both.
+        InputError: there is a NaN, or infinities are in only one of the models, where masks would be in both.
     """
     infinite = np.isinf(expected) | np.isinf(found)
     undefined = bool(np.isnan(expected).any() or np.isnan(found).any())

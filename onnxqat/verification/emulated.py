@@ -204,7 +204,7 @@ class _Rewriting:
 
 
 def _output_quantizer(node: ir.Node) -> _OutputQuantizer | None:
-    """The quantizer of 8 bits that alone reads the node's output; None where the kernel writes floats."""
+    """The 8-bit quantizer that is the only reader of the node's output; None where the kernel writes floats."""
     value = blockers.way_to_quantizer(node)[-1].outputs[0]
     users = [user for user, _ in value.uses()]
     if len(users) != 1 or users[0].op_type != "QuantizeLinear" or value.is_graph_output():

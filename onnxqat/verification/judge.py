@@ -108,9 +108,8 @@ class Verdict:
         """The drop and what it is measured against, in words."""
         change = f"{abs(self.drop):.3g} {measure(self.metric).unit}".rstrip()
         noise = "not known" if math.isinf(self.noise) else f"{self.noise:.2g}"
-        return (
-            f"{change} {'worse' if self.drop > 0 else 'better'}; {self.allowed:g} allowed, two standard errors {noise}"
-        )
+        change = f"{change} {'worse' if self.drop > 0 else 'better'}" if self.drop else "no difference"
+        return f"{change}; {self.allowed:g} allowed, two standard errors {noise}"
 
     @property
     def sentence(self) -> str:
@@ -187,7 +186,7 @@ def judge(
 
 
 def per_sample(values: Array, rows: int) -> Array:
-    """One value for each of so many samples, from those of all their decisions in order: [rows]."""
+    """One value for each of `rows` samples, from those of all their decisions in order: [rows]."""
     flat = np.asarray(values, np.float64).reshape(-1)
     if flat.size <= rows:
         return flat

@@ -168,7 +168,7 @@ class Report:
             if output.sizes is not None:
                 table.add_row(f"entries of {output.output}", *_entries(output.sizes))
             if output.masked:
-                table.add_row(f"infinite in one model alone, of {output.output}", "", str(output.masked))
+                table.add_row(f"infinite in only one model, of {output.output}", "", str(output.masked))
             if not output.batches:
                 continue
             steps = f"{output.largest:.3g} = {output.steps:.2f} steps of {output.step:.3g} ({output.step_from})"

@@ -72,7 +72,7 @@ def check_gradients(
     seed: int = 0,
     compute: Gradients = gradients,
 ) -> Verdict:
-    """Checks d(Σ output·cotangent)/d(input) for each float input alone, with random cotangents.
+    """Checks d(Σ output·cotangent)/d(input) for each float input by itself, with random cotangents.
 
     Args:
         model: the model.

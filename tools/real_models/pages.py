@@ -53,7 +53,7 @@ def _page(text: str, random: np.random.Generator) -> Image.Image:
 
 
 def _normalized(page: Image.Image, turn: int) -> NDArray[np.float32]:
-    """The middle of the page, turned clockwise by so many quarters, as the model's own package prepares it: [3, SIZE, SIZE]."""
+    """The middle of the page, turned clockwise by quarters, as the model's own package prepares it: [3, SIZE, SIZE]."""
     turned = page.rotate(-90 * turn, expand=True)
     scale = SHORT_SIDE / min(turned.size)
     width, height = (round(side * scale) for side in turned.size)

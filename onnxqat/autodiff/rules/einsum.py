@@ -29,7 +29,7 @@ class Equation:
 
 
 def parse(text: str, ranks: Sequence[int | None]) -> Equation:
-    """Parses an Einsum equation for operands of the given ranks (None matters where there is no ellipsis alone).
+    """Parses an Einsum equation for operands of the given ranks (they may be None if there is no ellipsis).
 
     Without `->` the output has the ellipsis and then, in alphabetical order, the labels that occur once. An ellipsis stands for
     the axes that have no label, aligned to the right.

@@ -118,7 +118,7 @@ def mean_as_adds(op: Ops, call: Call) -> ir.Value:
 def mod_rule(node: ir.Node) -> Rule:
     """Returns the rule of Mod; ONNX Runtime's kernel computes the remainder of floats in C's sense only."""
     if not node.attributes.get_int("fmod", 0):
-        return Refused("ONNX Runtime takes the remainder of floats with fmod=1 alone")
+        return Refused("ONNX Runtime takes the remainder of floats only with fmod=1")
     return Custom(mod_gradient, inputs=frozenset({0, 1}))
 
 

@@ -44,7 +44,7 @@ def _channel(op: Ops, vector: ir.Value) -> ir.Value:
 
 
 def batch_normalization_rule(node: ir.Node) -> Rule:
-    """The inference form alone: training statistics belong to a framework's training loop."""
+    """Takes only the inference form: training statistics belong to a framework's training loop."""
     if node.attributes.get_int("training_mode", 0) or len(node.outputs) > 1:
         return Refused("it updates its statistics (training mode); export the model for inference")
     return Custom(batch_normalization_gradient)

@@ -40,7 +40,7 @@ _QUANTIZED = Refused(
     codes=True,
 )
 _LOOP = Refused("loops are not differentiated; export with the loop unrolled, or as LSTM, GRU or RNN")
-_OLD = Refused("it is part of operator sets before 11 alone; convert the model to opset 17")
+_OLD = Refused("it is only part of operator sets before 11; convert the model to opset 17")
 
 _SEQUENCE_NAMES = """
     ConcatFromSequence Optional OptionalGetElement SequenceAt SequenceConstruct SequenceErase SequenceInsert SequenceMap

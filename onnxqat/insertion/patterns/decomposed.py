@@ -104,7 +104,7 @@ def _below(x: ir.Value, nodes: set[ir.Node], position: Mapping[ir.Node, int]) ->
 
 
 def _pulled(node: ir.Node, x: ir.Value, nodes: set[ir.Node]) -> set[ir.Node] | None:
-    """The node with those that compute its inputs from x alone; None if something else goes into it."""
+    """The node with those that compute its inputs from only x; None if something else goes into it."""
     taken = {node}
     for value in _data(node):
         producer = value.producer()

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 20
 #: Weight of a new loss in the running mean.
 SHARE = 0.05
-#: Rise of the mean of the logarithms that counts: at least this, and so many times the scatter of single losses.
+#: Rise of the mean of the logarithms that counts: at least the first, and the second times the scatter of single losses.
 MARGIN, DEVIATIONS = math.log(1.1), 4.0
 #: Losses in which the latest fall is measured, half against half.
 LATEST = 10
@@ -25,7 +25,7 @@ _DIFFERENCE = 2 / math.sqrt(math.pi)
 class LossWatch:
     """Compares the exponential running mean of the loss to the loss of the first step, and warns once where it has risen.
 
-    The first loss alone is that of the model as it was: too large a rate ruins a model in the first steps. As it is a single
+    Only the first loss is that of the model as it was: too large a rate ruins a model in the first steps. As it is a single
     number, what counts as a rise is measured by how much losses scatter from step to step. Logarithms are compared where losses
     are positive, since losses scatter by a share of what they are. A loss that has risen, but is on its way back, is waited for.
     """

@@ -77,7 +77,7 @@ class SGD:
     Attributes:
         lr: learning rate, above 0; scales are updated by their logarithms.
         momentum: μ, in [0, 1).
-        weight_decay: λ, 0 or more; of weights alone.
+        weight_decay: λ, 0 or more; only for weights.
         relative: False: steps of weights and biases are not measured by their size.
 
     Example:
@@ -128,7 +128,7 @@ class AdamW:
         lr: learning rate, above 0; for scales, and with `relative` for all parameters, the relative step.
         betas: decay rates of the means of the gradient and of its square, each in [0, 1).
         eps: number above 0 that is added to the denominator.
-        weight_decay: decay per step, times the learning rate; 0 or more, of weights alone.
+        weight_decay: decay per step, times the learning rate; 0 or more, only for weights.
         relative: whether steps are measured by the size of each parameter.
 
     Example:

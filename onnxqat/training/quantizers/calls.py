@@ -71,7 +71,7 @@ def _is_identity(quantizer: Quantizer, outputs: dict[ir.Value, Quantizer]) -> bo
 
 
 def _rectifier(quantizer: Quantizer) -> Rectifier | None:
-    """The Relu or Clip before the quantizer, where the quantizer alone gives the same values."""
+    """The Relu or Clip before the quantizer, if the quantizer gives the same values without it."""
     source = _source(quantizer)
     node = source.producer()
     only_user = len(source.uses()) == 1 and not source.is_graph_output()

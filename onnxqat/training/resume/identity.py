@@ -1,6 +1,6 @@
 """Identity of a run: tells a checkpoint of its own from another's, and rebuilds a trainer from a file.
 
-A trainer takes in a checkpoint of its own run alone: model, initial values and arguments must be the same.
+A trainer only takes a checkpoint of its own run: model, initial values and arguments must be the same.
 """
 
 from __future__ import annotations

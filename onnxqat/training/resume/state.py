@@ -61,7 +61,7 @@ class State:
         return self.schedule.position.step > 0 or self.summed > 0
 
     def add(self, gradients: Floats, weight: int) -> None:
-        """Adds a batch's gradients, which are means over so many labels or samples; multiplies them in place."""
+        """Adds a batch's gradients, which are means over `weight` labels or samples; multiplies them in place."""
         assert self.accumulated is not None
         gradients *= np.float32(weight)
         self.accumulated += gradients

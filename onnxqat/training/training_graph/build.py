@@ -39,7 +39,7 @@ class TrainingGraph:
     """All that the engine runs, and where the parameters are in it.
 
     Attributes:
-        qdq: the Q/DQ model with float weights; what training changes in it are initializers alone.
+        qdq: the Q/DQ model with float weights; training changes only its initializers.
         training: (inputs, labels, parameters) → loss and gradients `<name>_grad`.
         evaluation: (inputs, labels, parameters) → the model's outputs, and the loss.
         outputs: names of the model's outputs.

@@ -124,7 +124,7 @@ class Function:
         return made
 
     def evaluate(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """The computed outputs alone."""
+        """Only the computed outputs."""
         if self._plain is None:
             model = self._forward.clone()
             schedule(model, self.computed)

@@ -213,7 +213,7 @@ def _divergence(op: Ops, site: Site, teacher: ir.Value, log_teacher: ir.Value, l
 
 
 def _holds_logits(output: ir.Value) -> bool:
-    """Whether a rank-2 output comes from a fully connected layer, through quantizers and a bias alone."""
+    """Whether a rank-2 output comes from a fully connected layer, with nothing but quantizers and a bias behind it."""
     value: ir.Value | None = output
     if output.shape is None or output.shape.rank() != 2 or output.shape[1] == 1:
         return False

@@ -17,7 +17,7 @@ from onnxqat.training.quantizers import fakequant, round_bias
 
 Kind = Literal["weight", "other", "scale"]
 
-#: Inputs that are weights, by operator; weight decay acts on them alone.
+#: Inputs that are weights, by operator; weight decay acts only on them.
 _WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "Conv": (1,),
     "ConvTranspose": (1,),
