@@ -116,7 +116,7 @@ def run(
 
 
 def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -> Trainer:
-    """Runs the train stage alone (see `run`); the trainer that is returned holds the result."""
+    """Runs only the train stage (see `run`); the trainer that is returned holds the result."""
     made = trainer(qdq, training)
     if keeping.resume is not None:
         made.resume(keeping.resume)

@@ -42,7 +42,7 @@ def settings(
 ) -> None:
     """Sets up logging; `main` takes --debug from anywhere in the call."""
     outputs.console.stderr = False
-    level = logging.INFO if rank() == 0 else logging.ERROR  # of several processes, the first alone talks
+    level = logging.INFO if rank() == 0 else logging.ERROR  # of several processes, only the first talks
     log_plainly(logging.DEBUG if debug else level)
 
 

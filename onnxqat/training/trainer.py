@@ -224,7 +224,7 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint: all that this run must remember, in a file that appears whole or not at all.
 
-        Of several processes, the first alone writes.
+        Of several processes, only the first writes.
 
         Raises:
             InputError: the path cannot be written.
