@@ -5,7 +5,7 @@ Public names load on use (PEP 562), so that importing the package takes no longe
 
 from __future__ import annotations
 
-from onnxqat.search_path import put_current_folder_last
+from onnxqat.process.search_path import put_current_folder_last
 
 put_current_folder_last()
 

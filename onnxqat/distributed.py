@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch, Signature
 from onnxqat.errors import InputError, LostProcessError, MissingExtraError, TrainingError, cut
-from onnxqat.launch import in_words
+from onnxqat.process.launch import in_words
 
 Tensors = dict[str, NDArray[Any]]
 

@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 import onnxqat
+from onnxqat.cli.inspection import quantization_table
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph import io
-from onnxqat.inspection import quantization_table
 from tests.models import model, outputs, random
 
 LAYERS = {"w": random(4, 4, 3, 3), "b": random(4), "v": random(4, 4, 1, 1, seed=1)}

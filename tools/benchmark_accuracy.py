@@ -16,8 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onnxqat import pipeline, recovery, request
+from onnxqat import pipeline
 from onnxqat.config import Config
+from onnxqat.pipeline import recovery, request
 
 ROOT = Path(__file__).parents[1]
 #: AdamW's largest learning rate by width. Fewer bits move weights further from where they were.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import onnxqat
 from onnxqat.distributed import Workers
-from onnxqat.launch import launched
+from onnxqat.process.launch import launched
 from tools.networks import NETWORKS
 
 #: Processes and threads of each contestant.

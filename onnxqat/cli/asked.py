@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxqat.cli import options, outputs
-from onnxqat.launch import launched
+from onnxqat.process.launch import launched
 
 if TYPE_CHECKING:
-    from onnxqat import recovery, request
     from onnxqat.config import Config
     from onnxqat.data.labels import Labelling
+    from onnxqat.pipeline import recovery, request
 
 
 def configuration(given: options.Quantization) -> Config:
     """What is quantized and how."""
-    from onnxqat import request
+    from onnxqat.pipeline import request
 
     return request.configuration(**asdict(given))
 
@@ -32,7 +32,7 @@ def labelling(given: options.Labels) -> Labelling:
 
 def training(given: options.Training, labels: options.Labels) -> request.Training:
     """How to train."""
-    from onnxqat import request
+    from onnxqat.pipeline import request
 
     return request.Training(**asdict(given), distributed=launched(), labelling=labelling(labels))
 
@@ -41,7 +41,7 @@ def judge(
     given: options.Execution, metric: str, labels: options.Labels, max_drop: float | None = None
 ) -> request.Judge:
     """How models are judged."""
-    from onnxqat import request
+    from onnxqat.pipeline import request
 
     return request.Judge(**asdict(given), metric=metric, labelling=labelling(labels), max_drop=max_drop)
 
@@ -52,7 +52,8 @@ def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:
     Raises:
         InputError: the call cannot go on from the folder of checkpoints, or begin in it.
     """
-    from onnxqat import callbacks, recovery
+    from onnxqat import callbacks
+    from onnxqat.pipeline import recovery
 
     recovery.check_resume(given.checkpoint, resume=given.resume)
     return recovery.Keeping(

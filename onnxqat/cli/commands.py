@@ -12,8 +12,8 @@ from onnxqat import __version__
 from onnxqat.cli import asked, options, outputs
 from onnxqat.cli.export import export
 from onnxqat.cli.groups import grouped
-from onnxqat.launch import launched, rank
-from onnxqat.terminal import log_plainly
+from onnxqat.process.launch import launched, rank
+from onnxqat.terminal.plain import log_plainly
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,7 +81,7 @@ def train(
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
     outputs.check([output], lines=keeping.log_file, inputs=[data, validation], models=[model, training.teacher])
     from onnxqat import pipeline
-    from onnxqat.request import Data
+    from onnxqat.pipeline.request import Data
 
     files = Data(data, None, validation, None, batch_size)
     pipeline.train(model, files, asked.training(training, labels), asked.keeping(keeping, output))
@@ -173,7 +173,7 @@ def run(
     read = [data, calibration, validation, test, quantization.config]
     outputs.check([output], json=json, lines=keeping.log_file, inputs=read, models=[model, training.teacher])
     from onnxqat import pipeline
-    from onnxqat.request import Data
+    from onnxqat.pipeline.request import Data
 
     settings = asked.training(training, labels)
     outcome = pipeline.run(
@@ -201,7 +201,7 @@ def inspect(
 ) -> None:
     """Show what is quantized and how, and what stays in float and why."""
     outputs.check(models=[model])
-    from onnxqat import inspection
+    from onnxqat.cli import inspection
     from onnxqat.graph import io
     from onnxqat.runtime import check_loads
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxqat.graph import files
-from onnxqat.launch import rank
-from onnxqat.terminal import Terminal
+from onnxqat.process.launch import rank
+from onnxqat.terminal.plain import Terminal
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +49,7 @@ def check(
 
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Writes a model and says so; of several processes, the first alone does."""
-    from onnxqat.recovery import save
+    from onnxqat.pipeline.recovery import save
 
     if rank() == 0:
         save(model, path)

@@ -11,13 +11,14 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from onnxqat import interruption
 from onnxqat.cli.commands import app
 from onnxqat.errors import InputError, LostProcessError, OnnxqatError
-from onnxqat.foreign import described, is_own_exit
-from onnxqat.interruption import Interrupted, Raiser
-from onnxqat.launch import give_way, in_words, launched, rank
-from onnxqat.terminal import close_streams, open_streams, plain
+from onnxqat.process import interruption
+from onnxqat.process.foreign import described, is_own_exit
+from onnxqat.process.interruption import Interrupted, Raiser
+from onnxqat.process.launch import give_way, in_words, launched, rank
+from onnxqat.terminal.plain import plain
+from onnxqat.terminal.streams import close_streams, open_streams
 
 
 def main() -> None:

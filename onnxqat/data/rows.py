@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
-from onnxqat.foreign import described
+from onnxqat.process.foreign import described
 
 #: A file that unpacks to more bytes than this, and to this many times its own size, cannot be real data and is refused.
 LARGEST_UNPACKED = 2**30

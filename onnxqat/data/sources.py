@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat import foreign
 from onnxqat.data.batch import Batch, Signature, check_alike, check_batch
 from onnxqat.data.rows import Arrays, Rows
 from onnxqat.errors import InputError
+from onnxqat.process import foreign
 
 log = logging.getLogger(__name__)
 

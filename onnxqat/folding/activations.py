@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import fresh_name, fresh_value_name, shared_code
-from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.graph.qdq import Quantizer
 from onnxqat.graph.without import ABSORBED, absorbed
 from onnxqat.numerics import quantize
 

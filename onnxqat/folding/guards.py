@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import fresh_name, fresh_value_name, sole_user
 from onnxqat.graph.movement import origin
-from onnxqat.graph.qdq import constant
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 
 

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_constant
-from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.graph.qdq import Quantizer
 
 #: Below this many elements the nodes that unpack a weight take more room than packing saves.
 SMALLEST_PACKED = 4096

@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.finite import LAYERS
 from onnxqat.graph.naming import label, refused
-from onnxqat.graph.qdq import constant
 
 _INT32 = 2**31 - 1
 

@@ -16,8 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import quantizer_above
-from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
+from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 
 log = logging.getLogger(__name__)
 

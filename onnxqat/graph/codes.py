@@ -10,10 +10,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.naming import name_of
-from onnxqat.graph.qdq import constant
 
 #: Places of scale and zero point among the inputs of QuantizeLinear and DequantizeLinear.
 _GRID = slice(1, None)

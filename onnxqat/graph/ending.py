@@ -8,8 +8,8 @@ from math import prod
 
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import REARRANGING, SELECTING
-from onnxqat.graph.qdq import constant
 
 #: Those that give one output, and one element for each index of an axis.
 _SELECTING = SELECTING - {"GatherElements", "Split"}

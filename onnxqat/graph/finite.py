@@ -9,9 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.naming import label
-from onnxqat.graph.qdq import constant
 
 #: Operators all of whose constant inputs are parameters of a layer. Elsewhere infinity may be meant: it masks and fills.
 LAYERS = frozenset(

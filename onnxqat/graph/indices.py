@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.naming import refused
-from onnxqat.graph.qdq import constant
 
 #: Trips of a loop that only its constant count ends.
 MOST_TRIPS = 2**24

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 
 from onnxqat.errors import InputError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.naming import label
-from onnxqat.graph.qdq import constant
 
 #: Most elements of a value whose size constants decide: a mask of 8,192 positions squared.
 LARGEST_MADE = 2**26

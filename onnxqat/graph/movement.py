@@ -9,7 +9,8 @@ from collections.abc import Container, Mapping
 
 import onnx_ir as ir
 
-from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.graph.constants import constant
+from onnxqat.graph.qdq import Quantizer
 
 #: All elements, in the same order, in another shape or in another order of axes.
 REARRANGING = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})

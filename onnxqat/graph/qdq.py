@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import UnsupportedModelError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.naming import label
+from onnxqat.graph.qdq_checks import check_agree, check_shapes, required
 from onnxqat.numerics import integer_range, quantize
 
 #: Key of the metadata of a node whose weight and bias `insert` has changed: a normalization behind it was folded into them.
@@ -112,7 +113,7 @@ class Quantizer:
     @cached_property
     def scales(self) -> NDArray[np.float32]:
         """The scale as an array, [] or [C]."""
-        array = np.asarray(_required(self.scale), np.float32)
+        array = np.asarray(required(self.scale), np.float32)
         return array.reshape(()) if self.axis is None and array.size == 1 else array  # one scale may be written as [1]
 
     @cached_property
@@ -120,7 +121,7 @@ class Quantizer:
         """The zero point as an int32 array of the scale's shape."""
         if self.zero_point is None:
             return np.zeros(self.scales.shape, np.int32)
-        return np.asarray(_required(self.zero_point)).astype(np.int32).reshape(self.scales.shape)
+        return np.asarray(required(self.zero_point)).astype(np.int32).reshape(self.scales.shape)
 
     @property
     def is_signed(self) -> bool:
@@ -131,7 +132,7 @@ class Quantizer:
     @property
     def codes(self) -> NDArray[np.int32]:
         """The raw codes of a weight, as stored or as they will be."""
-        array = _required(self.source)
+        array = required(self.source)
         if self.quantize is None:
             return array.astype(np.int32)
         return quantize(array, self.scales, self.zero_points, self.qmin, self.qmax, self.axis)
@@ -167,12 +168,6 @@ def is_quantized(model: ir.Model) -> bool:
     return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.all_nodes())
 
 
-def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """The array behind an initializer or a Constant node's output; None for what is computed at run time."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
 def by_output(found: Iterable[Quantizer]) -> dict[ir.Value, Quantizer]:
     """Quantizers by the value they produce."""
     return {q.output: q for q in found}
@@ -198,8 +193,8 @@ def _read(dequantize: ir.Node) -> Quantizer:
     source = codes if quantize is None else quantize.inputs[0]
     assert source is not None
     if quantize is not None:
-        _check_agree(quantize, dequantize)
-    _check_shapes(dequantize, scale, zero_point, source)
+        check_agree(quantize, dequantize)
+    check_shapes(dequantize, scale, zero_point, source)
     qmin, qmax = _bounds(codes, zero_point, clip)
     return Quantizer(
         source=source,
@@ -216,47 +211,16 @@ def _read(dequantize: ir.Node) -> Quantizer:
 
 
 def _axis(dequantize: ir.Node, scale: ir.Value, source: ir.Value) -> int | None:
-    if _required(scale).ndim == 0:
+    if required(scale).ndim == 0:
         return None
     axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
     if axis < 0 and source.shape is not None:
         axis += source.shape.rank()
-    if _required(scale).size == 1 and source.shape is not None:
+    if required(scale).size == 1 and source.shape is not None:
         # onnxruntime's quantizer writes one scale as [1] too, with an axis that need not exist
         one_channel = axis < source.shape.rank() and source.shape[axis] == 1
         return axis if one_channel else None
     return axis
-
-
-def _check_shapes(dequantize: ir.Node, scale: ir.Value, zero_point: ir.Value | None, source: ir.Value) -> None:
-    """Refuses a scale, a zero point or an axis that does not fit what is quantized."""
-    scales, points = _required(scale), None if zero_point is None else _required(zero_point)
-    what = label(dequantize)
-    if points is not None and points.shape != scales.shape and points.size * scales.size != 1:
-        raise UnsupportedModelError(
-            f"{what}: its zero point has shape {list(points.shape)}, its scale {list(scales.shape)}; quantize the model again"
-        )
-    in_blocks = "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() > 0
-    if scales.ndim > 1 and not in_blocks:
-        raise UnsupportedModelError(
-            f"{what}: scale {scale.name!r} has shape {list(scales.shape)}, not one axis at most; quantize the model again"
-        )
-    stored = constant(source)
-    shape = source.shape if stored is None else ir.Shape(stored.shape)  # what a model says of it may be wrong
-    if scales.size == 1 or shape is None or in_blocks:
-        return
-    axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
-    rank = shape.rank()
-    if not -rank <= axis < rank:
-        raise UnsupportedModelError(
-            f"{what}: axis is {axis}, but {source.name!r} has {rank} axes; quantize the model again"
-        )
-    size = shape[axis]
-    if isinstance(size, int) and size != len(scales):
-        raise UnsupportedModelError(
-            f"{what}: scale {scale.name!r} has shape {list(scales.shape)}, axis {axis} of {source.name!r} size {size}; "
-            "quantize the model again"
-        )
 
 
 def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) -> tuple[int, int]:
@@ -281,25 +245,3 @@ def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) 
         qmin = qmin if low is None else max(qmin, int(low.item()))
         qmax = qmax if high is None else min(qmax, int(high.item()))
     return qmin, qmax
-
-
-def _check_agree(quantize: ir.Node, dequantize: ir.Node) -> None:
-    for index, what in ((1, "scale"), (2, "zero point")):
-        values = [n.inputs[index] if len(n.inputs) > index else None for n in (quantize, dequantize)]
-        if values[0] is values[1]:
-            continue
-        pair = [constant(value) for value in values]
-        left, right = (np.asarray(0) if value is None else value for value in pair)
-        if left.shape != right.shape or not np.array_equal(left, right):
-            raise UnsupportedModelError(
-                f"{label(quantize)} and {label(dequantize)} have different {what}s; a quantizer must use one"
-            )
-
-
-def _required(value: ir.Value) -> NDArray[Any]:
-    array = constant(value)
-    if array is None:
-        raise UnsupportedModelError(
-            f"value {value.name!r} of a quantizer is computed at run time; constant-fold the model first"
-        )
-    return array

@@ -13,9 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import UnsupportedModelError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name
 from onnxqat.graph.naming import label, name_of
-from onnxqat.graph.qdq import constant
 
 #: Rewrites a node in place; it may raise UnsupportedModelError with the reason why it cannot.
 Adapter = Callable[[ir.Graph, ir.Node], None]

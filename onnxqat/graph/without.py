@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.graph import io, qdq
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
 from onnxqat.graph.movement import moved
 from onnxqat.numerics import dequantize
@@ -64,7 +65,7 @@ def absorbed(quantizer: qdq.Quantizer, *, ours: bool) -> Bounds:
 def _take_out(graph: ir.Graph, quantizer: qdq.Quantizer, bounds: Bounds) -> None:
     replacement = quantizer.source
     if quantizer.quantize is None:
-        codes = qdq.constant(quantizer.source)
+        codes = constant(quantizer.source)
         if codes is None:
             return
         floats = dequantize(codes, quantizer.scales, quantizer.zero_points, quantizer.axis)

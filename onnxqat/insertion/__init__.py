@@ -20,8 +20,9 @@ from onnxqat.data.sources import Batches, Source, Transform
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
 from onnxqat.graph.biases import DEPLOYED_AS, Bias, make_room, round_biases
+from onnxqat.graph.constants import constant
 from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
-from onnxqat.graph.qdq import Spec, constant
+from onnxqat.graph.qdq import Spec
 from onnxqat.graph.without import TARGET
 from onnxqat.insertion.calibrate import Observed, Observer, calibrate
 from onnxqat.insertion.correct import correct_biases
@@ -35,9 +36,9 @@ from onnxqat.insertion.prepare import check_conversion, prepare
 from onnxqat.insertion.ranges import weight_range
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, weight_sites
 from onnxqat.numerics import scale_and_zero_point
-from onnxqat.progress import track
 from onnxqat.runtime import check_answers, checked, explained
 from onnxqat.targets import TARGETS, Target
+from onnxqat.terminal.progress import track
 
 log = logging.getLogger(__name__)
 

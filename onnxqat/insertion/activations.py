@@ -11,8 +11,8 @@ from math import isclose
 
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import fresh_value_name, replace_value, sole_user
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import inputs, is_float
 from onnxqat.insertion.simplify import put_in_place
 

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.graph.biases import masks
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value, sole_user
-from onnxqat.graph.qdq import FOLDED, constant
+from onnxqat.graph.qdq import FOLDED
 from onnxqat.insertion.groups import inputs, is_float
 
 Floats = NDArray[np.floating]

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, sole_user
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import inputs, is_float
 from onnxqat.insertion.simplify import given, put_in_place
 

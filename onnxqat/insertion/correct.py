@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from onnxqat.data.batch import Batch
 from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, sole_user
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.calibrate import with_outputs
 from onnxqat.insertion.groups import inputs
-from onnxqat.progress import track
 from onnxqat.runtime import Inference
+from onnxqat.terminal.progress import track
 
 log = logging.getLogger(__name__)
 

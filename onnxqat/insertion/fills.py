@@ -13,8 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.graph.biases import SMALLEST_FILL
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import MOVEMENT
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import inputs
 
 #: Operators that put constants beside data, and at which inputs.

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
-from onnxqat.graph.qdq import constant
 
 
 def make_bias_a_vector(graph: ir.Graph) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.pairs import held_weights
-from onnxqat.graph.qdq import constant
 from onnxqat.numerics import pair_safe_scale, pair_safe_zero_point
 
 

@@ -10,11 +10,11 @@ import onnx_ir as ir
 from onnxqat.config import Config
 from onnxqat.config_parts import Select
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import sole_user
 from onnxqat.graph.movement import moved
 from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import inner_nodes
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import Group, Skip, inputs, is_float
 from onnxqat.insertion.origins import origins
 from onnxqat.insertion.patterns import MATCHERS

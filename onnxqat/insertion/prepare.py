@@ -13,17 +13,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
-from onnxqat.conversion import check_converted, modern
 from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.limits import check_folded
 from onnxqat.graph.opsets import lowered
 from onnxqat.graph.pads import make_pads_explicit
-from onnxqat.graph.qdq import constant, is_quantized
+from onnxqat.graph.qdq import is_quantized
 from onnxqat.graph.reversal import reverse_at_least_one_step
 from onnxqat.graph.types import infer
 from onnxqat.insertion.activations import write_hard_activations
@@ -40,6 +40,7 @@ from onnxqat.insertion.simplify import (
     sum_bias_in_gemm,
 )
 from onnxqat.insertion.tied import share_tables
+from onnxqat.runtime.conversion import check_converted, modern
 
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from onnxqat.config_parts import ORIGINAL_TYPE
 from onnxqat.graph.biases import masks
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_value_name, replace_value, sole_user
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import inputs, is_float
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import fresh_name, fresh_value_name, replace_value
-from onnxqat.graph.qdq import constant
 
 #: Tables of fewer different numbers may be equal by chance: as initialized, or one-hot. Only the first elements are looked at.
 DIFFERENT, LOOKED_AT = 16, 4096

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 import onnx_ir as ir
 
 from onnxqat.config import Config
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.naming import label
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import Group, Skip, inputs
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})

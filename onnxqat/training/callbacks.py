@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 from onnxqat.errors import InputError
 from onnxqat.graph import files
-from onnxqat.progress import console
+from onnxqat.terminal.progress import console
 from onnxqat.training.resume import checkpoint_files
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.autodiff.names import SUFFIX
-from onnxqat.conversion import modern
 from onnxqat.errors import InputError
 from onnxqat.graph.edit import fresh_value_name
 from onnxqat.graph.empty import check_not_empty, fatal_when_empty
@@ -18,6 +17,7 @@ from onnxqat.graph.io import ModelLike, load
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.runtime import run_exactly
+from onnxqat.runtime.conversion import modern
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.restore_float import restore_float
 from onnxqat.training.training_graph.losses import LOSS

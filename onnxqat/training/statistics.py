@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.ops import Ops
-from onnxqat.graph.qdq import Quantizer, by_output, constant, quantizers
+from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 from onnxqat.numerics import along_axis, clipped
-from onnxqat.terminal import Terminal, cells
+from onnxqat.terminal.plain import Terminal, cells
 from onnxqat.training.engine import Program, as_value
 
 Array = NDArray[Any]

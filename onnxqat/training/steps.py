@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from onnxqat import interruption
 from onnxqat.data.batch import Batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import TrainingError
+from onnxqat.process import interruption
 from onnxqat.training.engine import Engine
 from onnxqat.training.feeds import Feeds
 from onnxqat.training.health.divergence import LossWatch

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.graph.qdq import Quantizer, constant, quantizers
+from onnxqat.graph.constants import constant
+from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.graph.without import without_quantizers
 from onnxqat.numerics import fake_quantize
 from onnxqat.runtime import Inference

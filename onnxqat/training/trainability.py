@@ -13,10 +13,10 @@ from onnxqat.autodiff.path import may_be_float
 from onnxqat.autodiff.prepare import supported
 from onnxqat.autodiff.rule import Custom, Expanded, FunctionGradient, Refused, Stopped
 from onnxqat.autodiff.rules.table import rule_for
-from onnxqat.conversion import modern
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import is_quantized, quantizers
 from onnxqat.graph.types import infer
+from onnxqat.runtime.conversion import modern
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.restore_float import restore_float
 from onnxqat.training.training_graph.parameters import trainable

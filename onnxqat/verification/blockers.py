@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import MOVEMENT, origin
 from onnxqat.graph.naming import label
-from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.graph.qdq import Quantizer
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 
 Quantizers = dict[ir.Value, Quantizer]

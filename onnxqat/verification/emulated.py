@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.graph import io, qdq
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import fresh_value_name
 from onnxqat.graph.pairs import PairedLayer, Runtime, paired_layers
 from onnxqat.verification import blockers
@@ -159,7 +160,7 @@ class _Rewriting:
         if quantizer is not None and quantizer.is_weight:
             codes = quantizer.codes
         else:  # 1.32 rounds a float bias itself
-            codes = np.rint(np.asarray(qdq.constant(bias)) / self._scales)
+            codes = np.rint(np.asarray(constant(bias)) / self._scales)
         return self._along_channels(codes.astype(np.int32))
 
     @property
@@ -209,10 +210,10 @@ def _output_quantizer(node: ir.Node) -> _OutputQuantizer | None:
     users = [user for user, _ in value.uses()]
     if len(users) != 1 or users[0].op_type != "QuantizeLinear" or value.is_graph_output():
         return None
-    dtype, scale = blockers.type_written(users[0]), qdq.constant(users[0].inputs[1])
+    dtype, scale = blockers.type_written(users[0]), constant(users[0].inputs[1])
     if dtype not in blockers.BOUNDS or scale is None or scale.size != 1:
         return None
-    zero_point = qdq.constant(users[0].inputs[2]) if len(users[0].inputs) > 2 else np.zeros(1)
+    zero_point = constant(users[0].inputs[2]) if len(users[0].inputs) > 2 else np.zeros(1)
     if zero_point is None:
         return None
     return _OutputQuantizer(np.float32(scale.item()), int(zero_point.item()), blockers.BOUNDS[dtype])

@@ -14,6 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxqat.graph import io, qdq
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import REARRANGING, REPEATING, SELECTING
 from onnxqat.graph.naming import label
 from onnxqat.graph.types import infer
@@ -106,7 +107,7 @@ def _is_guard(node: ir.Node) -> bool:
 
 def quantized_by_runtime(node: ir.Node, runtime: str) -> str:
     """Returns the error if a layer with a float weight runs on integers; "" for other nodes."""
-    weight = qdq.constant(node.inputs[1]) if node.op_type in WEIGHTED else None
+    weight = constant(node.inputs[1]) if node.op_type in WEIGHTED else None
     if weight is None or weight.dtype.kind != "f":
         return ""
     return f"{runtime} quantizes its float weight by itself, which training has not seen; fold the Q/DQ model again"

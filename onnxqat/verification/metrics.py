@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxqat.data.labels import Decisions, aligned
 from onnxqat.errors import InputError
-from onnxqat.foreign import guarded
+from onnxqat.process.foreign import guarded
 
 Array = NDArray[Any]
 Metric = Callable[[Array, Array], Array]

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxqat.terminal import cells
+from onnxqat.terminal.plain import cells
 from onnxqat.verification.compare import OutputDifference
 from onnxqat.verification.divergence import Divergence
 from onnxqat.verification.entries import Sizes

@@ -18,7 +18,7 @@ from onnxqat.graph import io
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
 from onnxqat.names import RuntimeName
-from onnxqat.progress import track
+from onnxqat.terminal.progress import track
 from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.divergence import divergence

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxqat.graph import qdq
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.pairs import PairedLayer, Runtime, paired_layers
@@ -161,7 +162,7 @@ def unknown_layers(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runti
     found = []
     for node in _integer_nodes(deployed, kernels).values():
         weight = quantizer_above(node.inputs[1], produced_by) if len(node.inputs) > 1 else None
-        stored = None if weight is None else qdq.constant(weight.source)
+        stored = None if weight is None else constant(weight.source)
         if stored is not None and target.unknown_without_vnni(node, stored.ndim):
             found.append(node)
     return found

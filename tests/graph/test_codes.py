@@ -5,10 +5,10 @@ import onnx
 import pytest
 
 import onnxqat
+from onnxqat.cli.inspection import quantization_table
 from onnxqat.errors import OnnxqatError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
-from onnxqat.inspection import quantization_table
 from tests.models import chain, model, outputs, random
 
 

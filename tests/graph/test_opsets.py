@@ -3,12 +3,12 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnxqat.conversion import converted
 from onnxqat.errors import InputError
 from onnxqat.graph import io, upgrade
 from onnxqat.graph.opsets import upgraded
 from onnxqat.insertion import insert
 from onnxqat.runtime import Inference
+from onnxqat.runtime.conversion import converted
 from tests.models import batches, model, operators, outputs, random
 from tools.gradient_coverage import node_cases
 

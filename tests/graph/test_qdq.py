@@ -4,7 +4,8 @@ import pytest
 
 from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph import io
-from onnxqat.graph.qdq import Spec, constant, is_quantized, quantizers
+from onnxqat.graph.constants import constant
+from onnxqat.graph.qdq import Spec, is_quantized, quantizers
 from tests.models import model, random
 
 PAIR = """(float[N,4] x) => (float[N,4] y) {{

@@ -8,6 +8,7 @@ from onnxqat.config_parts import Override, Range, Select
 from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io, qdq
+from onnxqat.graph.constants import constant
 from onnxqat.insertion import insert
 from tests.insertion.cases import INTEGER
 from tests.models import array, batches, chain, model, random
@@ -178,7 +179,7 @@ def test_rule_that_matches_no_node_is_refused(settings):
 
 def codes(deployed: onnx.ModelProto) -> dict[str, np.ndarray]:
     stored = [q for q in qdq.quantizers(io.load(deployed)) if q.is_weight and q.qmin >= -128]
-    return {str(q.source.name).removesuffix("_quantized"): qdq.constant(q.source) for q in stored}
+    return {str(q.source.name).removesuffix("_quantized"): constant(q.source) for q in stored}
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import REARRANGING
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import inputs, is_float
 
 _MEANS = frozenset(["ReduceMean", "ReduceSum", "GlobalAveragePool"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import sole_user
-from onnxqat.graph.qdq import constant
 from onnxqat.insertion.groups import Group, Skip, inputs, is_float
 from onnxqat.targets import Target
 

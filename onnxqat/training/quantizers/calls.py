@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph.biases import integer_biases
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, replace_value
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import label
-from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, constant, quantizers
+from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, quantizers
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.round_bias import call_rounding
 

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.graph.biases import Bias, integer_biases
+from onnxqat.graph.constants import constant
 from onnxqat.graph.pairs import HeldWeight, held_weights
-from onnxqat.graph.qdq import Quantizer, constant
+from onnxqat.graph.qdq import Quantizer
 from onnxqat.numerics import Reach, pair_safe_scale
 
 Floats = NDArray[np.float32]

@@ -7,8 +7,9 @@ import logging
 import numpy as np
 import onnx_ir as ir
 
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value
-from onnxqat.graph.qdq import Quantizer, constant, quantizers
+from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.numerics import dequantize
 
 log = logging.getLogger(__name__)

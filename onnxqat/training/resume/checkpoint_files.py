@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from onnxqat.errors import InputError, OnnxqatError
-from onnxqat.foreign import described
 from onnxqat.graph import files
 from onnxqat.graph.temporary import clear
+from onnxqat.process.foreign import described
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.biases import round_biases
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
-from onnxqat.graph.qdq import Quantizer, constant, is_quantized, quantizers, write_scalars
+from onnxqat.graph.qdq import Quantizer, is_quantized, quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
 from onnxqat.training.quantizers.calls import call_quantizers

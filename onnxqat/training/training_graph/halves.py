@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
-from onnxqat.graph.qdq import FOLDED, constant, quantizers
+from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.training.engine import Floats, Program, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.quantizers.pair_safety import PairSafety

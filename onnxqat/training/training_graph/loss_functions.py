@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError
-from onnxqat.foreign import guarded
 from onnxqat.graph.ops import Ops
+from onnxqat.process.foreign import guarded
 from onnxqat.training.training_graph.loss_inputs import LABEL, extra_input
 from onnxqat.training.training_graph.named_losses import known
 

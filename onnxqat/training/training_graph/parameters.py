@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
-from onnxqat.graph.qdq import constant
+from onnxqat.graph.constants import constant
 from onnxqat.training.quantizers import fakequant, round_bias
 
 Kind = Literal["weight", "other", "scale"]

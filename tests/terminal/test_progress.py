@@ -2,10 +2,10 @@ import sys
 
 import pytest
 
-from onnxqat import progress
 from onnxqat.data import sources
 from onnxqat.graph import io
-from onnxqat.terminal import Terminal
+from onnxqat.terminal import progress
+from onnxqat.terminal.plain import Terminal
 from tests.models import batches, model
 
 NET = model("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")

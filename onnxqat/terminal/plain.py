@@ -1,9 +1,8 @@
-"""Output on the terminal: names are plain data, not markup or escape sequences, and a closed stream ends no work."""
+"""Output on the terminal: names are plain data, not markup or escape sequences."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +12,6 @@ from rich.segment import Segment
 from rich.text import Text
 
 from onnxqat.errors import OnnxqatError
-from onnxqat.graph.files import Nowhere
 
 
 class Terminal(Console):
@@ -61,31 +59,3 @@ def cells(*texts: str | None) -> list[Text]:
 def plain(text: str) -> str:
     """The text without what is not printable; ends of lines stay."""
     return text if text.isprintable() else "".join(one for one in text if one.isprintable() or one in "\n\xa0")
-
-
-def open_streams() -> None:
-    """Gives the process the standard streams that it was started without; characters that they cannot show are escaped.
-
-    A file that is opened later must not get the number of a closed stream: libraries print to numbers.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Nowhere(os.fdopen(number, "rb" if number == 0 else "wb", closefd=False)))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def close_streams() -> str | None:
-    """Writes out what is printed; the reason where that fails, after which nothing more can be printed."""
-    failure = None
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            failure = error.strerror or str(error)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes once more at its end
-    return failure

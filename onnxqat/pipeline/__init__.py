@@ -22,9 +22,9 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.insertion.fixed import with_fixed_inputs
 from onnxqat.insertion.prepare import prepare
-from onnxqat.launch import rank
-from onnxqat.recovery import Keeping, fit
-from onnxqat.request import Data, Judge, Training
+from onnxqat.pipeline.recovery import Keeping, fit
+from onnxqat.pipeline.request import Data, Judge, Training
+from onnxqat.process.launch import rank
 from onnxqat.training import preflight
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer

@@ -14,7 +14,7 @@ import onnx
 from onnxqat.data import sources as datasets
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
-from onnxqat.launch import launched, rank
+from onnxqat.process.launch import launched, rank
 from onnxqat.training.callbacks import Callback
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import checkpoint_files

@@ -14,9 +14,10 @@ import pytest
 
 import onnxqat
 from models import fashion_mnist
-from onnxqat import pipeline, recovery, request
+from onnxqat import pipeline
+from onnxqat.pipeline import recovery, request
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SEPARABLE = str(ROOT / "models" / "separable.onnx")
 COMMANDS = ["insert", "train", "fold", "eval", "verify", "run", "inspect", "export"]
 

@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxqat import Trainer, insert, interruption
-from onnxqat.interruption import Interrupted
+from onnxqat import Trainer, insert
+from onnxqat.process import interruption
+from onnxqat.process.interruption import Interrupted
 from onnxqat.training.optimize.update import Updater
 from tests.command_line import status_of
 from tests.models import model, random
@@ -26,7 +27,7 @@ from tests.models import model, random
 NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
 FLOAT = model(NET, w=random(8, 16), b=random(16), v=random(16, 5), c=random(5))
 ROWS = random(64, 8, scale=1.0)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

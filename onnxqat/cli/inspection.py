@@ -9,7 +9,7 @@ from rich.table import Table
 from onnxqat.autodiff.differentiate import blocked_text
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.qdq import Quantizer, quantizers
-from onnxqat.terminal import cells
+from onnxqat.terminal.plain import cells
 from onnxqat.training.trainability import obstacles, trainability
 
 

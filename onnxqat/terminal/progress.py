@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from rich.progress import track as rich_track
 
-from onnxqat.launch import rank
-from onnxqat.terminal import Terminal
+from onnxqat.process.launch import rank
+from onnxqat.terminal.plain import Terminal
 
 T = TypeVar("T")
 
