@@ -89,16 +89,7 @@ def insert(
     batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
     batches.check_epochs(2 if config.bias_correction else 1, "calibration data for the correction of biases")
     check_inputs(prepared, config.inputs)
-    first: list[Batch] = []
-    observers = calibrate(
-        prepared,
-        [site.observed for site in activations],
-        batches,
-        workers,
-        batches.signature.samples,
-        progress=_remembering(first),
-    )
-    sample = first[0] if first else next(iter(batches))
+    observers, sample = _calibrated(prepared, activations, batches, workers)
     check_conversion(model, config.fixed_inputs, sample)
     original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
     weighted = [group.node for group in groups if group.weight is not None]
@@ -122,6 +113,16 @@ def insert(
     if workers.is_first and min(config.weight_bits, config.activation_bits) == 8:
         warn_of_losses(original, prepared, names, weighted, sample)
     return checked(io.to_proto(prepared))
+
+
+def _calibrated(
+    model: ir.Model, sites: Iterable[ActivationSite], batches: Batches, workers: Workers
+) -> tuple[dict[Observed, Observer], Batch]:
+    """The observations of the sites' values, and the first batch."""
+    first: list[Batch] = []
+    wanted = [site.observed for site in sites]
+    found = calibrate(model, wanted, batches, workers, batches.signature.samples, progress=_remembering(first))
+    return found, first[0] if first else next(iter(batches))
 
 
 def _remembering(first: list[Batch]) -> Callable[[Iterable[Batch], str], Iterable[Batch]]:

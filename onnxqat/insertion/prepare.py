@@ -45,6 +45,18 @@ from onnxqat.runtime.conversion import check_converted, modern
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64
 NEWEST_WITH_KERNELS = 20
+#: Ways to write the same that patterns need not know, each brought to one form, in this order.
+SIMPLIFICATIONS = (
+    bound_activations,
+    write_hard_activations,
+    share_tables,
+    make_bias_a_vector,
+    sum_bias_in_gemm,
+    fold_affine,
+    decompose_batch_normalization,
+    pool_means,
+    flatten_as_reshape,
+)
 
 
 def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.Model:
@@ -76,18 +88,8 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     loaded = loaded.clone()  # nodes inside branches that were folded away would still count as readers
     infer(loaded)
     forget_names(loaded.graph)
-    for step in (
-        bound_activations,
-        write_hard_activations,
-        share_tables,
-        make_bias_a_vector,
-        sum_bias_in_gemm,
-        fold_affine,
-        decompose_batch_normalization,
-        pool_means,
-        flatten_as_reshape,
-    ):
-        step(loaded.graph)
+    for simplify in SIMPLIFICATIONS:
+        simplify(loaded.graph)
     make_pads_explicit(loaded)
     merge_pads(loaded.graph)
     passes.RemoveUnusedNodesPass()(loaded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnxqat.names import RuntimeName
 from onnxqat.terminal.progress import track
 from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, models
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.divergence import divergence
+from onnxqat.verification.divergence import Divergence, divergence
 from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, opened
 from onnxqat.verification.judge import Evidence, check_judged
 from onnxqat.verification.metrics import Metric, named
@@ -107,7 +108,6 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         check_judged(max_drop, possible=paired is None or paired.baseline.can_judge)
         outputs = compare.differences(found, deployed_model)
         latency = _latency(host, found.first, samples)
-        worst = max(outputs, key=lambda output: output.steps)
         saturation = elsewhere.result()
         evidence = Evidence(
             trained_score=found.score("trained"),
@@ -123,11 +123,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
             deployed=found.score("deployed"),
             agreement=found.agreement,
             outputs=outputs,
-            divergence=(
-                divergence(host, qdq_model, deployed_model, found.worst[worst.output])
-                if worst.steps > ALARMING_STEPS
-                else None
-            ),
+            divergence=_divergence(host, (qdq_model, deployed_model), found, outputs),
             kernels=tuple(kernels),
             saturation=saturation,
             size=Size(_size(deployed, deployed_file), _size(float_model, float_file)),
@@ -243,6 +239,17 @@ def _decisions(model: ir.Model, labelling: Labelling) -> Decisions:
     output = inferred.graph.outputs[0]
     samples = Samples.of(inferred, labelling.sample_axis)
     return Decisions.of(output, labelling, samples.outputs.get(str(output.name), 0))
+
+
+def _divergence(
+    host: Host,
+    models: tuple[ir.Model, ir.Model],
+    found: compare.Comparison,
+    outputs: Iterable[compare.OutputDifference],
+) -> Divergence | None:
+    """Where the difference between trained and deployed model arises, looked up only if an output differs alarmingly."""
+    worst = max(outputs, key=lambda output: output.steps)
+    return divergence(host, *models, found.worst[worst.output]) if worst.steps > ALARMING_STEPS else None
 
 
 def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:

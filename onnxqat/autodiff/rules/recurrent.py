@@ -132,23 +132,19 @@ def _cell(
 
     mask = _mask(op, call, y)
     dy = zeros(op, op.Shape(y), dtype) if dy is None else turn(op.Gather(dy, pick, axis=1))
-    if mask is not None:
-        dy = op.Where(mask, dy, op.like(0.0, dy))
-    h0 = state(part(_H0))
     w, r = part(1), part(2)
     assert w is not None
     assert r is not None
-    earlier = op.Slice(y, op.ints([0]), op.ints([-1]), op.ints([0]))
     return Cell(
         x=turn(x),
         w=w,
         r=r,
         bias=part(3),
-        h_before=op.Concat(op.Unsqueeze(h0, op.ints([0])), earlier, axis=0),
+        h_before=_before(op, state(part(_H0)), y),
         c0=state(part(_C0)),
         peepholes=part(_PEEPHOLES),
         mask=mask,
-        dy=dy,
+        dy=dy if mask is None else op.Where(mask, dy, op.like(0.0, dy)),
         dh_last=last(1),
         dc_last=last(2),
         functions=functions,
@@ -156,6 +152,12 @@ def _cell(
         input_forget=bool(call.get("input_forget", 0)),
         linear_before_reset=bool(call.get("linear_before_reset", 0)),
     )
+
+
+def _before(op: Ops, h0: ir.Value, y: ir.Value) -> ir.Value:
+    """Returns the hidden state before each step."""
+    earlier = op.Slice(y, op.ints([0]), op.ints([-1]), op.ints([0]))
+    return op.Concat(op.Unsqueeze(h0, op.ints([0])), earlier, axis=0)
 
 
 def _mask(op: Ops, call: Call, y: ir.Value) -> ir.Value | None:
