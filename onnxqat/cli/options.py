@@ -109,9 +109,10 @@ class Execution:
 class Training:
     """Settings of training, the same for `train` and for `run`; the fields are those of `request.Training`."""
 
-    loss: Annotated[list[str], Option(help="cross_entropy, mse, l1, bce_with_logits or distill; several add up.")] = (
-        field(default_factory=lambda: ["cross_entropy"])
-    )
+    loss: Annotated[
+        list[str],
+        Option(help="A named loss, such as cross_entropy, mse, l1, bce_with_logits and distill; several add up."),
+    ] = field(default_factory=lambda: ["cross_entropy"])
     epochs: Annotated[int | None, Option(help="Passes over the data. (default: 3)", show_default=False)] = None
     steps: Annotated[
         int | None,

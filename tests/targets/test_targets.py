@@ -134,7 +134,7 @@ VALUES = {
 #: OpenVINO reads codes here, but its generated kernels compute in float.
 FLOAT_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Sqrt", "Pow"}
 #: Data movement for which there is no integer kernel: the pair behind it only keeps its scale.
-FLOAT_MOVEMENT = {("ort-cpu", "Pad"), ("openvino", "Tile")}
+FLOAT_MOVEMENT = {("ort", "Pad"), ("openvino", "Tile")}
 
 
 def sandwich(nodes: str) -> onnx.ModelProto:
@@ -149,14 +149,16 @@ def sandwich(nodes: str) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def runtimes(stock_python):  # noqa: F811
-    """The runtime of each target, started once."""
+    """Each runtime, started once."""
     with opened("ort", stock_python) as ort, opened("openvino") as openvino:
-        yield {"ort-cpu": ort, "openvino": openvino}
+        yield {"ort": ort, "openvino": openvino}
 
 
 def executed(name: str, operator: str, runtimes) -> list[fusion.Kernel]:
     proto = sandwich(OPERATORS[operator])
-    return _kernels(runtimes[name], io.load(fold(insert(proto, batches(proto, 1), Config(target=name)))))
+    return _kernels(
+        runtimes[TARGETS[name].runtime], io.load(fold(insert(proto, batches(proto, 1), Config(target=name))))
+    )
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -169,9 +171,9 @@ def test_operator_runs_as_the_table_says_and_leaves_the_layers_around_it_integer
     in_float = [k for k in kernels if k.op_type in table.weighted and k.kind != "integer"]
     assert not in_float
     kinds = {k.kind for k in kernels if k.op_type == operator}
-    if operator in table.absorbs or (name == "openvino" and operator in FLOAT_ARITHMETIC):
+    if operator in table.absorbs or (table.runtime == "openvino" and operator in FLOAT_ARITHMETIC):
         assert len(kernels) > 2
-    elif (name, operator) in FLOAT_MOVEMENT:
+    elif (table.runtime, operator) in FLOAT_MOVEMENT:
         assert kinds == {"float"}
     elif operator in table.weighted | table.integer | table.moves | table.joins:
         assert kinds <= {"integer", "absorbed"}
@@ -227,7 +229,9 @@ def test_products_of_attention_run_as_the_table_says(name, products, runtimes):
     nodes = [node for node in deployed.graph if node.op_type == "MatMul"]
     quantized = [all(quantizer_above(value, produced_by) for value in node.inputs) for node in nodes]
     assert quantized == [True, True, True, *products, True]
-    kinds = [kernel.kind for kernel in _kernels(runtimes[name], deployed) if kernel.op_type == "MatMul"]
+    kinds = [
+        kernel.kind for kernel in _kernels(runtimes[TARGETS[name].runtime], deployed) if kernel.op_type == "MatMul"
+    ]
     # the kernel of a product of floats whose result is quantized depends on the processor
     assert [kind for kind, is_quantized in zip(kinds, quantized, strict=True) if is_quantized] == ["integer"] * sum(
         quantized

@@ -1,35 +1,20 @@
-"""Patterns of nodes that become one kernel of the target: one file per operator family, one row per operator."""
+"""Patterns of nodes that become one kernel of the target: one file per operator family, in it `MATCHERS`, a row per operator."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
+from importlib import import_module
 
 import onnx_ir as ir
 
 from onnxqat.insertion.groups import Group, Skip
-from onnxqat.insertion.patterns import elementwise, pooling, weighted
 from onnxqat.targets import Target
 
 Matcher = Callable[[ir.Node, Target], Group | Skip]
 
+_FAMILIES = [import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+#: The rows of all families; `decomposed` has none, since it tells functions of several nodes.
 MATCHERS: dict[str, Matcher] = {
-    "Conv": weighted.match,
-    "ConvTranspose": weighted.match,
-    "Gemm": weighted.match,
-    "MatMul": weighted.match,
-    "Add": elementwise.match,
-    "Sub": elementwise.match,
-    "Mul": elementwise.match,
-    "Div": elementwise.match,
-    "Min": elementwise.match,
-    "Max": elementwise.match,
-    "Pow": elementwise.match,
-    "Sqrt": elementwise.match,
-    "Concat": elementwise.match,
-    "AveragePool": pooling.match,
-    "GlobalAveragePool": pooling.match,
-    "ReduceMean": pooling.match,
-    "ReduceSum": pooling.match,
-    "LeakyRelu": pooling.match,
-    "Sigmoid": pooling.match,
+    operator: match for family in _FAMILIES for operator, match in vars(family).get("MATCHERS", {}).items()
 }

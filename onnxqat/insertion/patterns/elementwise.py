@@ -18,3 +18,6 @@ def match(node: ir.Node, target: Target) -> Group | Skip:
     if fixed:
         return Skip(node, f"its operand {fixed[0]!r} is constant: one scale would suit it badly")
     return Group(node, reads, node.outputs[0])
+
+
+MATCHERS = dict.fromkeys(["Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Sqrt", "Concat"], match)

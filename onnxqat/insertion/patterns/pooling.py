@@ -15,3 +15,6 @@ def match(node: ir.Node, target: Target) -> Group | Skip:
     if not is_float(data):
         return Skip(node, f"data {data.name!r} is not float32")
     return Group(node, (data,), node.outputs[0])
+
+
+MATCHERS = dict.fromkeys(["AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "LeakyRelu", "Sigmoid"], match)

@@ -71,3 +71,6 @@ def _output_channel_axis(node: ir.Node, weight: ir.Value) -> int | None:
     if node.op_type == "Gemm":
         return 0 if "transB" in node.attributes and node.attributes["transB"].as_int() else 1
     return 1 if rank == 2 else None
+
+
+MATCHERS = dict.fromkeys(["Conv", "ConvTranspose", "Gemm", "MatMul"], match)
