@@ -15,6 +15,9 @@ from onnxqat.verification.measures import measure, shown
 
 Array = NDArray[Any]
 
+#: Training has recovered a part of the loss if the model lost this many times as much before it.
+RECOVERED = 1.5
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -90,14 +93,25 @@ class Verdict:
             return self.evidence.runtime_hint
         if self._is_lost_in_the_runtime:
             return _saturation(self.evidence.saturates)
+        return self._lost_before_the_runtime()
+
+    def _lost_before_the_runtime(self) -> str:
+        """Cause of a drop that the trained model shares, and the remedy."""
         inserted = self._drop_of(self.evidence.inserted_score)
         if inserted is None:
             return (
-                "the trained model is as bad, so training has diverged (lower --lr) or the calibration data does not fit "
-                "(give data like what the model will see, scaled as in training)"
+                "the trained model is as bad, so the bits are too few (give more, or train longer), training has diverged "
+                "(lower --lr) or the calibration data does not fit (give data like what the model will see, scaled as in "
+                "training)"
             )
+        before = self._scores(self.evidence.inserted_score)
         if inserted < self.drop / 2:
-            return f"training has diverged, since right after insertion {self._scores(self.evidence.inserted_score)}; lower --lr"
+            return f"training has diverged, since right after insertion {before}; lower --lr"
+        if inserted > RECOVERED * self.drop:
+            return (
+                f"quantization, of which training has recovered a part: before it {before}; train longer, give more bits, or "
+                "keep the layers that lose most in float (ignore in --config)"
+            )
         return (
             "calibration that does not fit, since quantization alone lost as much; give --calibration data like what the model "
             "will see, more of it, or keep the layers that lose most in float (ignore in --config)"

@@ -84,6 +84,7 @@ EVIDENCE = {
         trained_score=0.9, inserted_score=0.97
     ),
     "calibration that does not fit": Evidence(trained_score=0.9, inserted_score=0.89),
+    "training has recovered a part: before it accuracy is 70.00 %": Evidence(trained_score=0.9, inserted_score=0.7),
     "has diverged (lower --lr) or the calibration data does not fit": Evidence(trained_score=0.9),
 }
 
