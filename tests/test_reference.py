@@ -80,3 +80,10 @@ def test_arguments_and_fields_of_a_public_name_are_documented(name):
     listed = set(re.findall(r"^    (\w+):", ast.get_docstring(node), re.M))
     made_elsewhere = {"qdq", "threads"} if name == "onnxqat.torch.QdqModule" else set()
     assert set(parts(node)) - made_elsewhere - listed == set()
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    asking = re.compile(r"(What|Whatever|How|Where|When|Those|That|If)\b")
+    nodes = [node for file in sorted(ROOT.glob("onnxqat/**/*.py")) for node in ast.walk(ast.parse(file.read_text()))]
+    documented = [n for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    assert [text for n in documented if asking.match(text := ast.get_docstring(n) or "")] == []

@@ -26,7 +26,7 @@ def _marks(name: str) -> tuple[str, str]:
 
 
 def _parts(name: str, path: Path) -> tuple[str, str, str]:
-    """What stands before the section, in it and behind it."""
+    """Text before the section, in it and behind it."""
     begin, end = _marks(name)
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)
     text, closed, after = rest.partition(end)

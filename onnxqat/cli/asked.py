@@ -1,4 +1,4 @@
-"""What the options of a call ask of the stages; modules load on use, so that help and refusals come at once."""
+"""Requests to the stages, from the options of a call; modules load on use, so that help and refusals come at once."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def configuration(given: options.Quantization) -> Config:
-    """What is quantized and how."""
+    """Settings of quantization."""
     from onnxqat.pipeline import request
 
     return request.configuration(**asdict(given))
 
 
 def labelling(given: options.Labels) -> Labelling:
-    """How labels belong to the first output."""
+    """Settings about labels."""
     from onnxqat.data.labels import Labelling
 
     return Labelling(**asdict(given))
 
 
 def training(given: options.Training, labels: options.Labels) -> request.Training:
-    """How to train."""
+    """Settings of training."""
     from onnxqat.pipeline import request
 
     return request.Training(**asdict(given), distributed=launched(), labelling=labelling(labels))
@@ -40,14 +40,14 @@ def training(given: options.Training, labels: options.Labels) -> request.Trainin
 def judge(
     given: options.Execution, metric: str, labels: options.Labels, max_drop: float | None = None
 ) -> request.Judge:
-    """How models are judged."""
+    """Settings of verification."""
     from onnxqat.pipeline import request
 
     return request.Judge(**asdict(given), metric=metric, labelling=labelling(labels), max_drop=max_drop)
 
 
 def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:
-    """How the result of a run is kept.
+    """Settings for what a run keeps.
 
     Raises:
         InputError: the call cannot go on from the folder of checkpoints, or begin in it.

@@ -83,7 +83,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Labels:
-    """How labels belong to the model's first output."""
+    """Settings about labels, which belong to the model's first output."""
 
     class_axis: Annotated[
         int | None, Option(help="Class axis of the first output, if neither the model nor the labels show it.")
@@ -141,7 +141,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Keeping:
-    """What is kept of a run while it goes on, and where."""
+    """Settings for what a run keeps while it goes on, and where."""
 
     log_file: Annotated[Path | None, Option(help="Append a JSON line per step and epoch to this file.")] = None
     tensorboard: Annotated[Path | None, Option(help="Write event files for TensorBoard to this folder.")] = None

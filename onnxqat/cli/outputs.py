@@ -1,4 +1,4 @@
-"""What a call reads and writes: checked before the work begins, written when it is done."""
+"""Files of a call: checked before the work begins, written when it is done."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check(
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a model and says so; of several processes, the first alone does."""
+    """Writes a model and says so; of several processes, only the first does."""
     from onnxqat.pipeline.recovery import save
 
     if rank() == 0:

@@ -26,7 +26,7 @@ class Histogram:
     merges whole bins, so the counts do not depend on how the values came: in one piece or in many, or in which order.
 
     Attributes:
-        exponent: [C].
+        exponent: exponent of the bins' width, [C].
         first: the bin of the smallest value, [C]: it begins at first · 2^exponent.
         counts: [C, BINS]; all 0 where there was no value.
     """

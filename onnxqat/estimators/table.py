@@ -1,4 +1,4 @@
-"""THE table of range estimators: what each keeps of a stream of values, and the range that it gives.
+"""Table of the range estimators: what each keeps of a stream of values, and the range that it gives.
 
 - `min_max`: smallest and largest value.
 - `mean_min_max`: their means over samples.
@@ -45,19 +45,19 @@ class Estimate:
 
 
 class Codes(NamedTuple):
-    """What a range is for: that many levels, about a fixed zero point or not."""
+    """Codes that a range is for: their number, and whether their zero point is fixed."""
 
     levels: int
     symmetric: bool
 
 
 class Seen(NamedTuple):
-    """What was kept of a stream.
+    """Statistics that were kept of a stream.
 
     Attributes:
         low, high: smallest and largest value, [C].
-        means: over samples, of what the estimator averages, [K, C]; empty if it averages nothing.
-        histogram: of what it counts; None if it counts nothing.
+        means: means over samples of what the estimator averages, [K, C]; empty if it averages nothing.
+        histogram: histogram of what it counts; None if it counts nothing.
         per_channel: whether it has a scale for each channel.
     """
 
@@ -141,7 +141,7 @@ def _counted_percentiles(seen: Seen, estimate: Estimate, codes: Codes) -> Ends:
 
 
 def _three_sigma_of_values(rows: Values, estimate: Estimate, codes: Codes) -> Ends:
-    """Zeros are left out: pruned weights, or activations behind a Relu, would make every deviation 0."""
+    """Leaves zeros out: pruned weights, or activations behind a Relu, would make every deviation 0."""
     kept = without_zeros(rows)
     medians = np.array([np.median(row) if row.size else 0.0 for row in kept])
     deviations = [np.median(np.abs(row - m)) if row.size else 0.0 for row, m in zip(kept, medians, strict=True)]
@@ -170,12 +170,12 @@ def _counts(seen: Seen) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def _within(seen: Seen, ends: Ends) -> Ends:
-    """A bin's centre may lie beyond the values in it, and a Clip in front is absorbed only within its bounds."""
+    """Limits a range to the values: a bin's centre may lie beyond them, and a Clip is absorbed only within its bounds."""
     return np.maximum(ends[0], np.minimum(seen.low, 0)), np.minimum(ends[1], np.maximum(seen.high, 0))
 
 
 def _weighted_median(values: Floats, counts: NDArray[np.int64]) -> Floats:
-    """Median [C] of values [C, K] that occur so many times; 0 where none do."""
+    """Median [C] of values [C, K], weighted by their counts; 0 where all counts are 0."""
     order = np.argsort(values, axis=1)
     sorted_counts = np.take_along_axis(counts, order, axis=1)
     middle = np.argmax(np.cumsum(sorted_counts, axis=1) >= counts.sum(axis=1, keepdims=True) / 2, axis=1)

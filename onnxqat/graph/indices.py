@@ -139,7 +139,7 @@ def _labels(node: ir.Node, sizes: Sizes) -> Indexed | None:
 
 
 def _batches(node: ir.Node, sizes: Sizes) -> Indexed | None:
-    """Of a batch of unknown size, only the first sample is certain to be there."""
+    """Samples of the batch; if its size is unknown, only the first one is certain to be there."""
     data = sizes.of(0)
     return Indexed(2, [(data[0] or 1) if data else None], from_end=False)
 

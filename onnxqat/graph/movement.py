@@ -38,7 +38,7 @@ def moved(node: ir.Node, operators: frozenset[str] = MOVEMENT) -> ir.Value | Non
 
 
 def origin(value: ir.Value, known: Container[ir.Value] = (), operators: frozenset[str] = MOVEMENT) -> ir.Value:
-    """Where a value comes from: the first of the `known` ones above it, or else the one that no data movement gives.
+    """Origin of a value: the first of the `known` ones above it, or else the one that no data movement gives.
 
     Args:
         value: where to begin.

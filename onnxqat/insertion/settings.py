@@ -102,7 +102,7 @@ def activation(nodes: Collection[ir.Node], config: Config, target: Target) -> Ac
 
 
 def overridden(nodes: Collection[ir.Node], config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the settings that overrides for one of these nodes give; the last one wins."""
+    """Settings that overrides give for one of these nodes; the last one wins."""
     found: dict[str, Any] = {}
     for override in config.overrides:
         if any(override.matches(node) for node in nodes):
@@ -111,7 +111,7 @@ def overridden(nodes: Collection[ir.Node], config: Config, names: Iterable[str])
 
 
 def first(nodes: Collection[ir.Node]) -> set[ir.Node]:
-    """Those nodes that an input of the model reaches without passing through another one of them."""
+    """Nodes that an input of the model reaches without passing through another one of them."""
     found: set[ir.Node] = set()
     fresh: set[ir.Value | None] = set()
     graph = _graph(nodes)

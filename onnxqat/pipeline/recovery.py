@@ -38,7 +38,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Keeping:
-    """How the results of a run are kept.
+    """Way in which the results of a run are kept.
 
     Attributes:
         write: called with the model as soon as there is one, also when a signal or an error ends training early.

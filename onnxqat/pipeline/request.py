@@ -111,7 +111,7 @@ class Training:
 
     @property
     def length(self) -> Length:
-        """When training ends."""
+        """Length of a training."""
         return Length(self.epochs, self.steps)
 
     @property

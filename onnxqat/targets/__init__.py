@@ -1,4 +1,4 @@
-"""What each runtime does with quantized nodes, one file per target: what it fuses, carries and keeps in float.
+"""Tables of runtimes, one file per target: what each fuses, carries and keeps in float.
 
 Insertion, folding and verification read the same tables. Another target is a file here that defines `TARGET`, named as users name
 the target.

@@ -1,1 +1,1 @@
-"""What people see: plain text on streams that may be closed, and the progress of long work."""
+"""Output for people: plain text on streams that may be closed, and the progress of long work."""

@@ -1,4 +1,4 @@
-"""From the arguments of `Trainer` to what takes its steps."""
+"""Builds what takes the steps of a `Trainer`, from its arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from onnxqat.training.training_graph.losses import Loss
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of `Trainer` that decide on the result, so that a run resumes with the same alone; see there.
+    """Arguments of `Trainer` that decide on the result, so that a run only resumes with the same; see there.
 
     Raises:
         InputError: one is out of range.

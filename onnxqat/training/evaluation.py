@@ -1,4 +1,4 @@
-"""Evaluates the model that is trained as it stands, on labelled data."""
+"""Evaluates the model in training, as it stands, on labelled data."""
 
 from __future__ import annotations
 

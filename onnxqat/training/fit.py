@@ -70,7 +70,7 @@ class Fit:
             callers.end()
 
     def _batches_of_an_epoch(self) -> int | None:
-        """How many there are; None where the data does not tell."""
+        """Number of batches in an epoch; None where the data does not tell."""
         state, accumulate = self.steps.state, self.steps.accumulate
         try:
             count: int | None = len(self.source)

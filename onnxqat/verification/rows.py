@@ -1,4 +1,4 @@
-"""Some of a batch's samples, for a model that takes any number of them."""
+"""Selects samples of a batch, for a model that takes any number of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def one_row(inputs: Arrays, row: int | None, model: ir.Model) -> Arrays:
 
 
 def in_parts(inputs: Arrays, model: ir.Model, size: int) -> Iterator[Arrays]:
-    """The batch in parts of so many samples, where the model takes any number; else as it is."""
+    """The batch in parts of `size` samples, if the model takes any number; else as it is."""
     axes = _free_axes(inputs, model)
     if axes is None:
         yield inputs

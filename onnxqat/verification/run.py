@@ -247,7 +247,7 @@ def _divergence(
     found: compare.Comparison,
     outputs: Iterable[compare.OutputDifference],
 ) -> Divergence | None:
-    """Where the difference between trained and deployed model arises, looked up only if an output differs alarmingly."""
+    """Finds where the difference between trained and deployed model arises, only if an output differs by too many steps."""
     worst = max(outputs, key=lambda output: output.steps)
     return divergence(host, *models, found.worst[worst.output]) if worst.steps > ALARMING_STEPS else None
 

@@ -103,7 +103,7 @@ class Saturation:
 
     @property
     def proof(self) -> str:
-        """What holds on every processor, whatever the data, and for which layers it is not known."""
+        """States what holds on every processor, whatever the data, and for which layers it is not known."""
         sentences = [f"x86 without VNNI: {self._finding}."]
         if self.unknown:
             which = f"{_layers(len(self.unknown))} ({_named(self.unknown)})"
@@ -115,7 +115,7 @@ class Saturation:
 
     @property
     def _finding(self) -> str:
-        """What is known of the layers that are covered."""
+        """Finding about the layers that are covered."""
         same = "so it computes the same integers"
         if self.products:
             same += ", but for products of two activations, which depend on the data and are not covered: "

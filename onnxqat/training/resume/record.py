@@ -20,7 +20,7 @@ class Record:
 
     Args:
         steps: takes the steps of the run.
-        arguments: those of `Trainer` that decide on the result, by name.
+        arguments: arguments of `Trainer` that decide on the result, by name.
         threads: threads inside an operator; 0: one for each core.
 
     Attributes:
@@ -43,7 +43,7 @@ class Record:
         return self._made_from
 
     def write(self, path: Path, callbacks: Sequence[tuple[str, Facts]]) -> None:
-        """Writes a checkpoint with the states of these callbacks; of several processes, the first alone does.
+        """Writes a checkpoint with the states of these callbacks; of several processes, only the first does.
 
         Raises:
             InputError: the path cannot be written.
