@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from onnxqat.errors import InputError
-from onnxqat.training.callbacks import BestModel, Callback, Checkpoints, EarlyStopping, JsonLines
+from onnxqat.training.callbacks import BestModel, Callback, EarlyStopping, JsonLines
+from onnxqat.training.resume.checkpoints import Checkpoints
 from onnxqat.training.tensorboard import TensorBoard
 
 __all__ = ["BestModel", "Callback", "Checkpoints", "EarlyStopping", "JsonLines", "TensorBoard"]
