@@ -140,3 +140,9 @@ def _constants(nodes: list[ast.AST]) -> list[str]:
 def test_digest_of_the_readme_is_that_of_the_benchmarks():
     table = readme.section("real-models", readme.BENCHMARKS)
     assert readme.section("real-models", README) == readme.digest(table)
+
+
+def test_hooks_before_a_commit_are_the_linters_of_make_test():
+    recipe = (ROOT / "Makefile").read_text().partition("\ntest:")[2].partition("\n\n")[0]
+    hooks = re.findall(r"entry: \.venv/bin/([^,]+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks == re.findall(r"^\t\$\(BIN\)/(.+)$", recipe, re.M)[: len(hooks)] != []
