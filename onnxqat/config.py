@@ -19,6 +19,7 @@ from onnxqat.config_parts import (
     RangeSetting,
     Select,
     Selects,
+    Tolerance,
     as_tuple,
     as_tuples,
     one_of,
@@ -64,6 +65,7 @@ class Config(Frozen):
             cut off (`mse`) the error grows with the value, and a constant makes it worse.
         activation_start_epoch: epoch of training, from 0, before which activations are not quantized.
         weight_start_epoch: the same for weights.
+        tolerance: loss of accuracy at which `run` ends training, `Tolerance`; None: it trains for all epochs.
         inputs: requirements on the model's inputs.
         fixed_inputs: inputs that become constants, with their values: a number, a flag or a list. Branches that they decide are
             taken for good.
@@ -99,6 +101,7 @@ class Config(Frozen):
     bias_correction: int = Field(default=0, ge=0)
     activation_start_epoch: int = Field(default=0, ge=0)
     weight_start_epoch: int = Field(default=0, ge=0)
+    tolerance: Tolerance | None = None
     inputs: Annotated[tuple[Input, ...], BeforeValidator(as_tuple)] = ()
     fixed_inputs: dict[str, bool | int | float | list[Any]] = Field(default_factory=dict)
 
@@ -111,10 +114,12 @@ class Config(Frozen):
 
     @classmethod
     def from_nncf(cls, source: str | Path | dict[str, Any]) -> Config:
-        """Reads a legacy NNCF configuration, from a JSON file or a dict; its scopes name ONNX nodes.
+        """Reads a legacy NNCF configuration, from a JSON file or a dict; see `Select.scope` for what its scopes name.
+
+        Keys of NNCF's sample scripts (`model`, `batch_size`, …) are ignored with a warning.
 
         Raises:
-            InputError: the file cannot be read, or a key is unknown, wrong, or not honoured; the message names it.
+            InputError: the file cannot be read, or a key is wrong or not honoured; the message names it.
         """
         return nncf.read(source, cls)
 

@@ -19,6 +19,10 @@ Granularity = Literal["per_tensor", "per_channel"]
 ORIGINAL_TYPE = "onnxqat.original_type"
 
 
+#: Ways to select nodes.
+WAYS = ("name", "pattern", "type", "scope")
+
+
 class Frozen(BaseModel):
     """Validated, immutable, without unknown keys; an invalid one raises InputError in one line."""
 
@@ -32,12 +36,15 @@ class Frozen(BaseModel):
 
 
 class Select(Frozen):
-    """Selects nodes in one of three ways, of which exactly one is given.
+    """Selects nodes in one of four ways, of which exactly one is given.
 
     Attributes:
         name: exact name of a node.
         pattern: regular expression, searched for anywhere in the name.
         type: operator, as the model has it or as the user's model had it before preparation.
+        scope: name that NNCF gives it, `Net/Sequential[features]/NNCFConv2d[0]/conv2d_0`, found by its path of modules; a name of
+            a Keras layer; or an expression of such names that begins with `{re}`. `|OUTPUT` at the end selects the weighted nodes
+            that read what the node computes.
 
     Example:
         ```python
@@ -48,11 +55,12 @@ class Select(Frozen):
     name: str | None = None
     pattern: str | None = None
     type: str | None = None
+    scope: str | None = None
 
     @model_validator(mode="after")
     def _names_one_way(self) -> Select:
-        if sum(v is not None for v in (self.name, self.pattern, self.type)) != 1:
-            raise ValueError("give exactly one of name, pattern and type")
+        if sum(getattr(self, way) is not None for way in WAYS) != 1:
+            raise ValueError("give exactly one of name, pattern, type and scope")
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
@@ -63,16 +71,16 @@ class Select(Frozen):
     @property
     def shown(self) -> str:
         """Returns the form in which messages name it: `pattern '^head'`."""
-        kind = next(kind for kind in ("name", "pattern", "type") if getattr(self, kind) is not None)
+        kind = next(kind for kind in WAYS if getattr(self, kind) is not None)
         return f"{kind} {getattr(self, kind)!r}"
 
     def matches(self, node: ir.Node) -> bool:
-        """Whether the node is one that this selects."""
+        """Whether the node is one that this selects; a scope has become a name or a pattern by then."""
         if self.name is not None:
             return node.name == self.name
         if self.pattern is not None:
             return re.search(self.pattern, node.name or "") is not None
-        return self.type in (node.op_type, node.metadata_props.get(ORIGINAL_TYPE))
+        return self.type is not None and self.type in (node.op_type, node.metadata_props.get(ORIGINAL_TYPE))
 
 
 def as_tuple(value: Any) -> Any:
@@ -107,7 +115,8 @@ class Range(Frozen):
         type: the estimator, by its name in the table of `onnxqat.estimators.table`, which says what each does.
         min_percentile: lower end for the percentiles; None: as far from 0 as `Config.percentile` is from 100.
         max_percentile: upper end; None: `Config.percentile`.
-        samples: how many samples of the calibration data count; None: all.
+        samples: how many samples of the calibration data count; None: all; 0: none is read, and the range of activations is -1 to
+            1 until training or a checkpoint sets it.
 
     Example:
         ```python
@@ -120,7 +129,7 @@ class Range(Frozen):
     type: Annotated[str, one_of("estimator", ESTIMATORS)]
     min_percentile: float | None = Field(default=None, ge=0, lt=50)
     max_percentile: float | None = Field(default=None, gt=50, le=100)
-    samples: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=0)
 
 
 def _as_range(value: Any) -> Any:
@@ -140,6 +149,7 @@ class Override(Select):
         name: exact name of a node.
         pattern: regular expression, searched for anywhere in the name.
         type: operator, as the model has it or as the user's model had it before preparation.
+        scope: name that NNCF gives it (see `Select`).
         exclude: selected nodes to which the override does not apply.
         quantize_weights: whether weights are quantized.
         quantize_activations: whether activations are quantized.
@@ -179,8 +189,42 @@ class Override(Select):
     @property
     def settings(self) -> dict[str, Any]:
         """The fields it sets."""
-        fields = set(type(self).model_fields) - {"name", "pattern", "type", "exclude"}
+        fields = set(type(self).model_fields) - {*WAYS, "exclude"}
         return {name: value for name in sorted(fields) if (value := getattr(self, name)) is not None}
+
+
+class Tolerance(Frozen):
+    """Loss of accuracy at which training may end early (NNCF's accuracy-aware training); one of the first two is given.
+
+    Attributes:
+        relative: in percent of the float model's accuracy.
+        absolute: in units of the metric.
+        epochs: how many epochs to train at most.
+
+    Example:
+        ```python
+        from onnxqat.config import Tolerance
+
+        tolerance = Tolerance(relative=1.0, epochs=20)
+        trainer.fit(batches, epochs=20, validation=others, until=("accuracy", tolerance.bound(0.93)))
+        ```
+    """
+
+    relative: float | None = None
+    absolute: float | None = None
+    epochs: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Tolerance:
+        if (self.relative is None) == (self.absolute is None):
+            raise ValueError("give exactly one of relative and absolute")
+        return self
+
+    def bound(self, float_score: float) -> float:
+        """Smallest score that is good enough, from that of the float model."""
+        if self.relative is not None:
+            return float_score * (1 - self.relative / 100)
+        return float_score - (self.absolute or 0.0)
 
 
 class Input(Frozen):

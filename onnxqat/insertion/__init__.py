@@ -34,6 +34,7 @@ from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.place import Grid, Placement, new_grid, place
 from onnxqat.insertion.prepare import check_conversion, prepare
 from onnxqat.insertion.ranges import weight_range
+from onnxqat.insertion.scopes import with_names
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, weight_sites
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.runtime import check_answers, checked, explained
@@ -83,6 +84,7 @@ def insert(
     table = TARGETS[config.target]
     with explained(model):
         prepared = prepare(model, config.fixed_inputs)
+        config = with_names(config, model, prepared, table)
         groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
@@ -110,7 +112,8 @@ def insert(
         len(skips),
     )
     check_answers(prepared, sample)
-    if workers.is_first and min(config.weight_bits, config.activation_bits) == 8:
+    calibrated = config.activation_range.samples != 0
+    if workers.is_first and calibrated and min(config.weight_bits, config.activation_bits) == 8:
         warn_of_losses(original, prepared, names, weighted, sample)
     return checked(io.to_proto(prepared))
 

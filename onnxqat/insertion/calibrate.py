@@ -126,9 +126,13 @@ def calibrate(
     Raises:
         InputError: no batch came, a value was not finite, or it was empty in all batches.
     """
-    observers = {one: Observer(one.axis, one.estimate) for one in wanted}
+    wanted = list(wanted)
+    given = {one: _unit(one) for one in wanted if one.estimate.samples == 0}
+    if given:
+        log.warning("calibration: skipped for %d values; training or a checkpoint must set their ranges", len(given))
+    observers = {one: Observer(one.axis, one.estimate) for one in wanted if one not in given}
     if not observers:
-        return {}
+        return given
     values = list(dict.fromkeys(one.value for one in observers))
     run = Inference(with_outputs(model, values), [str(value.name) for value in values])
     count = seen = 0
@@ -150,7 +154,16 @@ def calibrate(
     log.info("calibrated %d values on %d batches", len(values), count)
     found = merged(observers, workers)
     _check_seen(found)
-    return found
+    return found | given
+
+
+def _unit(one: Observed) -> Observer:
+    """Observer of a value that no sample is read for: its range is -1 to 1, as NNCF leaves it."""
+    observer = Observer(one.axis, Estimate())
+    size = 1 if one.axis is None or one.value.shape is None else one.value.shape[one.axis]
+    assert isinstance(size, int)  # only such an axis is one of channels
+    observer.observe(np.repeat(np.array([[-1], [1]], np.float32), size, axis=1))
+    return observer
 
 
 def _not_finite(value: ir.Value, array: NDArray[np.float32], number: int) -> InputError:

@@ -20,6 +20,7 @@ from onnxqat.insertion.origins import origins
 from onnxqat.insertion.patterns import MATCHERS
 from onnxqat.insertion.patterns.decomposed import Whole, find_wholes
 from onnxqat.insertion.patterns.weighted import attention_reason
+from onnxqat.insertion.scopes import no_node
 from onnxqat.insertion.settings import overridden
 from onnxqat.insertion.transforms import fixed_transforms
 from onnxqat.targets import Target
@@ -225,9 +226,7 @@ def _is_integer(value: ir.Value, integer: set[ir.Value], wholes: Mapping[ir.Node
 def _check_rules(nodes: Sequence[ir.Node], rules: Iterable[Select]) -> None:
     for rule in rules:
         if not any(rule.matches(node) for node in nodes):
-            raise InputError(
-                f"configuration: the rule for {rule.shown} matches no node; list the nodes with `onnxqat inspect`"
-            )
+            raise InputError(no_node(rule, rule.name or "", {str(node.name): str(node.name) for node in nodes}))
 
 
 def _check_overrides(groups: Sequence[Group], target: Target, config: Config) -> None:

@@ -1,12 +1,13 @@
 """Reads a legacy NNCF configuration (the JSON schema of release 2.14) as a configuration of this package.
 
-Every key is honoured or refused by name. Scopes are matched against the names of ONNX nodes: a string is a whole name, one
-that begins with `{re}` a regular expression that is searched for.
+Every key is honoured, warned of or refused by name. Scopes become `Select(scope=…)`, which names nodes by NNCF's names, or
+`Select(pattern=…)` for a plain regular expression.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +16,10 @@ from pydantic import ValidationError
 
 from onnxqat.config_parts import shown, worded
 from onnxqat.errors import InputError
-from onnxqat.nncf.schema import REFUSED, Root
+from onnxqat.nncf.schema import ACCELERATORS, REFUSED, Root, ignored
 from onnxqat.nncf.translate import translate
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 
@@ -31,15 +34,20 @@ def read(source: str | Path | dict[str, Any], build: Callable[..., C]) -> C:
     Raises:
         InputError: the file cannot be read; a key is unknown or not honoured; a value has the wrong type or is out of range.
     """
+    where = f"{source}: NNCF configuration: " if isinstance(source, str | Path) else "NNCF configuration: "
     try:
         values = _load(Path(source)) if isinstance(source, str | Path) else source
-        return build(**translate(Root.model_validate(values)))
+        root = Root.model_validate(values)
+        built = build(**translate(root))
     except ValidationError as error:
         message = "; ".join(_shown(problem) for problem in error.errors())
     except InputError as error:
         message = str(error)
-    where = f"{source}: " if isinstance(source, str | Path) else ""
-    raise InputError(f"{where}NNCF configuration: {message}")
+    else:
+        for warning in _warnings(root):
+            log.warning("%s%s", where, warning)
+        return built
+    raise InputError(f"{where}{message}")
 
 
 def describes(path: Path) -> bool:
@@ -49,6 +57,19 @@ def describes(path: Path) -> bool:
     except InputError:
         return False
     return isinstance(values, dict) and "compression" in values
+
+
+def _warnings(root: Root) -> Iterator[str]:
+    """Warnings of what has no effect here."""
+    if root.foreign:
+        yield f"keys that are not NNCF's own are ignored: {', '.join(root.foreign)}"
+    if without := ignored(root):
+        yield f"keys that are not honoured: {'; '.join(f'{name} ({way})' for name, way in without.items())}"
+    if root.target_device in ACCELERATORS:
+        yield (
+            f"target_device: {root.target_device!r} has no table of integer kernels here; quantizers are placed by that of "
+            "OpenVINO on CPUs, as the files run there too"
+        )
 
 
 def _load(path: Path) -> Any:

@@ -1,21 +1,24 @@
-"""The legacy NNCF configuration (the JSON schema of release 2.14) as types; anything else is refused."""
+"""The legacy NNCF configuration (the JSON schema of release 2.14) as types."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from onnxqat.config_parts import Range
+from onnxqat.config_parts import Range, as_tuples
 
-#: Keys of NNCF without a counterpart in a configuration, and how to get their effect.
+#: Keys of NNCF that are refused, and how to get their effect.
 REFUSED = {
-    "accuracy_aware_training": "pass validation data to Trainer.fit, which keeps the best epoch; EarlyStopping ends it",
     "compression_lr_multiplier": "scales learn at one rate with weights; lower lr of the optimizer instead",
-    "disable_shape_matching": "an ONNX model says itself which sizes are free; remove the key",
+}
+
+#: Keys about what is not a matter of quantizers: they are warned of and ignored, with the way to get their effect.
+IGNORED = {
+    "disable_shape_matching": "an ONNX model says itself which sizes are free",
     "log_dir": "pass the callback JsonLines or TensorBoard to Trainer.fit",
-    "precision": "give the bits of single layers in scope_overrides",
     "batch_multiplier": "pass accumulate to Trainer",
     "lr_poly_drop_start_epoch": "pass schedule to Trainer",
     "lr_poly_drop_duration_epochs": "pass schedule to Trainer",
@@ -23,6 +26,22 @@ REFUSED = {
     "base_lr": "pass optimizer=AdamW(lr=…) to Trainer",
     "base_wd": "pass optimizer=AdamW(weight_decay=…) to Trainer",
 }
+
+#: Losses of a model that other algorithms of NNCF made, where quantization alone is done.
+LOST = {
+    "filter_pruning": "no filter would be removed, so the model would stay as large and as slow as without pruning",
+    "magnitude_sparsity": "weights would stay as dense as they are, so that sparse kernels gain nothing",
+    "rb_sparsity": "weights would stay as dense as they are, so that sparse kernels gain nothing",
+    "movement_sparsity": "weights would stay as dense as they are, so that sparse kernels gain nothing",
+    "const_sparsity": "training would fill the zeros among the weights",
+    "knowledge_distillation": "training would not follow the float model (loss='distill' of Trainer does)",
+}
+#: Devices without a table of integer kernels here.
+ACCELERATORS = ("GPU", "NPU", "VPU")
+#: Initializers of precision that choose bits by themselves.
+AUTOMATIC_PRECISION = ("hawq", "autoq")
+#: Share of letters in common from which on an unknown key is taken for a slip.
+ALIKE = 0.85
 
 
 def _listed(value: Any) -> Any:
@@ -44,6 +63,9 @@ def _only(wanted: bool, remedy: str) -> Callable[[bool | None], bool | None]:
 
 Scopes = Annotated[list[str], BeforeValidator(_listed)]
 Epoch = Annotated[int, Field(ge=0)]
+Bits = Annotated[int, Field(ge=2, le=8)]
+#: Value of a key of `IGNORED`.
+Unhonoured = Any
 
 
 class _Section(BaseModel):
@@ -72,7 +94,7 @@ class RangeInit(_Section):
     type: Literal["mixed_min_max", "min_max", "mean_min_max", "threesigma", "percentile", "mean_percentile"] = (
         "mixed_min_max"
     )
-    num_init_samples: int = Field(default=256, ge=1)
+    num_init_samples: int = Field(default=256, ge=0)
     params: Percentiles | None = None
 
     @model_validator(mode="after")
@@ -113,6 +135,26 @@ class BatchnormAdaptation(_Section):
     num_bn_adaptation_samples: int = Field(default=2000, ge=0)
 
 
+class Precision(_Section):
+    """Bits of single quantizers: pairs of bits and scope; a scope ends in `|WEIGHT`, `|OUTPUT` or `|INPUT0`, and so on."""
+
+    type: Literal["manual"] = "manual"
+    bitwidth_per_scope: tuple[tuple[Bits, str], ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_not_searched(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("type") in AUTOMATIC_PRECISION:
+            raise ValueError(
+                f"type {values['type']!r} chooses bits by itself, as cannot be done here yet; give them by layer, with type "
+                "'manual' and bitwidth_per_scope"
+            )
+        pairs = values.get("bitwidth_per_scope")
+        return {**values, "bitwidth_per_scope": as_tuples(pairs)} if isinstance(pairs, list) else values
+
+
 class Initializer(_Section):
     """Settings of what is determined before training."""
 
@@ -120,13 +162,14 @@ class Initializer(_Section):
         Annotated[RangeInit, Tag("one")] | Annotated[list[ScopedRangeInit], Tag("many")], Discriminator(_one_or_many)
     ] = RangeInit()
     batchnorm_adaptation: BatchnormAdaptation = BatchnormAdaptation()
+    precision: Precision | None = None
 
 
 class Quantizers(_Section):
     """Constraints on quantizers."""
 
     mode: Literal["symmetric", "asymmetric"] | None = None
-    bits: int | None = Field(default=None, ge=2, le=8)
+    bits: Bits | None = None
     signed: bool | None = None
     per_channel: bool | None = None
 
@@ -171,6 +214,12 @@ class Stages(_Section):
 
     activations_quant_start_epoch: Epoch = 1
     weights_quant_start_epoch: Epoch = 1
+    batch_multiplier: Unhonoured = None
+    lr_poly_drop_start_epoch: Unhonoured = None
+    lr_poly_drop_duration_epochs: Unhonoured = None
+    disable_wd_start_epoch: Unhonoured = None
+    base_lr: Unhonoured = None
+    base_wd: Unhonoured = None
 
 
 class Quantization(_Section):
@@ -199,30 +248,82 @@ def _sole_algorithm(value: Any) -> Any:
     algorithms = _listed(value)
     if not isinstance(algorithms, list):
         return value
-    others = [
-        a["algorithm"]
-        for a in algorithms
-        if isinstance(a, dict) and a.get("algorithm", "quantization") != "quantization"
-    ]
+    names = [a["algorithm"] for a in algorithms if isinstance(a, dict) and isinstance(a.get("algorithm"), str)]
+    others = [name for name in names if name != "quantization"]
     if others:
-        raise ValueError(f"algorithm {others[0]!r} is not honoured, only 'quantization' is; remove it")
+        lost = f": {LOST[others[0]]}" if others[0] in LOST else ""
+        raise ValueError(
+            f"algorithm {others[0]!r} is not honoured, only 'quantization' is{lost}; remove it to quantize alone"
+        )
     if len(algorithms) != 1:
         raise ValueError(f"holds {len(algorithms)} algorithms; give exactly one 'quantization'")
     return algorithms[0]
 
 
-def _known_device(value: Any) -> Any:
-    if value in ("GPU", "NPU", "VPU"):
-        raise ValueError(f"is {value!r}, which has no table of integer kernels; use 'ANY'")
+def _early_exit(value: Any) -> Any:
+    if value == "adaptive_compression_level":
+        raise ValueError(
+            f"is {value!r}, which looks for a rate of pruning or sparsity, and quantization has none; use 'early_exit'"
+        )
     return value
 
 
+class Degradation(_Section):
+    """Loss of accuracy that ends training."""
+
+    maximal_relative_accuracy_degradation: float | None = None
+    maximal_absolute_accuracy_degradation: float | None = None
+    maximal_total_epochs: int = Field(default=10000, ge=1)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Degradation:
+        given = (self.maximal_relative_accuracy_degradation, self.maximal_absolute_accuracy_degradation)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("give a relative or an absolute maximal accuracy degradation, and not both")
+        return self
+
+
+class AccuracyAware(_Section):
+    """Training that ends as soon as the model is good enough."""
+
+    mode: Annotated[Literal["early_exit"], BeforeValidator(_early_exit)]
+    params: Degradation
+
+
 class Root(_Section):
-    """The whole file."""
+    """The whole file; keys that NNCF does not have, as those of its samples, are allowed."""
+
+    model_config = ConfigDict(extra="allow")
 
     input_info: Annotated[list[InputInfo], BeforeValidator(_listed)] = []
-    target_device: Annotated[Literal["ANY", "CPU", "CPU_SPR", "TRIAL"], BeforeValidator(_known_device)] = "ANY"
+    target_device: Literal["ANY", "CPU", "CPU_SPR", "TRIAL", "GPU", "NPU", "VPU"] = "ANY"
     compression: Annotated[Quantization, BeforeValidator(_sole_algorithm)]
+    accuracy_aware_training: AccuracyAware | None = None
+    disable_shape_matching: Unhonoured = None
+    log_dir: Unhonoured = None
+
+    @model_validator(mode="after")
+    def _holds_no_slips(self) -> Root:
+        for name in self.foreign:
+            if name in REFUSED:
+                raise ValueError(f"{name}: is not honoured; {REFUSED[name]}")
+            if nearest := get_close_matches(name, type(self).model_fields, n=1, cutoff=ALIKE):
+                raise ValueError(f"{name}: no such key, but there is {nearest[0]!r}; check its spelling")
+        return self
+
+    @property
+    def foreign(self) -> list[str]:
+        """Names of the keys that NNCF does not have."""
+        return list(self.model_extra or ())
+
+
+def ignored(section: BaseModel) -> dict[str, str]:
+    """Keys of `IGNORED` that are given, with the way to get their effect."""
+    found = {name: IGNORED[name] for name in section.model_fields_set if name in IGNORED}
+    for name in section.model_fields_set:
+        inner = getattr(section, name)
+        found |= ignored(inner) if isinstance(inner, BaseModel) else {}
+    return found
 
 
 def keys(section: type[BaseModel] = Root) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from onnxqat.config_parts import Input, Override, Select
+from onnxqat.config_parts import Input, Override, Select, Tolerance
 from onnxqat.errors import InputError
 from onnxqat.nncf.schema import InputInfo, Quantization, Quantizers, RangeInit, Root, ScopedQuantizers, ScopedRangeInit
 
@@ -47,6 +47,7 @@ def translate(root: Root) -> dict[str, Any]:
         bias_correction=algorithm.initializer.batchnorm_adaptation.num_bn_adaptation_samples,
         activation_start_epoch=stages.activations_quant_start_epoch if stages is not None and staged else 0,
         weight_start_epoch=stages.weights_quant_start_epoch if stages is not None and staged else 0,
+        tolerance=_tolerance(root),
         **_scoped(algorithm),
     )
 
@@ -69,6 +70,8 @@ def _scoped(algorithm: Quantization) -> dict[str, Any]:
     overrides += [_override(scope, {"quantize_activations": False}) for scope in activations.ignored_scopes]
     if not isinstance(algorithm.initializer.range, RangeInit):
         overrides += [rule for scoped in algorithm.initializer.range for rule in _range_overrides(scoped)]
+    if algorithm.initializer.precision is not None:
+        overrides += [_precision(bits, scope) for bits, scope in algorithm.initializer.precision.bitwidth_per_scope]
     for scope, one in algorithm.scope_overrides.weights.items():
         _check_signed(one, f"scope_overrides.weights.{scope}")
         overrides.append(_override(scope, _settings(one, "weight")))
@@ -76,6 +79,32 @@ def _scoped(algorithm: Quantization) -> dict[str, Any]:
         signed = {} if one.signed is None else {"activation_signed": one.signed}
         overrides.append(_override(scope, _settings(one, "activation") | signed))
     return {"only": only, "overrides": tuple(overrides), **settings}
+
+
+def _precision(bits: int, scope: str) -> Override:
+    """Bits of one quantizer, which NNCF names by node and port: `Net/Conv2d[c]/conv2d_0|WEIGHT`."""
+    node, _, port = scope.rpartition("|")
+    if port == "WEIGHT":
+        return Override(scope=node, weight_bits=bits)
+    if port == "OUTPUT":
+        return Override(scope=scope, activation_bits=bits)
+    if port.startswith("INPUT"):
+        return Override(scope=node, activation_bits=bits)
+    raise InputError(
+        f"compression.initializer.precision.bitwidth_per_scope: {scope!r} names no quantizer; end it in |WEIGHT, |OUTPUT or "
+        "|INPUT0"
+    )
+
+
+def _tolerance(root: Root) -> Tolerance | None:
+    if root.accuracy_aware_training is None:
+        return None
+    params = root.accuracy_aware_training.params
+    return Tolerance(
+        relative=params.maximal_relative_accuracy_degradation,
+        absolute=params.maximal_absolute_accuracy_degradation,
+        epochs=params.maximal_total_epochs,
+    )
 
 
 def _range_overrides(scoped: ScopedRangeInit) -> list[Override]:
@@ -122,7 +151,8 @@ def _override(scope: str, settings: dict[str, Any], exclude: Sequence[Select] = 
 
 
 def _select(scope: str) -> Select:
-    return Select(pattern=scope.replace("{re}", "")) if "{re}" in scope else Select(name=scope)
+    plain = "{re}" in scope and r"\[" not in scope
+    return Select(pattern=scope.replace("{re}", "")) if plain else Select(scope=scope)
 
 
 def _input(info: InputInfo) -> Input:

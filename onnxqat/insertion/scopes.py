@@ -1,0 +1,213 @@
+"""Finds the nodes that a rule names as NNCF does (`Select.scope`), and gives the rule their ONNX names.
+
+PyTorch's exporter names nodes by modules, `/features/features.0/Conv`, and this package's export of Keras by layers,
+`conv2d_1/convolution`. Functions are counted in the model as it was exported, before anything is folded.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from onnxqat.config import Config
+from onnxqat.config_parts import Select
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.graph.movement import MOVEMENT
+from onnxqat.graph.types import infer
+from onnxqat.nncf.scopes import EXPRESSION, OUTPUT, Scope, expression, parse
+from onnxqat.targets import Target
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Select)
+Path = tuple[str, ...]
+
+#: Where PyTorch's newer exporter notes the modules of a node.
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+#: What passes values on as they are, besides data movement.
+PASSING = MOVEMENT | {"Dropout"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place of a node in the modules.
+
+    Attributes:
+        node: the node.
+        paths: names of its modules, or Keras layers, from the outermost; several where its name and its weight's differ.
+        operators: operators by which it goes, in lower case.
+    """
+
+    node: ir.Node
+    paths: frozenset[Path]
+    operators: frozenset[str]
+
+    @property
+    def written(self) -> list[str]:
+        """Path and operator as one text, each of them with each."""
+        return ["/".join((*path, operator)) for path in sorted(self.paths) for operator in sorted(self.operators)]
+
+
+def with_names(config: Config, model: io.ModelLike, prepared: ir.Model, target: Target) -> Config:
+    """The configuration with names in place of scopes.
+
+    Args:
+        config: what the user asks for.
+        model: the model as it was given.
+        prepared: what rules are matched against.
+        target: says which nodes have weights.
+
+    Raises:
+        InputError: a scope names no node; the message names the nearest.
+    """
+    if all(rule.scope is None for rule in config.rules):
+        return config
+    scopes = Scopes(io.load(model, oldest_opset=7), {str(node.name) for node in prepared.graph}, target)
+    overrides = [rule.model_copy(update={"exclude": scopes.named(rule.exclude)}) for rule in config.overrides]
+    only = scopes.named(config.only)
+    if config.only and not only:
+        raise InputError("configuration: no node that the configuration selects is left once the model is folded")
+    changes = {
+        "only": only,
+        "ignore": scopes.named(config.ignore),
+        "overrides": scopes.named(overrides),
+        "unified_scales": tuple(scopes.named(group) for group in config.unified_scales),
+    }
+    scopes.warn()
+    return config.model_copy(update=changes)
+
+
+class Scopes:
+    """The nodes of a model by NNCF's names.
+
+    Args:
+        model: the model as it was exported.
+        kept: names of the nodes that preparation leaves.
+        target: says which nodes have weights.
+    """
+
+    def __init__(self, model: ir.Model, kept: set[str], target: Target) -> None:
+        infer(model)
+        self._graph, self._kept, self._weighted = model.graph, kept, target.weighted
+        self._places = _places(model.graph)
+        self._without_effect: list[str] = []
+
+    def named(self, rules: Iterable[R]) -> tuple[R, ...]:
+        """The rules with names or patterns of names; without those for nodes that are folded away."""
+        return tuple(found for rule in rules if (found := self._named(rule)) is not None)
+
+    def warn(self) -> None:
+        """Warns of the rules that `named` has left out."""
+        if self._without_effect:
+            log.warning(
+                "configuration: without effect, as these are folded into other nodes or feed no layer with weights: %s",
+                ", ".join(map(repr, self._without_effect)),
+            )
+
+    def _named(self, rule: R) -> R | None:
+        if rule.scope is None:
+            return rule
+        text = rule.scope.removesuffix(OUTPUT)
+        found = [place.node for place in self._matching(text)]
+        values = [value for node in found for value in node.outputs] or self._input(text)
+        if not values:
+            raise InputError(no_node(rule, text, {text: str(p.node.name) for p in self._places for text in p.written}))
+        names = {str(node.name) for node in (found if text == rule.scope else self._readers(values))} & self._kept
+        if not names:
+            self._without_effect.append(rule.scope)
+            return None
+        if len(names) == 1:
+            return rule.model_copy(update={"scope": None, "name": names.pop()})
+        pattern = f"^(?:{'|'.join(map(re.escape, sorted(names)))})$"
+        return rule.model_copy(update={"scope": None, "pattern": pattern})
+
+    def _matching(self, text: str) -> list[Place]:
+        if text.startswith(EXPRESSION):
+            wanted = re.compile(expression(text))
+            return [place for place in self._places if any(wanted.search(written) for written in place.written)]
+        layer = text.partition("^")[0]  # NNCF numbers the calls of a shared Keras layer: `dense^1`
+        named = [place for place in self._places if place.node.name == text]
+        named = named or [place for place in self._places if f"{place.node.name}/".startswith(f"{layer}/")]
+        scope = parse(text)
+        return named or ([] if scope is None else self._called(scope))
+
+    def _called(self, scope: Scope) -> list[Place]:
+        """The call of the function in its module; empty if there is none."""
+        calls = [place for place in self._places if place.operators & scope.operators and scope.path in place.paths]
+        return calls[scope.call : scope.call + 1]
+
+    def _input(self, text: str) -> list[ir.Value]:
+        number = re.fullmatch(r"/?nncf_model_input_(\d+)", text)
+        return [] if number is None else list(self._graph.inputs[int(number[1]) : int(number[1]) + 1])
+
+    def _readers(self, values: Sequence[ir.Value]) -> Iterator[ir.Node]:
+        """Weighted nodes that read the values, also behind data movement and what is folded away."""
+        for value in values:
+            for user, index in value.uses():
+                if user.op_type in self._weighted:
+                    yield from [user] if index == 0 else []
+                elif user.op_type in PASSING or str(user.name) not in self._kept:
+                    yield from self._readers(user.outputs)
+
+
+def no_node(rule: Select, wanted: str, names: Mapping[str, str]) -> str:
+    """Message that a rule matches no node, with the names of the nearest.
+
+    Args:
+        rule: the rule.
+        wanted: text by which to look for the nearest.
+        names: names of nodes by the texts to compare with it.
+    """
+    scope = parse(wanted)
+    texts = [wanted] if scope is None else ["/".join((*scope.path, operator)) for operator in sorted(scope.operators)]
+    near = [names[text] for wanted in texts for text in get_close_matches(wanted, names, n=3)]
+    nearest = f" (nearest: {', '.join(map(repr, dict.fromkeys(near)))})" if near else ""
+    return f"configuration: the rule for {rule.shown} matches no node{nearest}; list the nodes with `onnxqat inspect`"
+
+
+def _places(graph: ir.Graph) -> list[Place]:
+    """The places of nodes that compute with what the model is given; not of those that compute sizes."""
+    found: list[Place] = []
+    given: set[ir.Value | None] = set(graph.inputs)
+    for node in graph:
+        if node.op_type in ("Shape", "Size") or given.isdisjoint(node.inputs):
+            continue
+        given.update(node.outputs)
+        if any(value.dtype is not None and value.dtype.is_floating_point() for value in node.outputs):
+            found.append(_place(node))
+    return [_with_module_called_again(place, found) for place in found]
+
+
+def _place(node: ir.Node) -> Place:
+    modules, _, last = str(node.name).strip("/").rpartition("/")
+    noted = node.metadata_props.get(NAME_SCOPES)
+    path = ast.literal_eval(noted)[-2].split(".") if noted else _names(modules.split("/"))
+    weights = [str(value.name).split(".")[:-1] for value in node.inputs if value is not None and value.is_initializer()]
+    operators = frozenset({node.op_type.lower(), re.sub(r"_\d+$", "", last).lower()})
+    return Place(node, frozenset(tuple(filter(None, one)) for one in (path, *filter(None, weights))), operators)
+
+
+def _with_module_called_again(place: Place, places: Sequence[Place]) -> Place:
+    """The place, also by the name of its module without the number that a second call appends: `relu_1`."""
+    if len(place.paths) > 1:
+        return place
+    (path,) = place.paths
+    plain = (*path[:-1], re.sub(r"_\d+$", "", path[-1])) if path else path
+    first = any(plain in other.paths and other.operators & place.operators for other in places)
+    return replace(place, paths=place.paths | {plain}) if first else place
+
+
+def _names(segments: Sequence[str]) -> Iterator[str]:
+    """Names of modules: `b1.0` under `b1`, the child of a Sequential, is `0`; `layers.0`, of a ModuleList, `layers` and `0`."""
+    before = ""
+    for segment in segments:
+        yield from segment.removeprefix(f"{before}.").split(".")
+        before = segment
