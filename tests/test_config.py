@@ -65,7 +65,7 @@ def test_wrong_settings_are_refused_in_one_line_that_names_them(values, message)
 
 @pytest.mark.parametrize("values", [{}, {"name": "a", "type": "Conv"}], ids=["none", "two"])
 def test_rule_names_nodes_in_exactly_one_way(values):
-    with pytest.raises(InputError, match="exactly one of name, pattern and type"):
+    with pytest.raises(InputError, match="exactly one of name, pattern, type and scope"):
         Select(**values)
 
 
