@@ -116,7 +116,7 @@ class Training:
     epochs: Annotated[int | None, Option(help="Passes over the data. (default: 3)", show_default=False)] = None
     steps: Annotated[
         int | None,
-        Option(help="Optimizer steps to take instead of --epochs, whatever the epoch.", show_default=False),
+        Option(help="End after this many optimizer steps, in whatever epoch, instead of --epochs.", show_default=False),
     ] = None
     lr: Annotated[float, Option(help="Largest learning rate; warm-up, then a cosine to 0.")] = 1e-4
     optimizer: Annotated[OptimizerName, Option(help="Optimizer that takes the steps.")] = "adamw"
