@@ -31,6 +31,41 @@ class Stage:
         return not (self.weights if quantizer.is_weight else self.activations)
 
 
+@dataclass(frozen=True)
+class StartEpochs:
+    """Epochs, counted from 0, at which quantization begins; 0: from the start.
+
+    Attributes:
+        activations: of activations.
+        weights: of weights.
+    """
+
+    activations: int = 0
+    weights: int = 0
+
+    @classmethod
+    def of(cls, model: ir.Model) -> StartEpochs:
+        """Reads what `insert` left in the model.
+
+        Raises:
+            InputError: it is no number.
+        """
+        return cls(**{kind: _epoch(model, key) for kind, key in KEYS.items()})
+
+    def at(self, epoch: int) -> Stage:
+        """The stage of an epoch."""
+        return Stage(epoch >= self.activations, epoch >= self.weights)
+
+    def note(self, model: ir.Model, epoch: int) -> None:
+        """Leaves in a model how many epochs are still to go, so that training it further begins where this run is."""
+        for kind, key in KEYS.items():
+            remaining = max(getattr(self, kind) - epoch, 0)
+            if remaining:
+                model.metadata_props[key] = str(remaining)
+            else:
+                model.metadata_props.pop(key, None)
+
+
 class Stages:
     """Stages of training, and the training graph of each.
 
@@ -40,16 +75,12 @@ class Stages:
 
     def __init__(self, graph: TrainingGraph, loss: Loss) -> None:
         self._graph, self._loss = graph, loss
-        self._starts = {kind: _epoch(graph.qdq, key) for kind, key in KEYS.items()}
+        self._starts = StartEpochs.of(graph.qdq)
         self._entered = Stage()
-
-    def at(self, epoch: int) -> Stage:
-        """The stage of an epoch."""
-        return Stage(**{kind: epoch >= start for kind, start in self._starts.items()})
 
     def enter(self, epoch: int, engine: Engine) -> bool:
         """Lets the engine run the training graph of that epoch's stage; returns whether it did not do so before."""
-        stage = self.at(epoch)
+        stage = self._starts.at(epoch)
         if stage == self._entered:
             return False
         whole = stage == Stage()
@@ -60,13 +91,8 @@ class Stages:
         return True
 
     def note(self, model: ir.Model, epoch: int) -> None:
-        """Leaves in a model how many epochs are still to go, so that training it further begins where this run is."""
-        for kind, key in KEYS.items():
-            remaining = max(self._starts[kind] - epoch, 0)
-            if remaining:
-                model.metadata_props[key] = str(remaining)
-            else:
-                model.metadata_props.pop(key, None)
+        """See `StartEpochs`."""
+        self._starts.note(model, epoch)
 
 
 def _epoch(model: ir.Model, key: str) -> int:

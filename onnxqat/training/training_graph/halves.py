@@ -54,6 +54,7 @@ class Function:
         threads: threads inside an operator; 0: one for each core.
 
     Attributes:
+        qdq: the model.
         layout: the parameters.
         initial: the flat array of them as the model has it.
         outputs: names of the model's outputs.
@@ -67,7 +68,7 @@ class Function:
 
     def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(qdq)
-        self._qdq = qdq
+        self.qdq = qdq
         self._forward, self.layout = forward_graph(qdq)
         self.initial = initial_values(self._forward.graph, self.layout)
         graph = self._forward.graph
@@ -100,7 +101,7 @@ class Function:
         flat = self.initial.copy()
         for parameter in self.layout.parameters:
             parameter.view(flat)[...] = arrays[parameter.name]
-        return ir.to_proto(with_values(self._qdq, self.layout, flat))
+        return ir.to_proto(with_values(self.qdq, self.layout, flat))
 
     def with_zero_points(self, zero_points: Mapping[str, NDArray[np.int32]]) -> Function:
         """The function with these zero points, by initializer name.
@@ -108,7 +109,7 @@ class Function:
         Raises:
             InputError: they are not of this model: of another shape, or beyond the codes of their quantizer.
         """
-        qdq = self._qdq.clone()
+        qdq = self.qdq.clone()
         for quantizer in quantizers(qdq):
             name = "" if quantizer.zero_point is None else str(quantizer.zero_point.name)
             if name not in zero_points:
@@ -169,7 +170,7 @@ class Function:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its model: sessions belong to the process."""
-        return _unpickled, (io.to_proto(self._qdq).SerializeToString(), self._threads)
+        return _unpickled, (io.to_proto(self.qdq).SerializeToString(), self._threads)
 
     def __deepcopy__(self, memo: object) -> Function:
         """Itself: whoever copies a thing that holds it copies the arrays, and these are elsewhere."""
