@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from onnxqat.graph import io
-from onnxqat.keras.model import to_model, graph_of
+from onnxqat.keras.model import graph_of, to_model
 from onnxqat.training.statistics import statistics
 
 

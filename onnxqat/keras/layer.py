@@ -64,7 +64,7 @@ class Graph(keras.layers.Layer):  # type: ignore[misc]
         self.built = True
 
     def _add(self, name: str, array: Array, **settings: Any) -> keras.Variable:
-        return self.add_weight(
+        weight = self.add_weight(
             name=keras_name(name),
             shape=array.shape,
             dtype=array.dtype.name,
@@ -72,6 +72,8 @@ class Graph(keras.layers.Layer):  # type: ignore[misc]
             aggregation="only_first_replica",  # of what a constraint assigns; gradients are summed before
             **settings,
         )
+        self._track_trackable(weight, keras_name(name))  # tf.train.Checkpoint does not look into Keras's lists
+        return weight
 
     def call(self, inputs: Any, training: bool | None = None) -> list[tf.Tensor]:
         """Runs the graph. In training it keeps what the backward pass reads; else that is computed again where it is needed."""
@@ -79,7 +81,9 @@ class Graph(keras.layers.Layer):  # type: ignore[misc]
         given = inputs if isinstance(inputs, Mapping) else zip(self.inputs, keras.tree.flatten(inputs), strict=True)
         weights = dict(zip(self.parameters, self._parameters, strict=True))
         zero_points = dict(zip(whole.zero_points, self._zero_points, strict=True))
-        tensors = {name: tf.convert_to_tensor(value) for name, value in {**dict(given), **weights, **zero_points}.items()}
+        tensors = {
+            name: tf.convert_to_tensor(value) for name, value in {**dict(given), **weights, **zero_points}.items()
+        }
         trained = [name for name, weight in weights.items() if weight.trainable]
         floats = [name for name in self.inputs if tensors[name].dtype == tf.float32]
         run = _Run(self, list(tensors), trained, floats, kept=bool(training))
@@ -199,10 +203,8 @@ class _Run:
     def _forward(self, *arrays: Array) -> list[Array]:
         """The computed outputs, and what is saved: of this stage; what other stages would save is empty."""
         values, stage = self._given(arrays)
-        if self._saved:
-            found = self._halves(stage, self._wrt).forward(values)
-        else:
-            found = self._layer.wrapped.at(stage).evaluate(values)
+        run = self._halves(stage, self._wrt).forward if self._saved else self._layer.wrapped.at(stage).evaluate
+        found = run(values)
         saved = [
             found[name].numpy() if of == stage else np.zeros(0, dtype.as_numpy_dtype) for of, name, dtype in self._saved
         ]
@@ -251,7 +253,9 @@ class _Run:
         return {name: tf.ensure_shape(one, shapes[name]) for name, one in zip(wrt, results, strict=True)}
 
 
-def _in_numpy(function: Callable[..., list[Array]], given: Sequence[tf.Tensor], types: list[tf.DType]) -> list[tf.Tensor]:
+def _in_numpy(
+    function: Callable[..., list[Array]], given: Sequence[tf.Tensor], types: list[tf.DType]
+) -> list[tf.Tensor]:
     """Calls a function of arrays, which has no effects: TensorFlow leaves it out where nothing reads what it gives."""
     found = tf.numpy_function(function, given, types, stateful=False)
     return list(found) if isinstance(found, (list, tuple)) else [found]

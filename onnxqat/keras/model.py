@@ -54,7 +54,7 @@ def to_model(model: keras.Model) -> onnx.ModelProto:
 
     Example:
         ```python
-        onnxqat.fold(onnxqat.keras.to_model(model), "deployed.onnx")
+        onnx.save(onnxqat.fold(onnxqat.keras.to_model(model)), "deployed.onnx")
         ```
     """
     return graph_of(model).model()
@@ -79,9 +79,9 @@ def graph_of(model: keras.Model) -> Graph:
 class QdqModel(keras.Model):  # type: ignore[misc]
     """A functional Keras model around a Q/DQ model: its inputs and outputs have the graph's names, in its order.
 
-    Gradients are those of `onnxqat.Trainer.gradients`. Scales are kept within their bounds by constraints, which Keras's optimizers
-    apply after each step; the graph keeps to the bounds whatever the weights hold. `fit` begins quantization at the start epochs
-    of `Config.weight_start_epoch` and `activation_start_epoch`; a loop of one's own calls `model.schedule.epoch_step()`.
+    Gradients are those of `onnxqat.Trainer.gradients`. Constraints, which Keras's optimizers apply after each step, keep scales
+    within their bounds; the graph keeps to these whatever the weights hold. `fit` begins quantization at the start epochs of
+    `Config.weight_start_epoch` and `activation_start_epoch`; a loop of one's own calls `model.schedule.epoch_step()`.
 
     `model.save("model.keras")` keeps the graph too, so that `keras.models.load_model` needs nothing else, where
     `onnxqat.keras` has been imported.

@@ -48,7 +48,9 @@ class PairSafety:
     def bound_by(self, scale: str) -> list[str]:
         """Names of what the least value of a scale depends on: its weight, or bias and scale of the data."""
         weights = [one.quantizer.source for one in self._held if one.quantizer.scale.name == scale]
-        biases = [value for one in self._biases if one.weight.scale.name == scale for value in (one.value, one.data.scale)]
+        biases = [
+            value for one in self._biases if one.weight.scale.name == scale for value in (one.value, one.data.scale)
+        ]
         return list(dict.fromkeys(str(value.name) for value in (*weights, *biases)))
 
     def hold(self, arrays: Mapping[str, Floats]) -> None:
