@@ -71,7 +71,7 @@ def test_public_name_shows_an_example_that_names_what_exists(name):
     used = [
         n.attr for n in ast.walk(example) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "onnxqat"
     ]
-    assert set(used) <= {*onnxqat.__all__, "torch"}
+    assert set(used) <= {*onnxqat.__all__, "keras", "torch"}
 
 
 @pytest.mark.parametrize("name", public())
