@@ -90,6 +90,17 @@ class QdqModel(keras.Model):  # type: ignore[misc]
         graph: the model, serialized.
         threads: threads inside an operator; 0: one for each core.
         settings: of `keras.Model`.
+
+    Example:
+        ```python
+        model = onnxqat.keras.as_model("qdq.onnx")
+        for epoch in range(3):
+            for images, labels in dataset:
+                with tf.GradientTape() as tape:
+                    value = loss(labels, model(images, training=True))
+                optimizer.apply(tape.gradient(value, model.trainable_weights), model.trainable_weights)
+            model.schedule.epoch_step()
+        ```
     """
 
     def __init__(self, graph: bytes | str, threads: int = 0, **settings: Any) -> None:
