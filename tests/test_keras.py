@@ -22,9 +22,6 @@ from onnxqat.numerics import pair_safe_scale
 from tests.models import model, outputs, random
 from tests.training.test_trainer import BODY, WEIGHTS, batches
 
-# Keras 3.15 calls NumPy 2 in ways it has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 BATCHES = batches(4)
 X, LABEL = (np.concatenate([batch[name] for batch in BATCHES]) for name in ("x", "label"))
 TWO_ENDS = """(float[N,6] left, float[N,6] right) => (float[N,3] a, float[N,2] b)

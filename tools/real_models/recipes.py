@@ -87,5 +87,7 @@ MODELS = (
     RealModel(
         "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 5e-3, 400, first_last_bits=None)
     ),
-    RealModel("sentence embedding", "sentences", "texts", "%", 400, 300, _eight(), _weights(3, 1e-3, 60, first_last_bits=None)),
+    RealModel(
+        "sentence embedding", "sentences", "texts", "%", 400, 1300, _eight(1e-4), _weights(3, 1e-3, 60, first_last_bits=None)
+    ),
 )  # fmt: skip
