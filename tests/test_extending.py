@@ -91,10 +91,10 @@ def pattern() -> None:
 
 
 def target() -> None:
-    """A target of signed activations, of which the command line knows."""
+    """A target of activations with the zero point in the middle, of which the command line knows."""
     config = onnxqat.Config(target="my-npu")
     _, found = qdq.quantizers(ir.from_proto(onnxqat.insert(DENSE, batches(DENSE), config=config)))
-    assert (found.is_signed, found.zero_points.tolist()) == (True, 0)
+    assert (found.is_signed, found.zero_points.tolist()) == (False, 128)
     assert kinds(DENSE, "my-npu") == {"MatMul": {"integer"}}
     assert "my-npu" in CliRunner().invoke(app, ["insert", "--help"]).output
 
