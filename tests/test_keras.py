@@ -308,3 +308,17 @@ def test_what_cannot_be_is_refused_with_the_way_that_works(wrapped, tmp_path):
     graph_of(wrapped).variable("w1").assign(np.full_like(WEIGHTS["w1"], np.nan))
     with pytest.raises(InputError, match="weight 'w1': holds NaN"):
         onnxqat.keras.to_model(wrapped)
+
+
+def test_one_call_quantizes_a_keras_model_with_its_dataset(two_ends):
+    left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
+    float_model = keras.Model([left, right], keras.layers.Dense(3, name="z")(keras.layers.Add()([left, right])))
+    arrays = {"left": random(16, 6, scale=1.0), "right": random(16, 6, seed=1, scale=1.0)}
+    dataset = tf.data.Dataset.from_tensor_slices((arrays, np.zeros(16))).batch(8)
+    quantized = onnxqat.keras.quantize(float_model, dataset, Config(activation_bits=8))
+    np.testing.assert_allclose(quantized(arrays), float_model(arrays), atol=0.1)
+    in_order = tf.data.Dataset.from_tensor_slices(((arrays["left"], arrays["right"]), np.zeros(16))).batch(8)
+    np.testing.assert_array_equal(onnxqat.keras.quantize(float_model, in_order)(arrays), quantized(arrays))
+    assert {node.op_type for node in quantized.fold().graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+    with pytest.raises(InputError, match="gives 1 inputs, the model takes left, right"):
+        onnxqat.keras.quantize(float_model, dataset.map(lambda given, _: given["left"]))

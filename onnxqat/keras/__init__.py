@@ -18,5 +18,6 @@ if keras.backend.backend() != "tensorflow":
 
 from onnxqat.keras.callbacks import callbacks
 from onnxqat.keras.model import QdqModel, as_model, to_model
+from onnxqat.keras.quantize import quantize
 
-__all__ = ["QdqModel", "as_model", "callbacks", "to_model"]
+__all__ = ["QdqModel", "as_model", "callbacks", "quantize", "to_model"]

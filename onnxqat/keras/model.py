@@ -10,6 +10,7 @@ import onnx_ir as ir
 import tensorflow as tf
 
 from onnxqat.errors import InputError
+from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.keras.layer import NO_SAVED_MODEL, Graph, keras_name, keras_type, shape_of
 from onnxqat.training.wrapped import QuantizationSchedule
@@ -126,6 +127,10 @@ class QdqModel(keras.Model):  # type: ignore[misc]
     def schedule(self) -> QuantizationSchedule:
         """When quantization begins; `fit` steps it."""
         return self._graph_layer.wrapped.schedule
+
+    def fold(self) -> onnx.ModelProto:
+        """The deployed model: `onnxqat.fold` of `to_model`."""
+        return fold(to_model(self))
 
     def fit(self, *arguments: Any, callbacks: Any = None, **settings: Any) -> Any:
         """See `keras.Model.fit`; start epochs are kept."""
