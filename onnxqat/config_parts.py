@@ -199,7 +199,7 @@ class Tolerance(Frozen):
     Attributes:
         relative: in percent of the float model's accuracy.
         absolute: in units of the metric.
-        epochs: how many epochs to train at most.
+        epochs: how many epochs to train at most, where nothing else says; None: as many as without it.
 
     Example:
         ```python
@@ -212,7 +212,7 @@ class Tolerance(Frozen):
 
     relative: float | None = None
     absolute: float | None = None
-    epochs: int = Field(default=3, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _is_one(self) -> Tolerance:

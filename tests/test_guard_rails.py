@@ -198,13 +198,60 @@ def test_verify_judges_in_the_runtime_that_the_target_names_unless_told_otherwis
     status, out, _ = call("verify", "openvino.onnx", deployed, "--data", "data.npz", *options)
     assert status == 0
     assert re.search(rf"{runtime} [\d.]+\S*, 512 samples", out)
+    said = "note: a model made for openvino was run in onnxruntime, whose kernels it is not meant for" in out
+    assert said == (runtime == "onnxruntime")
+
+
+def test_eval_in_another_runtime_than_the_models_says_so(call):
+    status, _, err = call("eval", "openvino.onnx", "--data", "data.npz", "--runtime", "ort")
+    assert status == 0
+    assert "warning: a model made for openvino was run in onnxruntime, whose kernels it is not meant for" in err
+    assert call("eval", "qdq.onnx", "--data", "data.npz", "--runtime", "ort")[2] == ""
+
+
+@pytest.fixture
+def run_with_tolerance(call, tmp_path):
+    """Calls `run` with a file of NNCF's for accuracy-aware training."""
+
+    def run(degradation: float, *options: object) -> tuple[int, str, str]:
+        params = {"maximal_absolute_accuracy_degradation": degradation, "maximal_total_epochs": 2}
+        accuracy = {"mode": "early_exit", "params": params}
+        file = {"accuracy_aware_training": accuracy, "compression": {"algorithm": "quantization"}}
+        (tmp_path / "nncf.json").write_text(json.dumps(file))
+        given = ["--data", "data.npz", "--config", tmp_path / "nncf.json", "--target", "ort-cpu", *options]
+        return call("run", "float.onnx", *given, "-o", tmp_path / "out.onnx")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("degradation", "options", "trained"),
+    [(0.5, [], None), (-0.5, [], "epoch 2/2"), (-0.5, ["--epochs", 1], "epoch 1/1")],
+    ids=["reached by insertion", "not reached", "other epochs"],
+)
+def test_tolerance_of_accuracy_ends_training(run_with_tolerance, degradation, options, trained):
+    status, _, err = run_with_tolerance(degradation, "--validation", "test.npz", *options)
+    assert status == 0
+    assert f"training ends at a validation accuracy of {1 - degradation:.4f}; the float model's is 1.0000" in err
+    assert ("epoch" in err) == (trained is not None)
+    assert trained is None or f"{trained}: train loss" in err
+
+
+def test_tolerance_that_cannot_be_judged_is_refused(run_with_tolerance):
+    assert "is judged on validation data, and none is given; add --validation" in run_with_tolerance(0.5)[2]
+    status, _, err = run_with_tolerance(0.5, "--validation", "test.npz", "--loss", "distill")
+    assert status == 2
+    assert "tolerance of accuracy: the loss gives no accuracy" in err
 
 
 def test_a_bound_missed_in_another_runtime_than_the_models_points_to_it(call):
     options = ["--data", "data.npz", "--float", "float.onnx", "--max-drop", 0, "--runtime", "ort"]
     status, _, err = call("verify", "openvino.onnx", "bad_openvino.onnx", *options)
     assert status == 1
-    assert "a model made for openvino was run in onnxruntime; judge it with --runtime openvino" in err
+    assert (
+        "made for openvino was run in onnxruntime, whose kernels it is not meant for; judge it with --runtime openvino"
+        in err
+    )
 
 
 def test_a_model_of_fixed_batch_takes_batches_of_that_size_in_every_command(call, tmp_path):

@@ -34,7 +34,8 @@ def training(given: options.Training, labels: options.Labels) -> request.Trainin
     """Settings of training."""
     from onnxqat.pipeline import request
 
-    return request.Training(**asdict(given), distributed=launched(), labelling=labelling(labels))
+    plain = asdict(given) | {"until": None if given.until is None else request.bound(given.until)}
+    return request.Training(**plain, distributed=launched(), labelling=labelling(labels))
 
 
 def judge(

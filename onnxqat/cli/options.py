@@ -118,6 +118,14 @@ class Training:
         int | None,
         Option(help="End after this many optimizer steps, in whatever epoch, instead of --epochs.", show_default=False),
     ] = None
+    until: Annotated[
+        str | None,
+        Option(
+            metavar="METRIC=NUMBER",
+            help="Stop as soon as --validation gives at least that accuracy (accuracy=0.92), or at most that loss.",
+            show_default=False,
+        ),
+    ] = None
     lr: Annotated[float, Option(help="Largest learning rate; warm-up, then a cosine to 0.")] = 1e-4
     optimizer: Annotated[OptimizerName, Option(help="Optimizer that takes the steps.")] = "adamw"
     weight_decay: Annotated[float, Option(help="Weight decay of the optimizer.")] = 0.0

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from onnxqat.config_parts import shown, worded
 from onnxqat.errors import InputError
-from onnxqat.nncf.schema import ACCELERATORS, REFUSED, Root, ignored
+from onnxqat.nncf.schema import Root, ignored
 from onnxqat.nncf.translate import translate
+from onnxqat.nncf.unhonoured import ACCELERATORS, REFUSED
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import onnx
 from rich.table import Table
 
 from onnxqat.config import Config
-from onnxqat.config_parts import Range
+from onnxqat.config_parts import Range, Tolerance
 from onnxqat.data import sources as datasets
-from onnxqat.errors import DropError
+from onnxqat.errors import DropError, InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.insertion import insert
@@ -89,6 +89,7 @@ def run(
     model = with_fixed_inputs(model, config.fixed_inputs)
     config = config.model_copy(update={"fixed_inputs": {}})
     check_request(model, data, training, judge)
+    check_goal(config, data, training)
     judged = data.read(data.test or data.validation)
     before = scored_first(model, judged, config, judge) if rank() == 0 else None
     calibrated = config if data.calibration is not None else _briefly(config)
@@ -106,6 +107,8 @@ def run(
         deployed = fold(trained)
         keeping.write(deployed)
 
+    if config.tolerance is not None and training.until is None:
+        training = _within(config.tolerance, training, model, data.read(data.validation), judge, config.target)
     run = train(inserted, data, training, replace(keeping, write=keep_deployed))
     if before is None or deployed is None:
         return None
@@ -121,7 +124,7 @@ def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -
     if keeping.resume is not None:
         made.resume(keeping.resume)
     validation = None if data.validation is None else data.read(data.validation)
-    fit(made, training.length, data.read(data.train), validation, keeping)
+    fit(made, training.length, data.read(data.train), validation, keeping, training.until)
     return made
 
 
@@ -135,6 +138,36 @@ def check_request(model: io.ModelLike, data: Data, training: Training, judge: Ju
     check_max_drop(judge.max_drop, model)
     sources = [data.read(name) for name in dict.fromkeys((data.train, data.validation)) if name is not None]
     preflight.check(prepare(model), training.loss, training.teacher, training.labelling, *sources)
+
+
+def check_goal(config: Config, data: Data, training: Training) -> None:
+    """Refuses a bound of training that cannot be judged.
+
+    Raises:
+        InputError: there is no validation data, or the loss gives no accuracy.
+    """
+    if training.until is not None and data.validation is None:
+        raise InputError("until: is judged on validation data, and none is given; add --validation DATA")
+    if config.tolerance is None or training.until is not None:
+        return
+    if data.validation is None:
+        raise InputError(
+            "tolerance of accuracy: is judged on validation data, and none is given; add --validation DATA"
+        )
+    if not training.gives_accuracy:
+        raise InputError("tolerance of accuracy: the loss gives no accuracy; end training with --until loss=… instead")
+
+
+def _within(
+    tolerance: Tolerance, training: Training, model: io.ModelLike, data: datasets.Source, judge: Judge, target: str
+) -> Training:
+    """The settings with the bound and the epochs of a tolerance, which the float model's score makes a number."""
+    score = replace(judge, metric=training.metric).baseline(model, data, target).score
+    assert score is not None  # there are labels, as training has read them
+    bound = tolerance.bound(score)
+    log.info("training ends at a validation accuracy of %.4f; the float model's is %.4f", bound, score)
+    epochs = training.epochs if training.steps is not None else training.epochs or tolerance.epochs
+    return replace(training, until=("accuracy", bound), epochs=epochs)
 
 
 def scored_first(model: io.ModelLike, judged: datasets.Source, config: Config, judge: Judge) -> Baseline:

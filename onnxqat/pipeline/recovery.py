@@ -16,6 +16,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import files, io
 from onnxqat.process.launch import launched, rank
 from onnxqat.training.callbacks import Callback
+from onnxqat.training.goal import Until
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import checkpoint_files
 from onnxqat.training.trainer import Trainer
@@ -87,6 +88,7 @@ def fit(
     source: datasets.Source,
     validation: datasets.Source | None,
     keeping: Keeping,
+    until: Until | None = None,
 ) -> None:
     """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best epoch so far, or the last step.
 
@@ -94,7 +96,7 @@ def fit(
     """
     begun = run.schedule.position.step
     try:
-        run.fit(source, length.epochs, validation, keeping.callbacks, steps=length.steps)
+        run.fit(source, length.epochs, validation, keeping.callbacks, steps=length.steps, until=until)
     except BaseException as error:
         if rank() == 0 and run.schedule.position.step > begun:
             _keep_what_was_reached(run, error, keeping)

@@ -15,6 +15,7 @@ from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import OptimizerName, RuntimeName
+from onnxqat.training.goal import Until, check_until
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.training_graph.losses import Loss
@@ -68,6 +69,7 @@ class Training:
         loss: see `Trainer`.
         epochs: passes over the data; 3 where `steps` is not given either.
         steps: optimizer steps after which training ends instead, whatever the epoch.
+        until: metric of validation and bound at which training ends, `("accuracy", 0.92)`; see `Trainer.fit`.
         lr: largest learning rate; it falls to 0 along a cosine.
         optimizer: which optimizer takes the steps.
         weight_decay: weight decay of the optimizer.
@@ -87,6 +89,7 @@ class Training:
     loss: Loss = "cross_entropy"
     epochs: int | None = None
     steps: int | None = None
+    until: Until | None = None
     lr: float = 1e-4
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
@@ -102,12 +105,23 @@ class Training:
     @property
     def metric(self) -> str:
         """Metric that models are judged by where the user names none; it follows from the labels of the loss."""
+        return next((METRIC_OF[kind] for kind in self._labels if kind is not None), "accuracy")
+
+    @property
+    def gives_accuracy(self) -> bool:
+        """Whether validation gives an accuracy."""
+        return any(kind in ("classes", "sides") for kind in self._labels)
+
+    @property
+    def _labels(self) -> list[str | None]:
+        """Kinds of labels that the losses take."""
         names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
-        labels = (NAMED_LOSSES[name].labels for name in names if name in NAMED_LOSSES)
-        return next((METRIC_OF[kind] for kind in labels if kind is not None), "accuracy")
+        return [NAMED_LOSSES[name].labels for name in names if name in NAMED_LOSSES]
 
     def __post_init__(self) -> None:
         self.length, self.built_optimizer  # noqa: B018  (they refuse numbers that are none)
+        if self.until is not None:
+            check_until(self.until)
 
     @property
     def length(self) -> Length:
@@ -194,6 +208,15 @@ def configuration(
     if config is not None:
         base = Config.from_nncf(config) if nncf.describes(config) else Config.from_json(config)
     return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
+
+
+def bound(text: str) -> Until:
+    """`METRIC=NUMBER` as a bound of training."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise InputError(f"--until {text}: is not METRIC=NUMBER, such as accuracy=0.92; fix it") from None
 
 
 def _fixed_input(text: str) -> tuple[str, Any]:

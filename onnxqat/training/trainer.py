@@ -25,6 +25,7 @@ from onnxqat.training.assembly import Arguments, assembled
 from onnxqat.training.callbacks import BestModel, Callback, Progress
 from onnxqat.training.calling import Callers
 from onnxqat.training.fit import Fit
+from onnxqat.training.goal import Until, goal
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
 from onnxqat.training.optimize.schedules import Constant, Length, Rate, Schedule
 from onnxqat.training.resume import checkpoint, checkpoint_files
@@ -128,6 +129,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         *,
         steps: int | None = None,
+        until: Until | None = None,
         transform: sources.Transform | None = None,
     ) -> None:
         """Trains for a number of epochs or steps; with validation data the best epoch's parameters are kept.
@@ -142,10 +144,13 @@ class Trainer:
                 otherwise.
             callbacks: called after steps and epochs, besides the progress display and the keeping of the best model.
             steps: optimizer steps after which the run ends instead, whatever the epoch; the last epoch may then be part of one.
+            until: bound at which the run ends as soon as validation reaches it, before its first step if it does so by then:
+                `("accuracy", 0.92)`, at least, or `("loss", 0.3)`, at most.
             transform: turns an item of either loader into a batch.
 
         Raises:
-            InputError: a batch does not fit the model, or both `epochs` and `steps` are given.
+            InputError: a batch does not fit the model, or both `epochs` and `steps` are given, or `until` without
+                validation data.
             TrainingError: the loss or a gradient is not finite; the parameters are those of the last good step.
         """
         length = Length(epochs, steps)
@@ -153,8 +158,10 @@ class Trainer:
         judged = None if validation is None else self._batches(validation, transform)
         run = Fit(self._steps, source, judged, self._record.remembered)
         run.begin(length)
-        best = [BestModel()] if judged is not None else []
-        self._callers = Callers(self, [Progress(), *best, *callbacks], self._workers)
+        kept: list[Callback] = [BestModel()] if judged is not None else []
+        if until is not None:
+            kept.append(goal(until, self._steps, judged))
+        self._callers = Callers(self, [Progress(), *kept, *callbacks], self._workers)
         run.run(self._callers)
         self._record.remembered = None
 

@@ -83,6 +83,7 @@ class Report:
         size: sizes of the models' files.
         latency: times per batch of both models.
         verdict: comparison of the deployed with the float model; None if none was given, or nothing can be judged.
+        hint: what to know of a runtime that the model was not made for; None: it was made for this one.
 
     Example:
         ```python
@@ -105,6 +106,7 @@ class Report:
     size: Size
     latency: Latency
     verdict: Verdict | None = None
+    hint: str | None = None
 
     @property
     def worst(self) -> OutputDifference:
@@ -146,6 +148,7 @@ class Report:
 
     def __rich__(self) -> RenderableType:
         return Group(
+            *([] if self.hint is None else [Text(f"note: {self.hint}")]),
             Text(self.saturation.proof),
             *self._elsewhere(),
             self._figures(),

@@ -117,6 +117,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         )
         report = Report(
             runtime=host.version(),
+            hint=hint,
             samples=found.samples,
             metric=metric_name,
             trained=found.score("trained"),
@@ -172,7 +173,10 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     loaded = io.load(model, oldest_opset=7)
     _, score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
     checked = sources.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
-    with opened(_runtime(runtime, loaded)[0], interpreter, threads) as host:
+    chosen, hint = _runtime(runtime, loaded)
+    if hint is not None:
+        log.warning("warning: %s", hint)
+    with opened(chosen, interpreter, threads) as host:
         host.load("model", loaded)
         return compare.scored(host, track(checked, "evaluate"), score, "model")
 
@@ -219,8 +223,8 @@ def _runtime(asked: RuntimeName | None, *made: ir.Model) -> tuple[RuntimeName, s
     if target is None or chosen == RUNTIME_OF[target]:
         return chosen, None
     hint = (
-        f"a model made for {target} was run in {PACKAGES[chosen]}; judge it with --runtime {RUNTIME_OF[target]}, or insert "
-        "for the other target"
+        f"a model made for {target} was run in {PACKAGES[chosen]}, whose kernels it is not meant for; judge it with --runtime "
+        f"{RUNTIME_OF[target]}, or insert for the other target"
     )
     return chosen, hint
 

@@ -43,7 +43,7 @@ def options_of(command: str) -> set[str]:
 
 def test_every_training_option_is_one_of_both_commands():
     named = {f"--{field.name.replace('_', '-')}" for group in (Training, Keeping) for field in fields(group)}
-    assert named == {*GIVEN, "--resume", "--steps"}
+    assert named == {*GIVEN, "--resume", "--steps", "--until"}
     assert named <= options_of("train") & options_of("run")
 
 
@@ -67,9 +67,9 @@ def called(tmp_path, monkeypatch):
 def test_every_training_option_reaches_the_trainer(command, called, tmp_path, monkeypatch):
     made, fit = [], Trainer.fit
 
-    def watched(trainer, batches, epochs, validation, callbacks, steps):
+    def watched(trainer, batches, epochs, validation, callbacks, steps, until):
         made.append((trainer, epochs, callbacks))
-        fit(trainer, batches, epochs, validation, callbacks, steps=steps)
+        fit(trainer, batches, epochs, validation, callbacks, steps=steps, until=until)
 
     monkeypatch.setattr(Trainer, "fit", watched)
     given = [word for pair in GIVEN.items() for word in pair]
@@ -104,3 +104,27 @@ def test_every_training_option_reaches_the_trainer(command, called, tmp_path, mo
 def test_a_number_of_steps_ends_training(command, given, status, said, called, capsys):
     assert called(command, *given) == status
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [
+        (["--until", "loss=100"], 0, "before training: validation loss is"),
+        (["--until", "accuracy=1.01"], 0, "until: accuracy of 1.01 was not reached"),
+        (["--until", "0.9"], 2, "error: --until 0.9: is not METRIC=NUMBER, such as accuracy=0.92; fix it"),
+        (["--until", "mse=1"], 2, "error: until: no metric of training is called 'mse'; use accuracy or loss"),
+    ],
+    ids=["reached", "not reached", "no bound", "no such metric"],
+)
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_a_bound_on_validation_ends_training(command, given, status, said, called, capsys):
+    assert called(command, "--validation", "data.npz", "--epochs", "1", *given) == status
+    assert said in capsys.readouterr().err
+
+
+def test_a_bound_without_validation_data_is_refused_before_any_work(called, capsys):
+    assert called("run", "--until", "accuracy=0.9") == 2
+    assert (
+        "error: until: is judged on validation data, and none is given; add --validation DATA"
+        in capsys.readouterr().err
+    )
