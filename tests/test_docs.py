@@ -58,6 +58,7 @@ def folder(example, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
 @pytest.mark.parametrize("page", [page for page in PAGES if _runs(page)], ids=_id)
 def test_blocks_of_the_page_run(page, folder):
     for package in run_page.needs(page):

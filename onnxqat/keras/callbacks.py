@@ -14,7 +14,7 @@ from onnxqat.training.statistics import statistics
 
 
 def callbacks(model: keras.Model, log_dir: str | os.PathLike[str] | None = None) -> list[keras.callbacks.Callback]:
-    """What quantization-aware training adds to a `fit`: start epochs, and with a folder statistics for TensorBoard.
+    """Additions of quantization-aware training to a `fit`: start epochs, and with a folder statistics for TensorBoard.
 
     Args:
         model: what `as_model` returned.

@@ -174,7 +174,7 @@ class _Run:
         return results
 
     def _crossing(self) -> Iterator[tuple[Stage, str, tf.DType]]:
-        """What goes from the forward to the backward half in each of the stages that training passes through."""
+        """Values that go from the forward to the backward half, in each of the stages that training passes through."""
         for stage in self._layer.wrapped.schedule.stages:
             halves = self._halves(stage, self._wrt)
             for name in halves.backward.inputs:
@@ -211,7 +211,7 @@ class _Run:
         return [*(found[name].numpy() for name in self._function.computed), *saved]
 
     def _given(self, arrays: Sequence[Array]) -> tuple[dict[str, Value], Stage]:
-        """What the graph reads, scales within their bounds; and the stage. The graph is set to the zero points given."""
+        """Inputs of the graph, scales within their bounds; and the stage. The graph is set to the zero points given."""
         wrapped = self._layer.wrapped
         given = dict(zip(self._names, map(np.asarray, arrays), strict=True))
         with self._layer.lock:

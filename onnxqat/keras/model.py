@@ -125,7 +125,7 @@ class QdqModel(keras.Model):  # type: ignore[misc]
 
     @property
     def schedule(self) -> QuantizationSchedule:
-        """When quantization begins; `fit` steps it."""
+        """Schedule of the start of quantization; `fit` steps it."""
         return self._graph_layer.wrapped.schedule
 
     def fold(self) -> onnx.ModelProto:

@@ -64,7 +64,7 @@ class QuantizationSchedule:
 
     @property
     def stage(self) -> Stage:
-        """What is quantized now."""
+        """Stage that says what is quantized now."""
         return self._starts.at(self.epoch)
 
     @property
