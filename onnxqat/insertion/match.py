@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -226,7 +227,13 @@ def _is_integer(value: ir.Value, integer: set[ir.Value], wholes: Mapping[ir.Node
 def _check_rules(nodes: Sequence[ir.Node], rules: Iterable[Select]) -> None:
     for rule in rules:
         if not any(rule.matches(node) for node in nodes):
-            raise InputError(no_node(rule, rule.name or "", {str(node.name): str(node.name) for node in nodes}))
+            raise InputError(
+                no_node(
+                    rule,
+                    rule.name or re.sub(r"[^\w/.]", "", rule.pattern or ""),
+                    {str(node.name): str(node.name) for node in nodes},
+                )
+            )
 
 
 def _check_overrides(groups: Sequence[Group], target: Target, config: Config) -> None:

@@ -17,11 +17,12 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from onnxqat.config import Config
-from onnxqat.config_parts import Select
+from onnxqat.config_parts import Override, Select
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.types import infer
+from onnxqat.insertion.sites import PLAIN_BITS
 from onnxqat.nncf.scopes import EXPRESSION, OUTPUT, Scope, expression, parse
 from onnxqat.targets import Target
 
@@ -32,8 +33,10 @@ Path = tuple[str, ...]
 
 #: Where PyTorch's newer exporter notes the modules of a node.
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
-#: What passes values on as they are, besides data movement.
-PASSING = MOVEMENT | {"Dropout"}
+#: Operators behind which a value is still what was computed before them, besides those that preparation folds away.
+PASSING = MOVEMENT | {"Concat", "Dropout"}
+#: Scopes that a warning lists.
+LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Scopes:
         infer(model)
         self._graph, self._kept, self._weighted = model.graph, kept, target.weighted
         self._places = _places(model.graph)
-        self._without_effect: list[str] = []
+        self._folded: list[str] = []
+        self._unread: list[str] = []
 
     def named(self, rules: Iterable[R]) -> tuple[R, ...]:
         """The rules with names or patterns of names; without those for nodes that are folded away."""
@@ -106,11 +110,13 @@ class Scopes:
 
     def warn(self) -> None:
         """Warns of the rules that `named` has left out."""
-        if self._without_effect:
-            log.warning(
-                "configuration: without effect, as these are folded into other nodes or feed no layer with weights: %s",
-                ", ".join(map(repr, self._without_effect)),
-            )
+        for scopes, why in (
+            (self._folded, "these nodes are folded into others, so that rules for them have no effect"),
+            (self._unread, "no layer with weights reads these values, so that they keep 8 bits"),
+        ):
+            if scopes:
+                more = f" and {len(scopes) - LISTED} more" if len(scopes) > LISTED else ""
+                log.warning("configuration: %s: %s%s", why, ", ".join(map(repr, scopes[:LISTED])), more)
 
     def _named(self, rule: R) -> R | None:
         if rule.scope is None:
@@ -120,9 +126,13 @@ class Scopes:
         values = [value for node in found for value in node.outputs] or self._input(text)
         if not values:
             raise InputError(no_node(rule, text, {text: str(p.node.name) for p in self._places for text in p.written}))
-        names = {str(node.name) for node in (found if text == rule.scope else self._readers(values))} & self._kept
+        behind = text != rule.scope
+        names = {str(node.name) for node in (self._readers(values) if behind else found)} & self._kept
         if not names:
-            self._without_effect.append(rule.scope)
+            if not behind:
+                self._folded.append(rule.scope)
+            elif not (isinstance(rule, Override) and rule.settings == {"activation_bits": PLAIN_BITS}):
+                self._unread.append(rule.scope)
             return None
         if len(names) == 1:
             return rule.model_copy(update={"scope": None, "name": names.pop()})

@@ -68,8 +68,8 @@ def _warnings(root: Root) -> Iterator[str]:
         yield f"keys that are not honoured: {'; '.join(f'{name} ({way})' for name, way in without.items())}"
     if root.target_device in ACCELERATORS:
         yield (
-            f"target_device: {root.target_device!r} has no table of integer kernels here; quantizers are placed by that of "
-            "OpenVINO on CPUs, as the files run there too"
+            f"target_device: {root.target_device!r} has no table of integer kernels here; quantizers are placed for "
+            "OpenVINO on a CPU"
         )
 
 

@@ -290,8 +290,9 @@ class Root(_Section):
 
 def ignored(section: BaseModel) -> dict[str, str]:
     """Keys of `IGNORED` that are given, with the way to get their effect."""
-    found = {name: IGNORED[name] for name in section.model_fields_set if name in IGNORED}
-    for name in section.model_fields_set:
+    given = [name for name in type(section).model_fields if name in section.model_fields_set]
+    found = {name: IGNORED[name] for name in given if name in IGNORED}
+    for name in given:
         inner = getattr(section, name)
         found |= ignored(inner) if isinstance(inner, BaseModel) else {}
     return found

@@ -132,7 +132,7 @@ def test_rule_for_what_is_folded_away_is_warned_of(caplog):
     scope = "Net/Sequential[b1]/Block[2]/NNCFBatchNorm2d[bn]/batch_norm_0"
     with caplog.at_level(logging.WARNING):
         assert weights(ignore=[Select(scope=scope)]).keys() == ALL
-    (message,) = (message for message in caplog.messages if "without effect" in message)
+    (message,) = (message for message in caplog.messages if "folded into others" in message)
     assert repr(scope) in message
 
 
@@ -147,3 +147,53 @@ def test_name_of_a_keras_layer_selects_its_nodes():
     )
     found = insert(proto, batches(proto), Config(ignore=[Select(scope="conv2d")]))
     assert {str(q.source.name) for q in qdq.quantizers(io.load(found)) if q.source.is_initializer()} == {"v"}
+
+
+def test_width_of_a_value_that_no_weighted_layer_reads_stays_and_is_warned_of_unless_it_is_asked_for(caplog):
+    scope = "Net/Sequential[b1]/Block[2]/NNCFConv2d[conv2]/conv2d_0|OUTPUT"
+    for bits, warned in ((8, False), (4, True)):
+        with caplog.at_level(logging.WARNING):
+            weights(overrides=[Override(scope=scope, activation_bits=bits)])
+        said = f"no layer with weights reads these values, so that they keep 8 bits: {scope!r}"
+        assert any(said in message for message in caplog.messages) == warned
+
+
+def test_names_are_those_of_pytorchs_exporter():
+    torch = pytest.importorskip("torch")
+    from onnxqat.export.torch import export
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3))
+            self.relu = torch.nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.body(self.relu(x)) + x)
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([Block(), Block()])
+            self.fc = torch.nn.Linear(96, 2)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return self.fc(torch.cat([x, x], 1).flatten(1))
+
+    proto = export(Net(), torch.randn(2, 3, 4, 4))
+    config = Config(
+        first_last_bits=None,
+        overrides=[
+            Override(scope="Net/ModuleList[blocks]/Block[1]/Sequential[body]/NNCFConv2d[0]/conv2d_0", weight_bits=4),
+            Override(scope="Net/ModuleList[blocks]/Block[1]/ReLU[relu]/relu_0|OUTPUT", activation_bits=5),
+            Override(scope="Net/ModuleList[blocks]/Block[1]/ReLU[relu]/relu_1|OUTPUT", activation_bits=7),
+            Override(scope="Net/NNCFLinear[fc]/linear_0", weight_bits=6),
+        ],
+    )
+    found = io.load(insert(proto, batches(proto), config))
+    widths = {str(q.source.name): q.bits for q in qdq.quantizers(found)}
+    assert [widths[f"{name}.weight"] for name in ("blocks.0.body.0", "blocks.1.body.0", "fc")] == [8, 4, 6]
+    assert widths["/blocks.1/relu/Relu_output_0"] == 5
+    assert 7 in widths.values()
