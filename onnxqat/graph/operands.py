@@ -31,10 +31,31 @@ def check_operands(model: ir.Model, *, inferred: bool = False) -> None:
             continue
         sizes = Sizes(node, inferred)
         if not inferred:
-            _check_types(sizes, onnx.defs.get_schema(node.op_type, version))
+            schema = onnx.defs.get_schema(node.op_type, version)
+            _check_presence(node, schema)
+            _check_types(sizes, schema)
         fault = _FAULTS[node.op_type](sizes) if node.op_type in _FAULTS else None
         if fault is not None:
             raise refused(node, fault)
+
+
+def _check_presence(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
+    """Checks that only optional inputs and outputs are left out.
+
+    ONNX's checker does not look, and ONNX Runtime reads what is not there where any number of them may be given.
+    """
+    for what, values, formals in (
+        ("input", [value is not None for value in node.inputs], schema.inputs),
+        ("output", [bool(value.name) for value in node.outputs], schema.outputs),
+    ):
+        for place, present in enumerate(values):
+            formal = formals[min(place, len(formals) - 1)] if formals else None
+            if (
+                formal is not None
+                and not present
+                and formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional
+            ):
+                raise refused(node, f"leaves out {what} {place}, {formal.name!r}, which is not optional")
 
 
 def _check_types(sizes: Sizes, schema: onnx.defs.OpSchema) -> None:

@@ -77,3 +77,25 @@ def test_inputs_that_nodes_compute_are_trusted_once_they_are_inferred():
 @pytest.mark.parametrize("bias", [(), (1,), (3,), (1, 3), (4, 1), (4, 3)], ids=str)
 def test_every_bias_that_broadcasts_is_taken(bias):
     io.load(model("(float[4,8] x) => (float[4,3] y) { y = Gemm(x, w, b) }", w=random(8, 3), b=random(*bias)))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        'y = Sum(x, "")',
+        'y = Concat<axis=1>(x, "")',
+        'y = Einsum<equation="ij,jk->ik">(x, "")',
+        '"", b = Split<axis=1>(x) y = Relu(b)',
+        'c = Constant<value=bool {1}>() "", y = If(c) <then_branch = t () => (float[A,B] p, float[A,B] q)'
+        " { p = Relu(x) q = Neg(x) }, else_branch = e () => (float[A,B] r, float[A,B] s) { r = Relu(x) s = Abs(x) }>",
+    ],
+    ids=["Sum", "Concat", "Einsum", "Split", "If"],
+)
+def test_what_is_not_optional_is_not_left_out(nodes):
+    # ONNX Runtime ends the process on all of these but Concat
+    with pytest.raises(InputError, match=r"leaves out (input 1|output 0), '.*', which is not optional"):
+        io.load(model(f"(float[N,8] x) => (float[A,B] y) {{ {nodes} }}"))
+
+
+def test_what_is_optional_may_be_left_out():
+    io.load(model('(float[N,8] x) => (float[A,B] y) { y = Clip(x, "", "") }'))
