@@ -15,7 +15,7 @@ import onnxqat
 from models import fashion_mnist
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.export.torch import export
-from onnxqat.torch import as_module, to_model
+from onnxqat.torch import as_module, quantize, to_model
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification import run
 from tests.models import model, outputs, random
@@ -240,14 +240,14 @@ def test_without_gradients_the_forward_graph_runs_alone(module):
         assert module(X).grad_fn is None
     module.requires_grad_(False)
     assert not module(X).requires_grad
-    assert not module._function._halves
+    assert not module._wrapped.whole._halves
 
 
 def test_graphs_are_built_once(module):
     for _ in range(3):
         functional.mse_loss(module.train()(X), TARGET).backward()
         functional.mse_loss(module.eval()(X), TARGET).backward()
-    assert len(module._function._halves) == 1
+    assert len(module._wrapped.whole._halves) == 1
 
 
 def test_a_copy_has_parameters_of_its_own(module):
@@ -374,6 +374,91 @@ def test_the_state_of_a_float_model_without_normalization_is_taken():
         network.conv.weight.mul_(0.9)
     module.load_state_dict(network.state_dict(), strict=False)
     assert torch.equal(module.conv.weight, network.conv.weight)
+
+
+def test_quantization_begins_at_its_epochs_with_the_trainers_gradients():
+    config = onnxqat.Config(weight_start_epoch=1, activation_start_epoch=2)
+    qdq = onnxqat.insert(model(BODY, **WEIGHTS), [{"x": b["x"]} for b in batches(2)], config)
+    module = as_module(qdq)
+    for epoch in range(3):
+        module.zero_grad()
+        functional.mse_loss(module(X), TARGET).backward()
+        trainer = Trainer(qdq, loss="mse")
+        trainer.schedule.plan(epochs=3, steps_per_epoch=1)
+        for _ in range(epoch):
+            trainer.schedule.epoch_step()
+        _, expected = trainer.gradients({"x": BATCH["x"], "label": TARGET.numpy()})
+        for name, gradient in gradients(module).items():
+            np.testing.assert_array_equal(gradient, expected[name])
+        left = {entry.key: entry.value for entry in to_model(module).metadata_props}
+        assert int(left.get("onnxqat.activation_start_epoch", 0)) == 2 - epoch
+        module.schedule.epoch_step()
+
+
+def test_statistics_compare_with_the_model_that_the_module_was_made_of(module):
+    for step in range(2):
+        statistics = module.statistics([{"x": BATCH["x"], "label": BATCH["label"]}])
+        assert statistics.rows == 16
+        assert (max(one.scale_drift for one in statistics.quantizers) > 0) == bool(step)
+        torch.optim.SGD(module.parameters(), lr=0.1).step(lambda: functional.mse_loss(module(X), TARGET).backward())
+
+
+def test_one_call_quantizes_a_module_on_its_loader():
+    network = Network(normalized=True).eval()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, LABEL), batch_size=8)
+    module = quantize(network, X[:1], loader, onnxqat.Config(target="openvino"))
+    proto = onnxqat.insert(export(network, X[:1]), loader, onnxqat.Config(target="openvino"))
+    assert to_model(module) == to_model(as_module(proto))
+    assert module.fold() == onnxqat.fold(to_model(module))
+    with torch.no_grad():
+        np.testing.assert_allclose(module(X), network(X), atol=0.05)
+
+
+RESUMED = """
+import sys
+import torch
+import onnxqat.torch
+from tests.test_torch import steps
+state = torch.load(f"{sys.argv[1]}/checkpoint.pt", weights_only=True)
+module = onnxqat.torch.as_module(state["structure"], threads=1)
+module.load_state_dict(state["module"])
+module.schedule.load_state_dict(state["schedule"])
+optimizer = torch.optim.AdamW(module.groups(lr=1e-3))
+optimizer.load_state_dict(state["optimizer"])
+steps(module, optimizer)
+torch.save([module.state_dict(), module.structure(), module.statistics().to_json()], f"{sys.argv[1]}/resumed.pt")
+"""
+
+
+def steps(module, optimizer):
+    for batch in batches(2):
+        optimizer.zero_grad()
+        functional.cross_entropy(module(torch.tensor(batch["x"])), torch.tensor(batch["label"])).backward()
+        optimizer.step()
+    module.schedule.epoch_step()
+
+
+def test_a_loop_resumes_bit_for_bit_in_a_new_process_from_its_checkpoint_alone(tmp_path):
+    config = onnxqat.Config(activation_start_epoch=2)
+    qdq = onnxqat.insert(model(BODY, **WEIGHTS), [{"x": b["x"]} for b in batches(2)], config)
+    module = as_module(qdq, threads=1)
+    optimizer = torch.optim.AdamW(module.groups(lr=1e-3))
+    steps(module, optimizer)
+    state = {"module": module.state_dict(), "structure": module.structure()}
+    state |= {"optimizer": optimizer.state_dict(), "schedule": module.schedule.state_dict()}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    steps(module, optimizer)
+    subprocess.run([sys.executable, "-c", RESUMED, tmp_path], check=True, cwd=Path(__file__).parents[1])
+    found, structure, statistics = torch.load(tmp_path / "resumed.pt", weights_only=True)
+    assert statistics == module.statistics().to_json()  # it puts scales into their bounds, there as here
+    assert all(torch.equal(tensor, found[name]) for name, tensor in module.state_dict().items())
+    assert torch.equal(structure, module.structure())
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(4), torch.full((64,), 255, dtype=torch.uint8)], ids=["floats", "bytes"])
+def test_a_tensor_that_is_no_structure_is_refused(tensor):
+    with pytest.raises(InputError, match=r"is a tensor, but not one that structure\(\) of a module gave"):
+        as_module(tensor)
 
 
 def test_assigned_storage_is_what_runs(module):

@@ -71,7 +71,7 @@ class Statistics:
     """Result of `Trainer.statistics`; prints as tables.
 
     Attributes:
-        step: optimizer steps done.
+        step: optimizer steps done; None: not counted, in a loop that is not `Trainer`'s.
         layers: layers with constant weights (Conv, ConvTranspose, Gemm, MatMul).
         quantized_weights: those of them whose weight is quantized.
         quantized_inputs: those of them whose other input is quantized.
@@ -85,7 +85,7 @@ class Statistics:
         ```
     """
 
-    step: int
+    step: int | None
     layers: int
     quantized_weights: int
     quantized_inputs: int
@@ -116,7 +116,8 @@ class Statistics:
         return text.getvalue().rstrip("\n")
 
     def __rich__(self) -> RenderableType:
-        summary = Table("", "quantizers", "how", title=f"after {self.step} steps", title_justify="left")
+        title = None if self.step is None else f"after {self.step} steps"
+        summary = Table("", "quantizers", "how", title=title, title_justify="left")
         for (kind, how), count in Counter((q.kind, q.how) for q in self.quantizers).items():
             summary.add_row(kind, str(count), how)
         of = f"of {self.layers} layers with weights"
@@ -134,7 +135,7 @@ class Statistics:
 
 
 def statistics(
-    initial: ir.Model, current: ir.Model, batches: Iterable[Mapping[str, Array]] = (), step: int = 0
+    initial: ir.Model, current: ir.Model, batches: Iterable[Mapping[str, Array]] = (), step: int | None = None
 ) -> Statistics:
     """Compares a Q/DQ model with what training made of it.
 
@@ -142,7 +143,7 @@ def statistics(
         initial: the model as it was.
         current: the same graph with other parameters.
         batches: arrays by input name on which clipped activations are counted, each value over all of them.
-        step: optimizer steps done in between.
+        step: optimizer steps done in between; None: not counted.
     """
     before = _distinct(initial)
     found = [_statistics(old, new) for old, new in zip(before, _distinct(current), strict=True)]

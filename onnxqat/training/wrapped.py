@@ -22,6 +22,9 @@ class QuantizationSchedule:
     Without start epochs (`Config.weight_start_epoch`, `Config.activation_start_epoch`) all quantizers work from the first step,
     and stepping changes nothing.
 
+    Args:
+        starts: epochs at which quantization begins.
+
     Attributes:
         epoch: the epoch that is being trained, from 0.
 
@@ -84,6 +87,7 @@ class Wrapped:
     Attributes:
         whole: the function with all quantizers.
         schedule: the stage.
+        bounds: lowest and highest value of each scale, in the layout's order.
     """
 
     def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
@@ -94,7 +98,7 @@ class Wrapped:
     def _set(self, whole: Function) -> None:
         self.whole = whole
         self._functions = {Stage(): whole}
-        self._lowest, self._highest = scale_bounds(whole.layout, whole.initial)
+        self.bounds = scale_bounds(whole.layout, whole.initial)
 
     def at(self, stage: Stage) -> Function:
         """The function of a stage; scales that are not in use are no parameters of it."""
@@ -128,7 +132,7 @@ class Wrapped:
         for one in self.whole.layout.parameters:
             if one.kind == "scale" and one.name in arrays:
                 part = slice(one.offset - begin, one.offset - begin + one.size)
-                low, high = (bound[part].reshape(one.shape) for bound in (self._lowest, self._highest))
+                low, high = (bound[part].reshape(one.shape) for bound in self.bounds)
                 if (arrays[one.name] < low).any() or (arrays[one.name] > high).any():
                     changed[one.name] = np.clip(arrays[one.name], low, high)
         changed.update(self.whole.safety.outgrown({**arrays, **changed}))

@@ -6,7 +6,6 @@ from onnxqat import AdamW, Config, InputError, Trainer, gradients, insert
 from onnxqat.graph import io
 from onnxqat.graph.qdq import is_quantized, quantizers
 from onnxqat.graph.without import without_quantizers
-from onnxqat.torch import as_module
 from onnxqat.training.callbacks import Callback
 from tests.models import model, outputs
 from tests.training.test_trainer import BODY, WEIGHTS, batches
@@ -164,8 +163,3 @@ def test_start_epoch_that_is_no_number_is_refused():
     ].value = "soon"
     with pytest.raises(InputError, match=r"start_epoch' is 'soon', not an epoch"):
         Trainer(proto)
-
-
-def test_module_for_pytorchs_own_loop_refuses_stages_that_it_cannot_follow():
-    with pytest.raises(InputError, match=r"weight_start_epoch' asks for quantization in stages"):
-        as_module(staged(weights=1))
