@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import product
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -23,7 +25,7 @@ from onnxqat.graph import io
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.types import infer
 from onnxqat.insertion.sites import PLAIN_BITS
-from onnxqat.nncf.scopes import EXPRESSION, OUTPUT, Scope, expression, parse
+from onnxqat.nncf.scopes import EXPRESSION, OUTPUT, Scope, expression, functions_of, operators_of, parse, spellings
 from onnxqat.targets import Target
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ Path = tuple[str, ...]
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 #: Operators behind which a value is still what was computed before them, besides those that preparation folds away.
 PASSING = MOVEMENT | {"Concat", "Dropout"}
+#: Functions that multiply by the weight of a module, and by anything else; both become MatMul and Gemm.
+LINEAR, PRODUCT = frozenset({"linear", "addmm"}), frozenset({"matmul", "rmatmul", "bmm", "baddbmm"})
 #: Scopes that a warning lists.
 LISTED = 5
 
@@ -47,16 +51,23 @@ class Place:
         node: the node.
         paths: names of its modules, or Keras layers, from the outermost; several where its name and its weight's differ.
         operators: operators by which it goes, in lower case.
+        is_linear: whether it is a call of `linear` where it might be one of `matmul`.
     """
 
     node: ir.Node
     paths: frozenset[Path]
     operators: frozenset[str]
+    is_linear: bool
 
     @property
     def written(self) -> list[str]:
         """Path and operator as one text, each of them with each."""
         return ["/".join((*path, operator)) for path in sorted(self.paths) for operator in sorted(self.operators)]
+
+    @property
+    def functions(self) -> frozenset[str]:
+        """Functions of PyTorch that it may be."""
+        return functions_of(self.operators) - (PRODUCT if self.is_linear else LINEAR)
 
 
 def with_names(config: Config, model: io.ModelLike, prepared: ir.Model, target: Target) -> Config:
@@ -141,17 +152,28 @@ class Scopes:
 
     def _matching(self, text: str) -> list[Place]:
         if text.startswith(EXPRESSION):
-            wanted = re.compile(expression(text))
-            return [place for place in self._places if any(wanted.search(written) for written in place.written)]
+            names = [(place, str(place.node.name)) for place in self._places]
+            plain = re.compile(text.replace(EXPRESSION, ""))
+            found = [place for place, name in names if plain.search(name)]
+            return found + [place for place, name in self._names() if expression(text).search(name)]
         layer = text.partition("^")[0]  # NNCF numbers the calls of a shared Keras layer: `dense^1`
         named = [place for place in self._places if place.node.name == text]
         named = named or [place for place in self._places if f"{place.node.name}/".startswith(f"{layer}/")]
         scope = parse(text)
         return named or ([] if scope is None else self._called(scope))
 
+    def _names(self) -> Iterator[tuple[Place, str]]:
+        """Names that NNCF may give to each place: its modules, and a function with the number of the call."""
+        calls: Counter[tuple[Path, str]] = Counter()
+        for place in self._places:
+            for call in product(sorted(place.paths), sorted(place.functions)):
+                for spelling in spellings(call[1], calls[call]):
+                    yield place, "/".join((*call[0], spelling))
+                calls[call] += 1
+
     def _called(self, scope: Scope) -> list[Place]:
         """The call of the function in its module; empty if there is none."""
-        calls = [place for place in self._places if place.operators & scope.operators and scope.path in place.paths]
+        calls = [place for place in self._places if scope.function in place.functions and scope.path in place.paths]
         return calls[scope.call : scope.call + 1]
 
     def _input(self, text: str) -> list[ir.Value]:
@@ -164,7 +186,7 @@ class Scopes:
             for user, index in value.uses():
                 if user.op_type in self._weighted:
                     yield from [user] if index == 0 else []
-                elif user.op_type in PASSING or str(user.name) not in self._kept:
+                elif user.op_type in PASSING or _adds_a_bias(user) or str(user.name) not in self._kept:
                     yield from self._readers(user.outputs)
 
 
@@ -177,32 +199,61 @@ def no_node(rule: Select, wanted: str, names: Mapping[str, str]) -> str:
         names: names of nodes by the texts to compare with it.
     """
     scope = parse(wanted)
-    texts = [wanted] if scope is None else ["/".join((*scope.path, operator)) for operator in sorted(scope.operators)]
+    operators = [] if scope is None else sorted(operators_of(scope.function))
+    texts = [wanted] if scope is None else ["/".join((*scope.path, operator)) for operator in operators]
     near = [names[text] for wanted in texts for text in get_close_matches(wanted, names, n=3)]
     nearest = f" (nearest: {', '.join(map(repr, dict.fromkeys(near)))})" if near else ""
     return f"configuration: the rule for {rule.shown} matches no node{nearest}; list the nodes with `onnxqat inspect`"
 
 
 def _places(graph: ir.Graph) -> list[Place]:
-    """The places of nodes that compute with what the model is given; not of those that compute sizes."""
+    """The places of nodes that compute with the inputs of the model; not of those that compute sizes, or add a bias."""
     found: list[Place] = []
     given: set[ir.Value | None] = set(graph.inputs)
     for node in graph:
         if node.op_type in ("Shape", "Size") or given.isdisjoint(node.inputs):
             continue
         given.update(node.outputs)
-        if any(value.dtype is not None and value.dtype.is_floating_point() for value in node.outputs):
-            found.append(_place(node))
+        is_float = any(value.dtype is not None and value.dtype.is_floating_point() for value in node.outputs)
+        if is_float and not _adds_a_bias(node):
+            found.append(replace(_place(node), is_linear=_is_linear(node, given)))
     return [_with_module_called_again(place, found) for place in found]
+
+
+def _is_linear(node: ir.Node, given: Container[ir.Value | None]) -> bool:
+    """Whether the second input is a weight, and no parameter that a module multiplies by itself."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or weight in given:
+        return False
+    noted = "".join(_noted(node)[-1:]).startswith("linear")
+    return noted or node.op_type == "Gemm" or not weight.is_initializer() or _is_weight(str(weight.name))
+
+
+def _noted(node: ir.Node) -> list[str]:
+    """Modules and function as PyTorch's newer exporter notes them; empty where another exporter wrote the model."""
+    text = node.metadata_props.get(NAME_SCOPES)
+    return list(ast.literal_eval(text)) if text else []
+
+
+def _is_weight(name: str) -> bool:
+    """Whether an initializer has the name that PyTorch gives to the weight of a module, or to a folded transpose of one."""
+    return name.endswith(".weight") or name.startswith("onnx::")
+
+
+def _adds_a_bias(node: ir.Node) -> bool:
+    """Whether the node is the second half of what was one function, `linear` of more than two axes."""
+    initializers = [str(value.name) for value in node.inputs if value is not None and value.is_initializer()]
+    return node.op_type == "Add" and any(name.endswith(".bias") for name in initializers)
 
 
 def _place(node: ir.Node) -> Place:
     modules, _, last = str(node.name).strip("/").rpartition("/")
-    noted = node.metadata_props.get(NAME_SCOPES)
-    path = ast.literal_eval(noted)[-2].split(".") if noted else _names(modules.split("/"))
+    noted = _noted(node)
+    path = noted[-2].split(".") if noted else _names(modules.split("/"))
     weights = [str(value.name).split(".")[:-1] for value in node.inputs if value is not None and value.is_initializer()]
     operators = frozenset({node.op_type.lower(), re.sub(r"_\d+$", "", last).lower()})
-    return Place(node, frozenset(tuple(filter(None, one)) for one in (path, *filter(None, weights))), operators)
+    paths = frozenset(tuple(filter(None, one)) for one in (path, *filter(None, weights)))
+    return Place(node, paths, operators, is_linear=False)
 
 
 def _with_module_called_again(place: Place, places: Sequence[Place]) -> Place:

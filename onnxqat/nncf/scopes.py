@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onnxqat.errors import InputError
+
 #: Marks a regular expression.
 EXPRESSION = "{re}"
 #: Marks the quantizer behind a node.
@@ -37,6 +39,7 @@ OPERATORS: Mapping[str, frozenset[str]] = {
         "mean": "reducemean globalaveragepool",
         "sum": "reducesum",
         "silu swish": "mul",
+        "gelu": "gelu erf",
         "layer_norm": "layernormalization",
         "group_norm instance_norm": "instancenormalization groupnormalization",
         "embedding": "gather",
@@ -53,12 +56,12 @@ class Scope:
 
     Attributes:
         path: names of the modules from the outermost, without the class of the model.
-        operators: ONNX operators that the function becomes, in lower case.
+        function: the function, as `plain` gives it.
         call: how many calls of the function in this module come before.
     """
 
     path: tuple[str, ...]
-    operators: frozenset[str]
+    function: str
     call: int
 
 
@@ -69,24 +72,48 @@ def parse(text: str) -> Scope | None:
     names = [re.fullmatch(r"[^\[\]]*\[(.+)\]", module) for module in modules[1:]]
     if not modules or function is None or not all(names):
         return None
-    return Scope(tuple(name[1] for name in names if name), operators_of(function[1]), int(function[2]))
+    return Scope(tuple(name[1] for name in names if name), plain(function[1]), int(function[2]))
+
+
+def plain(function: str) -> str:
+    """The name of a function by which it is known here: without underscores at its ends, which tell how it was called."""
+    name = function.strip("_")
+    return name if name in OPERATORS else name.replace("_", "")
 
 
 def operators_of(function: str) -> frozenset[str]:
     """ONNX operators that a function becomes, in lower case."""
-    name = function.strip("_")
-    return OPERATORS.get(name, frozenset({name.replace("_", "")}))
+    return OPERATORS.get(function, frozenset({function}))
 
 
-def expression(text: str) -> str:
-    r"""An expression of NNCF's names as one of `path/of/modules/operator`, whatever the modules' classes.
+def functions_of(operators: frozenset[str]) -> frozenset[str]:
+    """Functions that become one of the operators, without underscores at their ends."""
+    return frozenset(name for name, becomes in OPERATORS.items() if becomes & operators) | operators
+
+
+def spellings(function: str, call: int) -> list[str]:
+    """Ways in which NNCF writes a call of a function, of one in place and of an operator of Python among them."""
+    return [f"{function}_{call}", f"{function}__{call}", f"__{function}___{call}"]
+
+
+def is_of_names(text: str) -> bool:
+    """Whether an expression is one of NNCF's names, by modules with their classes or by functions, and not of ONNX names."""
+    found = re.findall(r"([A-Za-z]\w*?)_+(?:\d|\[|\\d|\.)", text)
+    return r"\[" in text or any(name in OPERATORS or f"__{name}__" in text for name in found)
+
+
+def expression(text: str) -> re.Pattern[str]:
+    r"""An expression of NNCF's names as one of `path/of/modules/function_call`, whatever the modules' classes.
 
     `{re}Net/Block\[[0-9]*\]/ELU\[act\]/.*` becomes the names of the modules, each whole: `[0-9]*/act/.*`.
+
+    Raises:
+        InputError: it is no regular expression.
     """
     parts = text.replace(EXPRESSION, "").split("/")
-    if re.fullmatch(r"\^?\w+", parts[0]) and len(parts) > 1:
-        parts[0] = "^"  # the class of the model
-    if function := re.fullmatch(r"(\w+?)_(\d+)\$?", parts[-1]):
-        parts[-1] = f"(?:{'|'.join(sorted(operators_of(function[1])))})$"
-    whole = [re.sub(r"^[^\\]*\\\[(.*)\\\]", r"(?<![^/])(?:\1)(?=/)", part) for part in parts]
-    return whole[0] + "/".join(whole[1:]) if whole[0] == "^" else "/".join(whole)
+    root = "^" if len(parts) > 1 and re.fullmatch(r"\^?\w+", parts[0]) else ""  # the class of the model
+    whole = [re.sub(r"^[^\\]*\\\[(.*)\\\]", r"(?<![^/])(?:\1)(?=/)", part) for part in parts[len(root) :]]
+    try:
+        return re.compile(root + "/".join(whole))
+    except re.error as error:
+        raise InputError(f"scope {text!r} is not a regular expression ({error}); fix it") from error

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from onnxqat.config_parts import Input, Override, Select, Tolerance
 from onnxqat.errors import InputError
 from onnxqat.nncf.schema import InputInfo, Quantization, Quantizers, RangeInit, Root, ScopedQuantizers, ScopedRangeInit
+from onnxqat.nncf.scopes import EXPRESSION, expression, is_of_names
 
 #: Devices whose 8-bit products may overflow without `overflow_fix`.
 SATURATING = ("ANY", "CPU")
@@ -151,8 +152,12 @@ def _override(scope: str, settings: dict[str, Any], exclude: Sequence[Select] = 
 
 
 def _select(scope: str) -> Select:
-    plain = "{re}" in scope and r"\[" not in scope
-    return Select(pattern=scope.replace("{re}", "")) if plain else Select(scope=scope)
+    if EXPRESSION not in scope:
+        return Select(scope=scope)
+    if not is_of_names(scope):
+        return Select(pattern=scope.replace(EXPRESSION, ""))
+    expression(scope)
+    return Select(scope=scope)
 
 
 def _input(info: InputInfo) -> Input:

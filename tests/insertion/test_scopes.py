@@ -84,6 +84,7 @@ ALL = {"stem", "conv", "conv2", "head", "fc"}
         ("Net/NNCFLinear[fc]/linear_0", {"fc"}),
         (r"{re}Net/Sequential\[b1\]/Block\[[0-9]*\]/NNCFConv2d\[conv.*\].*", {"conv", "conv2"}),
         (r"{re}Block\[2\]/NNCFConv2d\[conv\]/conv2d_0", {"conv"}),
+        ("{re}.*linear_[0-9]", {"fc"}),
         ("/fc/Gemm", {"fc"}),
         # the layers that read what the node computes
         ("Net/Sequential[b1]/ReLU6[1]/hardtanh_0|OUTPUT", {"conv"}),
@@ -105,6 +106,8 @@ def test_scope_of_nncf_selects_the_node_at_that_path_of_modules(scope, selected)
         ("Net/Sequential[b1]/Block[2]/ReLU[relu]/relu_1", "/b1/b1.2/relu_1/Relu"),
         ("Net/Sequential[b1]/Block[2]/__iadd___0", "/b1/b1.2/Add"),
         ("Net/cat_0", "/Concat_1"),  # the first Concat computes sizes
+        ("{re}.*__iadd___[0-2]", "/b1/b1.2/Add"),
+        (r"{re}Block\[2\]/ReLU\[relu\]/relu_+1$", "/b1/b1.2/relu_1/Relu"),
     ],
 )
 def test_calls_are_counted_among_those_that_compute_with_the_data(scope, node):

@@ -246,6 +246,7 @@ def test_start_epochs_are_left_in_the_model():
         ({}, {"params": {"weights_quant_start_epoch": -1}}, "weights_quant_start_epoch: .*greater than or equal to 0"),
         ({}, {"scope_overrides": {"weights": {"a": {"signed": False}}}}, "scope_overrides.weights.a.signed: is false"),
         ({}, {"ignored_scopes": ["{re}("]}, "pattern '\\(' is not a regular expression"),
+        ({}, {"ignored_scopes": [r"{re}Block\[2\]/("]}, "scope '{re}Block.*is not a regular expression"),
         ({"target_device": "TPU"}, {}, "target_device: .*'ANY', 'CPU'"),
         ({"target_device": "TRIAL"}, {"overflow_fix": "enable"}, "overflow_fix: 'enable' has no effect on .*'TRIAL'"),
         ({"input_info": {}}, {}, "input_info.0.sample_size: Field required"),
