@@ -1,9 +1,9 @@
-"""Compares models of onnxqat and of NNCF with the float model in OpenVINO: `python -m tools.benchmark_openvino --nncf-python …`.
+"""The OpenVINO target beside NNCF's post-training quantization: `python -m tools.benchmark_openvino --nncf-python … [--readme]`.
 
-Each of the committed classifiers is quantized to 8 bits for OpenVINO in three ways: inserted and folded by onnxqat without
-training, with training, and by `nncf.quantize` on the same calibration images. All are then timed in turn in one process, so
-that other work on the machine disturbs all alike; a ratio is the median over rounds. Accuracy is that of the 10,000 test images,
-agreement the share of them with the float model's answer.
+Each model is quantized to 8 bits, without training, by `onnxqat insert` and by `nncf.quantize` on the same calibration data. The
+table shows layers with weights that OpenVINO runs on integers, Reorders of float data between them, the time of one thread over
+the float model's, as the median over rounds taken in turn, and the quality: accuracy on labelled data where the model is a
+trained one, else the signal-to-noise ratio of the outputs against the float model's.
 """
 
 from __future__ import annotations
@@ -12,109 +12,185 @@ import argparse
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
+import onnx
 from numpy.typing import NDArray
 
 import onnxqat
 from models import fashion_mnist
+from onnxqat.verification import openvino
+from tools.networks import NETWORKS, OTHERS
+from tools.processor import processor
+from tools.readme import BENCHMARKS, replace_section
+from tools.real_models.model import Batch
+from tools.real_models.recipes import MODELS
+from tools.real_models.run import CALIBRATION_BATCHES
 
-MODELS = {"resnet20": "", "separable": "_nhwc"}
 FOLDER = Path(fashion_mnist.__file__).parent
-Images = NDArray[np.float32]
-Run = Callable[[Images], NDArray[Any]]
+LAYOUTS = {"resnet20": "", "separable": "_nhwc"}
+#: Layers with weights, by OpenVINO's names of them as executed.
+WEIGHTED = frozenset(
+    {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "LSTMSequence", "GRUSequence", "RNNSeq"}
+)
+SECONDS = 6.0
+HEADER = (
+    "| model | integer layers | NNCF | float Reorders | NNCF | time over float | NNCF | quality, float | ours | NNCF |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+Run = Callable[[Batch], NDArray[Any]]
 
 
-def data(part: str, layout: str) -> fashion_mnist.Batches:
-    """Batches of one part of Fashion-MNIST in a layout."""
-    found: fashion_mnist.Batches = getattr(fashion_mnist, f"{part}{layout}")()
-    return found
+@dataclass(frozen=True)
+class Subject:
+    """A model and its data.
+
+    Attributes:
+        title: for the table.
+        path: of the float model.
+        calibration: batches.
+        timed: the batch that is timed.
+        quality: function from the float model's run and another's to a score.
+        unit: of the score.
+    """
+
+    title: str
+    path: Path
+    calibration: list[Batch]
+    timed: Batch
+    quality: Callable[[Run, Run], float]
+    unit: str
 
 
-def write_ours(float_model: Path, layout: str, steps: int, folder: Path) -> dict[str, Path]:
-    """Our deployed models: without training, and after that many steps of it."""
-    config = onnxqat.Config(target="openvino", activation_range="min_max")
-    inserted = onnxqat.insert(float_model, data("calibration", layout), config)
-    trainer = onnxqat.Trainer(inserted, optimizer=onnxqat.AdamW(lr=1e-5), schedule=onnxqat.Cosine())
-    trainer.schedule.plan(epochs=1, steps_per_epoch=steps)
-    while trainer.schedule.position.step < steps:
-        for batch in data("train", layout):
-            if trainer.schedule.position.step < steps:
-                trainer.step(batch)
-    paths = {"ours": folder / "ours.onnx", "ours, trained": folder / "trained.onnx"}
-    for path, model in zip(paths.values(), (inserted, trainer.model()), strict=True):
-        onnxqat.save(onnxqat.fold(model), path)
-    return paths
+def subjects(folder: Path) -> Iterator[Subject]:
+    """The models of this repository, known structures with random weights, and six pretrained models."""
+    for name, layout in LAYOUTS.items():
+        data = {part: list(getattr(fashion_mnist, f"{part}{layout}")()) for part in ("calibration", "test")}
+        images = [{"image": batch["image"]} for batch in data["calibration"]]
+        timed = {"image": data["test"][0]["image"][:8]}
+        yield Subject(name, FOLDER / f"{name}.onnx", images, timed, _accuracy(data["test"]), "%")
+    for name, network in {**NETWORKS, **OTHERS}.items():
+        model, path = network(), folder / "network.onnx"
+        onnx.save(model, path)
+        data = _random(model)
+        yield Subject(name, path, data[:16], data[16], _signal_to_noise(data[17:]), "dB")
+    for real in MODELS:
+        found = real.data()
+        calibration = found.inputs()[:CALIBRATION_BATCHES]
+        yield Subject(real.title, real.path, calibration, found.test[0].inputs, _judged(found.judge), real.unit)
 
 
-def write_nncf(float_model: Path, layout: str, python: Path, folder: Path) -> Path:
-    """Writes the model that NNCF makes in its own environment."""
-    images, output = folder / "calibration.npz", folder / "nncf.xml"
-    np.savez(images, image=np.concatenate([batch["image"] for batch in data("calibration", layout)]))
+def _random(model: onnx.ModelProto) -> list[Batch]:
+    value = model.graph.input[0]
+    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+    random = np.random.default_rng(0)
+    return [{value.name: random.standard_normal((4, *shape), dtype=np.float32)} for _ in range(20)]
+
+
+def _accuracy(batches: list[dict[str, NDArray[Any]]]) -> Callable[[Run, Run], float]:
+    def quality(_: Run, run: Run) -> float:
+        right = [run({"image": batch["image"]}).argmax(axis=1) == batch["label"] for batch in batches]
+        return 100 * float(np.concatenate(right).mean())
+
+    return quality
+
+
+def _judged(judge: Callable[[Run], float]) -> Callable[[Run, Run], float]:
+    return lambda _, run: judge(run)
+
+
+def _signal_to_noise(batches: list[Batch]) -> Callable[[Run, Run], float]:
+    def quality(whole: Run, run: Run) -> float:
+        expected, found = (np.concatenate([one(batch) for batch in batches]) for one in (whole, run))
+        noise = float(np.square(expected - found).sum())
+        return 10 * np.log10(float(np.square(expected).sum()) / noise) if noise else float("inf")
+
+    return quality
+
+
+def by_us(subject: Subject, folder: Path) -> Path:
+    """Our deployed model."""
+    path = folder / "ours.onnx"
+    inserted = onnxqat.insert(subject.path, subject.calibration, onnxqat.Config(target="openvino"))
+    onnxqat.save(onnxqat.fold(inserted), path)
+    return path
+
+
+def by_nncf(subject: Subject, python: Path, folder: Path) -> Path:
+    """The model that NNCF makes in its own environment."""
+    samples, path = folder / "calibration.npz", folder / "nncf.xml"
+    names = subject.calibration[0]
+    np.savez(samples, **{name: np.concatenate([batch[name] for batch in subject.calibration]) for name in names})
     script = Path(__file__).with_name("nncf_ptq.py")
-    subprocess.run([python, script, float_model, images, output], check=True, capture_output=True, text=True)
-    return output
+    subprocess.run([python, script, subject.path, samples, path], check=True, capture_output=True, text=True)
+    return path
 
 
-def compiled(path: Path, threads: int) -> Run:
-    """The model on the CPU, float parts in float32."""
-    core = ov.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    model = core.compile_model(core.read_model(path), "CPU", settings)
-    return lambda images: np.array(model(images)[0])
+def layers(path: Path) -> tuple[str, str]:
+    """Layers with weights on integers of how many, and Reorders of float data."""
+    executed = openvino.executed(str(path), "", 1)["layers"]
+    weighted = [one for one in executed if one["layerType"] in WEIGHTED]
+    integer = sum(one["runtimePrecision"] in ("i8", "u8") for one in weighted)
+    reorders = sum(one["layerType"] == "Reorder" and one["runtimePrecision"] == "f32" for one in executed)
+    return f"{integer} of {len(weighted)}", str(reorders)
 
 
-def latencies(runs: dict[str, Run], images: Images, seconds: float) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of each run, all in turn."""
+def ratios(runs: dict[str, Run], batch: Batch) -> dict[str, float]:
+    """Processor time over the float model's."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run(images)
-    end = time.perf_counter() + seconds
+        run(batch)
+    end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         for name, run in runs.items():
-            start = time.perf_counter()
-            run(images)
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: np.array(times) for name, times in taken.items()}
+            start = time.process_time()
+            run(batch)
+            taken[name].append(time.process_time() - start)
+    whole = np.array(taken["float"])
+    return {name: float(np.median(np.array(times) / whole)) for name, times in taken.items()}
 
 
-def predictions(run: Run, layout: str) -> NDArray[np.int64]:
-    """The class of each test image."""
-    return np.concatenate([run(batch["image"]).argmax(axis=1) for batch in data("test", layout)])
+def row(subject: Subject, python: Path, folder: Path) -> str:
+    """The model's line of the table."""
+    paths = {"float": subject.path, "ours": by_us(subject, folder), "NNCF": by_nncf(subject, python, folder)}
+    runs = {name: _first_output(path) for name, path in paths.items()}
+    times = ratios(runs, subject.timed)
+    digits = 1 if subject.unit == "%" else 2
+    scores = {name: f"{subject.quality(runs['float'], run):.{digits}f} {subject.unit}" for name, run in runs.items()}
+    if scores["float"].startswith("inf"):
+        scores["float"] = ""
+    (integer, reorders), (theirs, their_reorders) = layers(paths["ours"]), layers(paths["NNCF"])
+    cells = [subject.title, integer, theirs, reorders, their_reorders, f"{times['ours']:.2f}", f"{times['NNCF']:.2f}"]
+    return "| " + " | ".join([*cells, *scores.values()]) + " |"
+
+
+def _first_output(path: Path) -> Run:
+    run = openvino.load(str(path), 1, simulate=False)
+    return lambda batch: next(iter(run(dict(batch)).values()))
 
 
 def main() -> None:
-    """Prints one line per model and way."""
+    """Prints the table, and with `--readme` writes it into docs/benchmarks.md."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="MODEL", help="titles of models; all unless given")
     parser.add_argument("--nncf-python", type=Path, required=True, help="interpreter of an environment with NNCF")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8, help="images per timed run")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each model is timed")
-    parser.add_argument("--steps", type=int, default=140, help="training steps of ours: 140 are an epoch")
+    parser.add_argument("--readme", action="store_true", help="write the table into docs/benchmarks.md too")
     arguments = parser.parse_args()
-    for name, layout in MODELS.items():
-        with tempfile.TemporaryDirectory() as temporary:
-            folder, float_model = Path(temporary), FOLDER / f"{name}.onnx"
-            paths = {"float": float_model, **write_ours(float_model, layout, arguments.steps, folder)}
-            paths["NNCF"] = write_nncf(float_model, layout, arguments.nncf_python, folder)
-            runs = {kind: compiled(path, arguments.threads) for kind, path in paths.items()}
-        images = next(iter(data("test", layout)))["image"][: arguments.batch]
-        times = latencies(runs, images, arguments.seconds)
-        labels = np.concatenate([batch["label"] for batch in data("test", layout)])
-        found = {kind: predictions(run, layout) for kind, run in runs.items()}
-        for kind in runs:
-            ratio = np.median(times[kind] / times["float"])
-            print(
-                f"{name}, {kind}: {np.median(times[kind]):.3f} ms, {ratio:.2f} of float; "
-                f"accuracy {100 * (found[kind] == labels).mean():.2f} %, "
-                f"agreement with float {100 * (found[kind] == found['float']).mean():.2f} %"
-            )
-        against = np.median(times["ours, trained"] / times["NNCF"])
-        print(f"{name}: ours takes {against:.2f} of NNCF's time", flush=True)
+    lines = [HEADER]
+    with tempfile.TemporaryDirectory() as temporary:
+        for subject in subjects(Path(temporary)):
+            if not arguments.names or subject.title in arguments.names:
+                lines.append(row(subject, arguments.nncf_python.absolute(), Path(temporary)))
+                print(lines[-1], flush=True)
+    table = "\n".join([*lines, "", f"Measured with {openvino.version()} on {processor()}, one thread."])
+    print(f"\n{table}")
+    if arguments.readme:
+        replace_section("openvino", table, BENCHMARKS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ResNet-18 and MobileNetV2 as ONNX models with random weights and BatchNormalization folded, for the benchmarks."""
+"""Networks of known structure as ONNX models, with random weights and BatchNormalization folded, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -52,17 +52,32 @@ class _Net:
                 self.weight(name, np.array(bound))
         return self.add("Clip", x, "zero", "six")
 
+    def linear(self, x: str, inputs: int, outputs: int) -> str:
+        name = f"linear_{len(self.nodes)}"
+        weight = self.weight(f"{name}_weight", self.random.standard_normal((inputs, outputs)) / np.sqrt(inputs))
+        bias = self.weight(f"{name}_bias", self.random.standard_normal(outputs) * 0.1)
+        return self.add("Add", self.add("MatMul", x, weight), bias)
+
+    def norm(self, x: str, width: int) -> str:
+        name = f"norm_{len(self.nodes)}"
+        scale, shift = self.weight(f"{name}_scale", np.ones(width)), self.weight(f"{name}_shift", np.zeros(width))
+        return self.add("LayerNormalization", x, scale, shift)
+
+    def constant(self, name: str, array: list[int]) -> str:
+        if all(weight.name != name for weight in self.weights):
+            self.weights.append(numpy_helper.from_array(np.array(array, np.int64), name))
+        return name
+
     def classify(self, x: str, channels: int, classes: int = 1000) -> onnx.ModelProto:
         flat = self.add("Flatten", self.add("GlobalAveragePool", x))
         weight = self.weight("fc_weight", self.random.standard_normal((classes, channels)) / np.sqrt(channels))
         logits = self.add("Gemm", flat, weight, self.weight("fc_bias", np.zeros(classes)), transB=1)
-        graph = helper.make_graph(
-            self.nodes,
-            "net",
-            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 224, 224])],
-            [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", classes])],
-            self.weights,
-        )
+        return self.finished(logits, ["N", classes], "image", ["N", 3, 224, 224])
+
+    def finished(self, output: str, shape: list[str | int], data: str, data_shape: list[str | int]) -> onnx.ModelProto:
+        inputs = [helper.make_tensor_value_info(data, TensorProto.FLOAT, data_shape)]
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)]
+        graph = helper.make_graph(self.nodes, "net", inputs, outputs, self.weights)
         return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
 
 
@@ -97,4 +112,64 @@ def mobilenetv2() -> onnx.ModelProto:
     return net.classify(net.relu6(net.conv(x, channels, 1280, 1)), 1280)
 
 
+def bert(width: int = 256, heads: int = 4, layers: int = 2, length: int = 64) -> onnx.ModelProto:
+    """A Transformer encoder on embedded tokens (Devlin et al. 2019): attention and GELU in the nodes that exporters write."""
+    net = _Net()
+    x, size = "tokens", width // heads
+    split, joined = net.constant("split", [0, length, heads, size]), net.constant("joined", [0, length, width])
+    root, half, one = (net.weight(name, np.array(v)) for name, v in (("root", 2**0.5), ("half", 0.5), ("one", 1.0)))
+    scale = net.weight("scale", np.array(size**-0.5))
+    for _ in range(layers):
+        query, key, value = (net.add("Reshape", net.linear(x, width, width), split) for _ in range(3))
+        query = net.add("Transpose", query, perm=[0, 2, 1, 3])
+        scores = net.add("Mul", net.add("MatMul", query, net.add("Transpose", key, perm=[0, 2, 3, 1])), scale)
+        weights = net.add("Softmax", scores, axis=-1)
+        mixed = net.add("MatMul", weights, net.add("Transpose", value, perm=[0, 2, 1, 3]))
+        mixed = net.add("Reshape", net.add("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
+        x = net.norm(net.add("Add", x, net.linear(mixed, width, width)), width)
+        y = net.linear(x, width, 4 * width)
+        y = net.add("Mul", net.add("Mul", y, net.add("Add", net.add("Erf", net.add("Div", y, root)), one)), half)
+        x = net.norm(net.add("Add", x, net.linear(y, 4 * width, width)), width)
+    return net.finished(x, ["N", length, width], "tokens", ["N", length, width])
+
+
+def unet(width: int = 16, depth: int = 3, size: int = 128) -> onnx.ModelProto:
+    """Contracting and expanding convolutions with skips (Ronneberger et al. 2015), two classes of pixels."""
+    net = _Net()
+    x, channels = "image", 3
+    skips: list[tuple[str, int]] = []
+    for level in range(depth + 1):
+        inner = width * 2**level
+        x = net.add("Relu", net.conv(net.add("Relu", net.conv(x, channels, inner, 3)), inner, inner, 3))
+        channels = inner
+        if level < depth:
+            skips.append((x, inner))
+            x = net.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    for skip, inner in reversed(skips):
+        name = f"up_{len(net.nodes)}"
+        weight = net.weight(name, net.random.standard_normal((channels, inner, 2, 2)) * np.sqrt(2 / channels))
+        x = net.add("ConvTranspose", x, weight, kernel_shape=[2, 2], strides=[2, 2])
+        x = net.add("Concat", skip, x, axis=1)
+        x = net.add("Relu", net.conv(net.add("Relu", net.conv(x, 2 * inner, inner, 3)), inner, inner, 3))
+        channels = inner
+    return net.finished(net.conv(x, channels, 2, 1), ["N", 2, size, size], "image", ["N", 3, size, size])
+
+
+def recurrent(width: int = 64, hidden: int = 128, length: int = 50) -> onnx.ModelProto:
+    """Two LSTM layers (Hochreiter and Schmidhuber 1997) over a sequence, and a linear layer at each of its steps."""
+    net = _Net()
+    x, inputs = net.add("Transpose", "frames", perm=[1, 0, 2]), width
+    axis = net.constant("directions", [1])
+    for _ in range(2):
+        weights = [
+            net.weight(f"lstm_{len(net.nodes)}_{n}", net.random.standard_normal((1, 4 * hidden, size)) / np.sqrt(size))
+            for n, size in enumerate((inputs, hidden))
+        ]
+        x, inputs = net.add("Squeeze", net.add("LSTM", x, *weights, hidden_size=hidden), axis), hidden
+    x = net.linear(net.add("Transpose", x, perm=[1, 0, 2]), hidden, 32)
+    return net.finished(x, ["N", length, 32], "frames", ["N", length, width])
+
+
 NETWORKS = {"ResNet-18": resnet18, "MobileNetV2": mobilenetv2}
+#: Structures that classifiers of images do not have.
+OTHERS = {"BERT-like": bert, "U-Net-like": unet, "recurrent": recurrent}

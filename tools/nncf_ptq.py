@@ -1,6 +1,7 @@
 """NNCF's post-training quantization of an OpenVINO model; runs in NNCF's environment (see requirements-nncf.txt).
 
-Usage: python nncf_ptq.py MODEL.onnx CALIBRATION.npz OUTPUT.xml, where the file holds the images as `image`.
+Usage: python nncf_ptq.py MODEL.onnx CALIBRATION.npz OUTPUT.xml, where the file holds samples by input name. A model with
+LayerNormalization is quantized as a Transformer, as NNCF asks of its users.
 """
 
 import sys
@@ -11,12 +12,17 @@ import openvino as ov
 
 
 def main() -> None:
-    """Quantizes to 8 bits with NNCF's own defaults (int8 weights, mixed preset for none but transformers)."""
-    model, calibration, output = sys.argv[1:]
-    images = np.load(calibration)["image"]
-    quantized = nncf.quantize(
-        ov.Core().read_model(model), nncf.Dataset([image[None] for image in images]), subset_size=len(images)
-    )
+    """Quantizes to 8 bits with NNCF's own defaults."""
+    path, calibration, output = sys.argv[1:]
+    with np.load(calibration) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    samples = [
+        {name: array[i : i + 1] for name, array in arrays.items()} for i in range(len(next(iter(arrays.values()))))
+    ]
+    model = ov.Core().read_model(path)
+    transformer = any(node.get_type_name() in ("MVN", "Softmax") for node in model.get_ops()[:-2])
+    kind = nncf.ModelType.TRANSFORMER if transformer else None
+    quantized = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), model_type=kind)
     ov.save_model(quantized, output, compress_to_fp16=False)
 
 

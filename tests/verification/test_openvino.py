@@ -77,6 +77,23 @@ def test_sum_behind_a_convolution_is_the_trained_one_to_a_step(body):
     assert found.integer_count() == (3, 3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "linear"), [("N,6,16", "MatMul(r, v)"), ("N,16", "Gemm(r, v, d)")], ids=["MatMul", "Gemm"]
+)
+def test_sum_behind_a_linear_layer_is_the_trained_one_to_a_step(shape, linear):
+    """A pair between the two would cost accuracy and gain nothing: the layer adds before it rounds."""
+    body = f"(float[{shape}] x) => (float[{shape}] y) {{ a = MatMul(x, w) r = Relu(a) b = {linear} y = Add(x, b) }}"
+    proto = model(body, w=random(16, 32), v=random(32, 16, seed=1), **({"d": random(16)} if "Gemm" in linear else {}))
+    data = [{"x": random(4, *map(int, shape.split(",")[1:]), seed=seed, scale=1.0)} for seed in range(4)]
+    quantized = insert(proto, data, Config(target="openvino"))
+    assert "b" not in {node.input[0] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
+    found = verify(quantized, fold(quantized), data, runtime="openvino")
+    (output,) = found.outputs
+    assert output.steps < 1
+    integer, layers = found.integer_count()
+    assert integer == layers
+
+
 def test_signal_after_openvino_has_run_is_handled(tmp_path):
     """It gives threads stacks for handlers and takes them away again, from the wrong thread where another lets go of a model."""
     onnx.save(residual("y = Conv<pads=[1,1,1,1]>(x, w)"), tmp_path / "m.onnx")
