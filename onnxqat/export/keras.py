@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxqat.data import sources
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
-from onnxqat.export.finish import check_request, finish, tidy
+from onnxqat.export.finish import check_request, compare, finish, tidy
 from onnxqat.export.names import rename
 from onnxqat.export.quiet import no_printing, quiet, reason
 
@@ -24,7 +24,9 @@ try:
     with no_printing(2):
         import keras
         import tensorflow as tf
-        import tf2onnx
+
+        from onnxqat.export.recurrent import as_nodes
+        from onnxqat.export.tensorflow_graph import converted
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed; run `pip install 'onnxqat[keras]'`") from error
 
@@ -86,7 +88,9 @@ def export(model: keras.Model | str | Path, path: str | Path | None = None, *, o
         results = source.call([tf.constant(arrays[spec.name]) for spec in source.inputs])
         return {name: value.numpy() for name, value in results.items()}
 
-    return finish(graph_model, path, [_sample(source, rows) for rows in (2, 3)], run, source.name)
+    for feeds in (_sample(source, rows) for rows in (2, 3)):
+        compare(graph_model, feeds, run(feeds), source.name)
+    return finish(graph_model, path)
 
 
 def load(name: str) -> keras.Model | Path:
@@ -200,26 +204,13 @@ def _checked(source: Source) -> Source:
 
 
 def _convert(source: Source, opset: int) -> onnx.ModelProto:
-    """Traces the forward pass and runs tf2onnx.
-
-    Keras's own `model.export(format="onnx")` runs tf2onnx as well, but writes to a file, loses the outputs' names and
-    reads no SavedModel.
-    """
-    proto: onnx.ModelProto
-    with quiet(), no_printing(2):
+    with quiet(), no_printing(2), as_nodes():
         try:
-            traced = tf.function(lambda *inputs: source.call(inputs), input_signature=source.inputs)
-            proto, _ = tf2onnx.convert.from_function(traced, source.inputs, opset=opset)
+            return converted(source.call, source.inputs, source.outputs, opset)
         except Exception as error:
             raise UnsupportedModelError(
                 f"{source.name}: tf2onnx cannot export it ({reason(error)}); replace the layer that it names"
             ) from error
-    # It sorts them by name.
-    by_name = {value.name: value for value in proto.graph.output}
-    ordered = [by_name[name] for name in source.outputs]
-    del proto.graph.output[:]
-    proto.graph.output.extend(ordered)
-    return proto
 
 
 def _sample(source: Source, rows: int) -> dict[str, NDArray[Any]]:

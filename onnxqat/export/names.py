@@ -21,16 +21,16 @@ def rename(graph: ir.Graph, model: str, layers: frozenset[str]) -> None:
     value_names = {str(value.name) for value in [*ends, *graph.initializers.values()]}
     node_names: set[str] = set()
     for node in graph:
-        node.name = _free(_node_path(node, model, layers), node_names)
+        node.name = free(_node_path(node, model, layers), node_names)
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
-                value.name = _free(node.name if index == 0 else f"{node.name}:{index}", value_names)
+                value.name = free(node.name if index == 0 else f"{node.name}:{index}", value_names)
                 # Every free axis has a name of its own there, the batch included.
                 value.shape = None
     for value in list(graph.initializers.values()):
         name = _parameter_path(value, model, layers)
         if name != value.name:
-            value.name = _free(name, value_names)
+            value.name = free(name, value_names)
     for value in ends:
         value.shape = ir.Shape([_axis(value, index, size) for index, size in enumerate(value.shape or ())])
 
@@ -38,23 +38,26 @@ def rename(graph: ir.Graph, model: str, layers: frozenset[str]) -> None:
 def _parameter_path(value: ir.Value, model: str, layers: frozenset[str]) -> str:
     """`weight` or `bias` under the first node that reads it; TensorFlow's own name for other constants that have one."""
     node, index = next(iter(value.uses()))
-    if index in _roles(node) or _invented(value):
-        return f"{node.name}/{_roles(node).get(index, f'constant_{index}')}"
+    if index in roles(node) or _invented(value):
+        return f"{node.name}/{roles(node).get(index, f'constant_{index}')}"
     return _layer_path(str(value.name), model, layers)
 
 
 def _node_path(node: ir.Node, model: str, layers: frozenset[str]) -> str:
     """Path of the layer that made the node; a Conv that absorbed what follows it goes by its weight, not by that."""
     path = _layer_path(str(node.name), model, layers)
-    weight = node.inputs[1] if 1 in _roles(node) else None
+    weight = node.inputs[1] if 1 in roles(node) else None
     if weight is None or not weight.is_initializer() or _invented(weight):
         return path
     owner, _, _ = _layer_path(str(weight.name), model, layers).rpartition("/")
     return owner if owner and owner.partition("/")[0] != path.partition("/")[0] else path
 
 
-def _roles(node: ir.Node) -> dict[int, str]:
-    return {1: "weight", 2: "bias"} if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else {}
+def roles(node: ir.Node) -> dict[int, str]:
+    """Roles of a weighted node's parameters by their place among its inputs; none for other nodes."""
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return {1: "weight", 2: "bias"}
+    return {1: "weight", 2: "recurrent_weight", 3: "bias"} if node.op_type in ("LSTM", "GRU", "RNN") else {}
 
 
 def _invented(value: ir.Value) -> bool:
@@ -86,7 +89,8 @@ def _layer_name(part: str, layers: frozenset[str], *, numbered: bool) -> str:
     return plain if plain in layers and (numbered or part not in layers) else part
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free(name: str, taken: set[str]) -> str:
+    """The name, numbered if it is taken; it is taken afterwards."""
     number, free = 1, name
     while free in taken:
         number, free = number + 1, f"{name}_{number}"

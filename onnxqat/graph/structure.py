@@ -1,0 +1,7 @@
+"""Structure in which the exported module returned its outputs, kept in the model's metadata."""
+
+from __future__ import annotations
+
+#: Key of the metadata that says how the framework's module returned its outputs, as JSON: the list of a dict's keys, in
+#: the order of the model's outputs, or `"tuple"` for a tuple of one. Without it, one output is a tensor, several a tuple.
+OUTPUTS = "onnxqat.outputs"
