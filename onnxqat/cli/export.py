@@ -27,13 +27,16 @@ def export_torch(
     ],
     output: options.Output,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 17,
+    exporter: Annotated[
+        str, typer.Option(help="torchscript, dynamo, or auto: the first of the two whose model answers as the module.")
+    ] = "auto",
 ) -> None:
     """Export a PyTorch module, checked against its own outputs."""
     outputs.check([output])
-    from onnxqat.export import torch as exporter
+    from onnxqat.export import torch as pytorch
 
-    samples = tuple(exporter.random_sample(text) for text in sample)
-    exporter.export(exporter.load_factory(factory), samples, output, opset=opset)
+    samples = tuple(pytorch.random_sample(text) for text in sample)
+    pytorch.export(pytorch.load_factory(factory), samples, output, opset=opset, exporter=pytorch.chosen(exporter))
     outputs.console.print(f"wrote {output}")
 
 

@@ -58,7 +58,7 @@ def write(forward: Forward, opset: int) -> ir.Model:
 
 
 def _exported(forward: Forward, opset: int) -> onnx.ModelProto:
-    """What the exporter writes; unoptimized, since its optimizer makes one of parameters that are equal."""
+    """Runs the exporter, without its optimizer, which would make one of parameters that are equal."""
     # Of a batch of one, torch.export would make a constant.
     inputs = tuple(torch.cat([value, value]) if len(value) == 1 else value for value in forward.inputs)
     silence = contextlib.redirect_stderr(memory.StringIO())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,18 @@ def check_request(path: str | Path | None, opset: int, newest: int) -> None:
         files.check(path, io.MODEL)
 
 
-def tidy(proto: onnx.ModelProto) -> ir.Model:
-    """Returns the exporter's graph with its parameters as plain initializers, each under its own name, and nothing unused."""
+def tidy(proto: onnx.ModelProto, known_as: Callable[[str], str] = str) -> ir.Model:
+    """Returns the exporter's graph with its parameters as plain initializers, each under its own name, and nothing unused.
+
+    Args:
+        proto: what the exporter wrote.
+        known_as: from a node's name to the one that the user knows, for messages.
+
+    Raises:
+        UnsupportedModelError: it holds operators that are not ONNX's.
+    """
+    _check_known(proto.graph.node, known_as)
     model = io.load(proto)
-    _check_known(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _fold_parameters(model.graph)
     eliminate_identities(model)
@@ -94,12 +102,12 @@ def finish(model: ir.Model, path: str | Path | None) -> onnx.ModelProto:
     return proto
 
 
-def _check_known(model: ir.Model) -> None:
+def _check_known(nodes: Iterable[onnx.NodeProto], known_as: Callable[[str], str]) -> None:
     # tf2onnx leaves an operator that it cannot convert in the graph under TensorFlow's name.
-    unknown = {node.op_type for node in model.graph.all_nodes() if not onnx.defs.has(node.op_type)}
+    unknown = {f"{node.op_type} of '{known_as(node.name)}'" for node in nodes if not onnx.defs.has(node.op_type)}
     if unknown:
         raise UnsupportedModelError(
-            f"model: operators {', '.join(sorted(unknown))} have no ONNX form; replace the layers that make them"
+            f"model: has operators without an ONNX form, {', '.join(sorted(unknown))}; replace the layers that make them"
         )
 
 

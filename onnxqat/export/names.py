@@ -40,16 +40,16 @@ def _parameter_path(value: ir.Value, model: str, layers: frozenset[str]) -> str:
     node, index = next(iter(value.uses()))
     if index in roles(node) or _invented(value):
         return f"{node.name}/{roles(node).get(index, f'constant_{index}')}"
-    return _layer_path(str(value.name), model, layers)
+    return layer_path(str(value.name), model, layers)
 
 
 def _node_path(node: ir.Node, model: str, layers: frozenset[str]) -> str:
     """Path of the layer that made the node; a Conv that absorbed what follows it goes by its weight, not by that."""
-    path = _layer_path(str(node.name), model, layers)
+    path = layer_path(str(node.name), model, layers)
     weight = node.inputs[1] if 1 in roles(node) else None
     if weight is None or not weight.is_initializer() or _invented(weight):
         return path
-    owner, _, _ = _layer_path(str(weight.name), model, layers).rpartition("/")
+    owner, _, _ = layer_path(str(weight.name), model, layers).rpartition("/")
     return owner if owner and owner.partition("/")[0] != path.partition("/")[0] else path
 
 
@@ -70,8 +70,8 @@ def _axis(value: ir.Value, index: int, size: int | ir.SymbolicDim) -> int | str:
     return "batch" if index == 0 else f"{value.name}_{index}"
 
 
-def _layer_path(name: str, model: str, layers: frozenset[str]) -> str:
-    """The name without the model's own, and without what was appended to the names of layers."""
+def layer_path(name: str, model: str, layers: frozenset[str]) -> str:
+    """Returns a name without the model's own, and without what was appended to the names of layers."""
     parts = re.sub(r"__\d+", "", name).removesuffix(":0").split("/")
     # A SavedModel's layers are called through functions of this name.
     parts = [part for part in parts[:-1] if not part.startswith("StatefulPartitionedCall")] + parts[-1:]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,8 +29,13 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """A framework's own reason, one line of at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    """Returns a framework's own reason, one line of at most 200 characters."""
+    plain = re.sub(r"\x1b\[\d+m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()] or [type(error).__name__]
+    for line, following in itertools.pairwise(lines):
+        # Keras names the layer on a line of its own, and then says the reason.
+        if layer := re.search(r"Exception encountered when calling (\w+)\.call\(\)", line):
+            return short_reason(Exception(f"{layer[1]}: {following}"))
     # TensorFlow begins with a traceback under this heading.
     return short_reason(Exception(lines[-1] if lines[0] == "in user code:" else lines[0]))
 

@@ -70,7 +70,7 @@ def _replacing(original: Callable[..., Result]) -> Callable[..., Result]:
         layer: keras.layers.RNN, sequences: tf.Tensor, initial_state: Any, mask: Any, training: bool = False
     ) -> Result:
         read = _CELLS.get(type(layer.cell))
-        weights = read(layer.cell) if read else None
+        weights = read(layer.cell, sequences.dtype) if read else None
         if weights is None or not set(weights.activations) <= _ACTIVATIONS.keys():
             return original(layer, sequences, initial_state, mask, training=training)
         states = [tf.convert_to_tensor(state) for state in initial_state]
@@ -168,50 +168,54 @@ def _is_zero(state: tf.Tensor) -> bool:
     return bool(made.type == "Fill" and tf.get_static_value(made.inputs[1]) == 0)
 
 
+def _parameter(variable: keras.Variable, dtype: tf.DType) -> tf.Tensor:
+    return tf.cast(tf.convert_to_tensor(variable), dtype)
+
+
 def _reordered(value: tf.Tensor, gates: Sequence[int]) -> tf.Tensor:
     parts = tf.split(value, len(gates), axis=-1)
     return tf.concat([parts[gate] for gate in gates], axis=-1)
 
 
-def _lstm(cell: Any) -> _Weights:
+def _lstm(cell: Any, dtype: tf.DType) -> _Weights:
     order = (0, 3, 1, 2)  # input, forget, cell, output to input, output, forget, cell
-    kernel, recurrent = tf.convert_to_tensor(cell.kernel), tf.convert_to_tensor(cell.recurrent_kernel)
+    kernel, recurrent = _parameter(cell.kernel, dtype), _parameter(cell.recurrent_kernel, dtype)
     size = 4 * cell.units
-    bias = tf.convert_to_tensor(cell.bias) if cell.use_bias else tf.zeros([size], kernel.dtype)
+    bias = _parameter(cell.bias, dtype) if cell.use_bias else tf.zeros([size], dtype)
     return _Weights(
         "LSTM",
         _reordered(kernel, order),
         _reordered(recurrent, order),
-        tf.concat([_reordered(bias, order), tf.zeros([size], bias.dtype)], axis=0),
+        tf.concat([_reordered(bias, order), tf.zeros([size], dtype)], axis=0),
         (cell.recurrent_activation.__name__, cell.activation.__name__, cell.activation.__name__),
         {},
     )
 
 
-def _gru(cell: Any) -> _Weights:
-    kernel, recurrent = tf.convert_to_tensor(cell.kernel), tf.convert_to_tensor(cell.recurrent_kernel)
+def _gru(cell: Any, dtype: tf.DType) -> _Weights:
+    kernel, recurrent = _parameter(cell.kernel, dtype), _parameter(cell.recurrent_kernel, dtype)
     size = 3 * cell.units
-    bias = tf.convert_to_tensor(cell.bias) if cell.use_bias else tf.zeros([size], kernel.dtype)
+    bias = _parameter(cell.bias, dtype) if cell.use_bias else tf.zeros([size], dtype)
     bias = tf.reshape(bias, [-1])
     return _Weights(
         "GRU",
         kernel,
         recurrent,
-        bias if bias.shape[0] == 2 * size else tf.concat([bias, tf.zeros([size], bias.dtype)], axis=0),
+        bias if bias.shape[0] == 2 * size else tf.concat([bias, tf.zeros([size], dtype)], axis=0),
         (cell.recurrent_activation.__name__, cell.activation.__name__),
         {"linear_before_reset": int(cell.reset_after)},
     )
 
 
-def _rnn(cell: Any) -> _Weights:
-    kernel, recurrent = tf.convert_to_tensor(cell.kernel), tf.convert_to_tensor(cell.recurrent_kernel)
-    zeros = tf.zeros([cell.units], kernel.dtype)
-    bias = tf.convert_to_tensor(cell.bias) if cell.use_bias else zeros
+def _rnn(cell: Any, dtype: tf.DType) -> _Weights:
+    kernel, recurrent = _parameter(cell.kernel, dtype), _parameter(cell.recurrent_kernel, dtype)
+    zeros = tf.zeros([cell.units], dtype)
+    bias = _parameter(cell.bias, dtype) if cell.use_bias else zeros
     return _Weights("RNN", kernel, recurrent, tf.concat([bias, zeros], axis=0), (cell.activation.__name__,), {})
 
 
 #: Readers of the cells that ONNX has a node for; not of the user's subclasses, which may compute anything.
-_CELLS: dict[type, Callable[[Any], _Weights]] = {
+_CELLS: dict[type, Callable[[Any, tf.DType], _Weights]] = {
     keras.layers.LSTMCell: _lstm,
     keras.layers.GRUCell: _gru,
     keras.layers.SimpleRNNCell: _rnn,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx
 import tensorflow as tf
 import tf2onnx
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+from tensorflow.python.grappler import tf_optimizer
 
 from onnxqat.export.tensorflow_operators import HANDLERS
 
@@ -18,44 +19,77 @@ def converted(call: Call, inputs: Sequence[tf.TensorSpec], outputs: Sequence[str
     """Traces a function and writes it as ONNX, with its outputs in the given order.
 
     Keras's own `model.export(format="onnx")` runs tf2onnx as well, but writes to a file, loses the outputs' names and
-    reads no SavedModel.
+    reads no SavedModel. `tf2onnx.convert.from_function` makes an input of every tensor that the function captures, such as
+    the mean that Normalization was adapted to.
     """
+    traced = tf.function(lambda *given: call(given), input_signature=inputs).get_concrete_function()
+    # Behind the inputs there is what the function captures: variables, tensors, tables.
+    placeholders = [value.name for value in traced.inputs[: len(inputs)]]
+    # TensorFlow flattens a dict by the order of its keys.
+    results = dict(zip(sorted(traced.structured_outputs), (value.name for value in traced.outputs), strict=True))
+    graph = tf2onnx.tf_loader.from_function(traced, placeholders, list(results.values()))
+    _check_tables(graph)
+    graph = _inlined(graph, [*placeholders, *results.values()])
+    _cancel_reversals(graph)
     proto: onnx.ModelProto
-    proto, _ = tf2onnx.convert.from_function(
-        _without_calls(call, inputs), inputs, opset=opset, custom_op_handlers=dict(HANDLERS)
+    proto, _ = tf2onnx.convert.from_graph_def(
+        graph,
+        input_names=placeholders,
+        output_names=[results[name] for name in outputs],
+        opset=opset,
+        custom_op_handlers=dict(HANDLERS),
+        tensors_to_rename={
+            **{name: spec.name for name, spec in zip(placeholders, inputs, strict=True)},
+            **{result: name for name, result in results.items()},
+        },
     )
-    # It sorts them by name.
-    by_name = {value.name: value for value in proto.graph.output}
-    del proto.graph.output[:]
-    proto.graph.output.extend(by_name[name] for name in outputs)
     return proto
 
 
-def _without_calls(call: Call, inputs: Sequence[tf.TensorSpec]) -> tf.types.experimental.GenericFunction:
-    """The function with its variables, and the tensors that it captures, as constants, and its compiled parts as plain ones.
+def _inlined(graph: tf.compat.v1.GraphDef, ends: Sequence[str]) -> tf.compat.v1.GraphDef:
+    """Inlines functions that XLA is to compile, as Keras has it for grouped convolutions; others are inlined by now."""
+    functions = graph.library.function
+    holders = (*functions, *graph.node, *(node for function in functions for node in function.node_def))
+    compiled = [h for h in holders if "_XlaMustCompile" in h.attr and h.attr["_XlaMustCompile"].b]
+    if not compiled:
+        return graph
+    for holder in compiled:
+        del holder.attr["_XlaMustCompile"]
+    config = config_pb2.ConfigProto()
+    rewriting = config.graph_options.rewrite_options
+    rewriting.optimizers[:] = ["function"]
+    rewriting.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
+    rewriting.min_graph_nodes = -1  # otherwise graphs of few nodes stay as they are
+    with tf.Graph().as_default():
+        tf.import_graph_def(graph, name="")
+        whole = tf.compat.v1.train.export_meta_graph(graph_def=graph)
+    whole.collection_def["train_op"].node_list.value.extend(ends)
+    return tf_optimizer.OptimizeGraph(config, whole)
 
-    tf2onnx makes an input of every tensor that a function captures: the mean that Normalization was adapted to. It
-    inlines no function that is to be compiled by XLA, as Keras has it for grouped convolutions on the CPU.
-    """
-    traced = tf.function(lambda *given: call(given), input_signature=inputs).get_concrete_function()
-    frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False, aggressive_inlining=True)
-    names = dict(zip(traced.structured_outputs, (value.name for value in frozen.outputs), strict=True))
-    placeholders = [value.name for value in frozen.inputs]
-    graph = frozen.graph.as_graph_def()
-    for function in graph.library.function:
-        function.attr.pop("_XlaMustCompile", None)
-    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
-        for node in nodes:
-            node.attr.pop("_XlaMustCompile", None)
-    # What maps to an input goes, or the input would get another name beside it.
-    kept = [node for node in graph.node if f"{node.name}:0" not in placeholders]
-    del graph.node[:]
-    graph.node.extend(kept)
 
-    def imported(*given: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = tf.graph_util.import_graph_def(
-            graph, dict(zip(placeholders, given, strict=True)), list(names.values()), name=""
+def _check_tables(graph: tf.compat.v1.GraphDef) -> None:
+    tables = {node.name for node in graph.node if node.op == "Placeholder" and node.attr["dtype"].type == tf.resource}
+    for node in graph.node:
+        if tables.intersection(node.input):
+            raise ValueError(f"{node.op} of '{node.name}' reads a table, which ONNX does not have")
+
+
+def _cancel_reversals(graph: tf.compat.v1.GraphDef) -> None:
+    """Removes reversals of what is reversed already, as Bidirectional makes them of its backward layer's outputs."""
+    nodes = {node.name: node for node in graph.node}
+    reversals = {node.name: node for node in graph.node if node.op == "ReverseV2"}
+
+    def axes(node: tf.compat.v1.NodeDef) -> bytes:
+        constant = nodes[node.input[1].partition(":")[0]]
+        return bytes(
+            constant.attr["value"].tensor.SerializeToString() if constant.op == "Const" else constant.name.encode()
         )
-        return dict(zip(names, found, strict=True))
 
-    return tf.function(imported, input_signature=inputs)
+    direct = {
+        name: inner.input[0]
+        for name, outer in reversals.items()
+        if (inner := reversals.get(outer.input[0].partition(":")[0])) is not None and axes(inner) == axes(outer)
+    }
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = direct.get(name, name)

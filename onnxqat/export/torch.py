@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import onnx
 import onnx_ir as ir
@@ -67,8 +67,7 @@ def export(
         UnsupportedModelError: the module cannot be written as ONNX, or not for every batch size.
     """
     check_request(path, opset, NEWEST_OPSET)
-    if exporter not in get_args(Exporter):
-        raise InputError(f"exporter {exporter!r}: is none of PyTorch's; use {', '.join(get_args(Exporter))}")
+    chosen(exporter)
     inputs = (sample,) if isinstance(sample, torch.Tensor) else tuple(sample)
     check_sample(inputs)
     with evaluation(module):
@@ -79,6 +78,18 @@ def export(
     if asked.structure is not None:
         model.metadata_props[OUTPUTS] = asked.structure
     return finish(model, path)
+
+
+def chosen(exporter: str) -> Exporter:
+    """Returns the exporter of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for known in get_args(Exporter):
+        if exporter == known:
+            return cast("Exporter", known)
+    raise InputError(f"exporter {exporter!r}: is none of PyTorch's; use {', '.join(get_args(Exporter))}")
 
 
 def _answering(passes: list[Forward], opset: int, exporter: Exporter) -> ir.Model:

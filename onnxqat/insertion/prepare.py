@@ -29,6 +29,7 @@ from onnxqat.graph.types import infer
 from onnxqat.insertion.activations import write_hard_activations
 from onnxqat.insertion.affine import decompose_batch_normalization, fold_affine
 from onnxqat.insertion.bounds import bound_activations
+from onnxqat.insertion.einsum import einsum_as_matmul
 from onnxqat.insertion.fixed import fix_inputs
 from onnxqat.insertion.gemm import make_bias_a_vector
 from onnxqat.insertion.half import float16_to_float32
@@ -50,6 +51,7 @@ SIMPLIFICATIONS = (
     bound_activations,
     write_hard_activations,
     share_tables,
+    einsum_as_matmul,
     make_bias_a_vector,
     sum_bias_in_gemm,
     fold_affine,

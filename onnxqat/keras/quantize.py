@@ -39,7 +39,9 @@ def quantize(
         deployed = quantized.fold()
         ```
     """
-    exported = export(model, opset=opset)
+    # A subclassed model's inputs are known from the dataset alone.
+    known = bool(getattr(model, "inputs", None)) or not hasattr(dataset, "element_spec")
+    exported = export(model, opset=opset, dataset=None if known else dataset)
     names = [value.name for value in exported.graph.input]
 
     def inputs(element: Any) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from onnxqat import gradients
-from onnxqat.autodiff.rules.einsum import Equation, parse
 from onnxqat.errors import UnsupportedModelError
+from onnxqat.graph.equation import Equation, parse
 from tests.autodiff.rules.against_torch import assert_matches_torch, model, normal
 
 _CASES = {
