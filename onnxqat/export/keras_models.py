@@ -129,19 +129,26 @@ def from_saved_model(folder: Path) -> Source:
 
 @contextlib.contextmanager
 def single_precision(model: keras.Model) -> Iterator[None]:
-    """Lets layers of half precision compute in float32, as long as it lasts; their variables stay as they are."""
+    """Lets a model of half precision hold float32 and compute in it, as long as it lasts."""
     layers = [layer for layer in model._flatten_layers() if layer.compute_dtype in _HALF]
     policies = [layer.dtype_policy for layer in layers]
+    # Keras has no way to change a variable's type; some of its layers read variables as they are, whatever the policy.
+    variables = [variable for variable in model.variables if variable.dtype in _HALF]
+    values = [(variable._value, variable._dtype) for variable in variables]
     if policies:
         names = " and ".join(sorted({policy.name for policy in policies}))
         log.warning("%s: exported as float32; its layers are %s", model.name, names)
     try:
         for layer in layers:
             layer.dtype_policy = "float32"
+        for variable, (value, _) in zip(variables, values, strict=True):
+            variable._value, variable._dtype = tf.Variable(tf.cast(value, tf.float32)), "float32"
         yield
     finally:
         for layer, policy in zip(layers, policies, strict=True):
             layer.dtype_policy = policy
+        for variable, (value, dtype) in zip(variables, values, strict=True):
+            variable._value, variable._dtype = value, dtype
 
 
 def _subclassed(model: keras.Model, elements: Any) -> Source:

@@ -89,11 +89,12 @@ def test_layers_of_half_precision_are_exported_as_float32(policy, caplog):
     hidden = made[0](x)
     model = keras.Model(x, layers.Dense(2, dtype=policy, name="dense")(made[1](hidden, hidden)), name="half")
     proto = export(model)
-    kinds = {value.data_type for value in proto.graph.initializer}
-    assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    assert half.isdisjoint(value.data_type for value in proto.graph.initializer)
     assert {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)} == {1}
     assert f"half: exported as float32; its layers are {policy}" in caplog.text
     assert model.get_layer("dense").dtype_policy.name == policy
+    assert model.get_layer("dense").kernel.dtype == ("float16" if policy == "float16" else "float32")
     series = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     want = keras.ops.cast(model(series), "float32").numpy()
