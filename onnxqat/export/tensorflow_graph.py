@@ -48,7 +48,7 @@ def converted(call: Call, inputs: Sequence[tf.TensorSpec], outputs: Sequence[str
 
 def _inlined(graph: tf.compat.v1.GraphDef, ends: Sequence[str]) -> tf.compat.v1.GraphDef:
     """Inlines functions that XLA is to compile, as Keras has it for grouped convolutions; others are inlined by now."""
-    functions = graph.library.function
+    functions = [f for field, library in graph.ListFields() if field.name == "library" for f in library.function]
     holders = (*functions, *graph.node, *(node for function in functions for node in function.node_def))
     compiled = [h for h in holders if "_XlaMustCompile" in h.attr and h.attr["_XlaMustCompile"].b]
     if not compiled:
