@@ -127,10 +127,11 @@ def test_configuration_may_be_one_of_nncf(call, data, tmp_path):
     config.write_text(f'{{ // of the classifier\n "compression": {{{algorithm}}} }}')
     assert call("insert", SEPARABLE, "--calibration", data / "train.npz", "--config", config, "-o", qdq)[0] == 0
     assert "-64 … 63" in call("inspect", qdq)[1]
-    config.write_text('{"compression": {"algorithm": "quantization"}, "batch_size": 8}')
+    config.write_text('{"compression": {"algorithm": "quantization", "batch_size": 8}}')
     status, _, error = call("insert", SEPARABLE, "--calibration", data / "train.npz", "--config", config, "-o", qdq)
     assert status == 2
-    assert error == f"error: {config}: NNCF configuration: batch_size: no such key; check its spelling, or remove it\n"
+    fact = "NNCF configuration: compression.batch_size: no such key; check its spelling, or remove it"
+    assert error == f"error: {config}: {fact}\n"
 
 
 def test_inspect_says_what_stays_in_float_and_what_can_be_trained(call, data, tmp_path):
