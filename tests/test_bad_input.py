@@ -329,7 +329,7 @@ CONFIGS = {
     "unknown key": (b'{"wieght_bits": 4}', "wieght_bits: no such key; check its spelling"),
     "out of range": (b'{"weight_bits": 9}', "weight_bits"),
     "wrong type": (b'{"weight_bits": "4"}', "weight_bits"),
-    "rule without selector": (b'{"ignore": [{}]}', "give exactly one of name, pattern and type"),
+    "rule without selector": (b'{"ignore": [{}]}', "give exactly one of name, pattern, type and scope"),
     "bad expression": (b'{"ignore": [{"pattern": "("}]}', "is not a regular expression"),
     "rule that matches nothing": (b'{"ignore": [{"name": "nothing"}]}', "matches no node"),
     "unknown target": (b'{"target": "abacus"}', "target"),
