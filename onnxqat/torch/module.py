@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 
 from onnxqat.data import sources
 from onnxqat.data.batch import Batch, Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
-from onnxqat.torch.run import run
+from onnxqat.torch.graph import Graph
+from onnxqat.torch.operator import bound, run
 from onnxqat.torch.scopes import register
 from onnxqat.training.resume.float_state import reason_to_refuse
 from onnxqat.training.statistics import Statistics, statistics
@@ -55,14 +55,17 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self, qdq: ir.Model, threads: int) -> None:
         super().__init__()
-        self._wrapped = Wrapped(qdq, threads)
-        self._first = whole = self._wrapped.whole
-        self._signature = Signature.of(qdq, ())
+        self._graph = Graph(Wrapped(qdq, threads), Signature.of(qdq, ()))
+        self._first = whole = self._graph.wrapped.whole
+        self._outputs, self._computed = whole.outputs, whole.computed
+        self._fixed = {name: torch.from_numpy(array.copy()) for name, array in whole.fixed.items()}
+        dtypes = {name: dtype for name, (dtype, _) in self._graph.signature.inputs.items()}
+        self._dtypes = {name: torch.from_numpy(np.zeros(0, dtype)).dtype for name, dtype in dtypes.items()}
         self._names: dict[str, str] = {}
         self.kinds: dict[str, Kind] = {}
         # Not in `state_dict`, as they are not what is trained; data parallelism takes them from the first process all the same.
-        for name, bound in zip(("_lowest", "_highest"), self._wrapped.bounds, strict=True):
-            self.register_buffer(name, torch.from_numpy(bound), persistent=False)
+        for name, values in zip(("_lowest", "_highest"), self._graph.wrapped.bounds, strict=True):
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
         for parameter in whole.layout.parameters:
             name = register(self, parameter.name, torch.from_numpy(parameter.view(whole.initial).copy()))
             self._names[name], self.kinds[name] = parameter.name, parameter.kind
@@ -74,7 +77,12 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
     @property
     def schedule(self) -> QuantizationSchedule:
         """Start epochs of quantization (`Config.weight_start_epoch`, …): call its `epoch_step()` after each epoch."""
-        return self._wrapped.schedule
+        return self._graph.wrapped.schedule
+
+    @property
+    def _stage(self) -> str:
+        stage = self.schedule.stage
+        return " ".join(["activations"] * stage.activations + ["weights"] * stage.weights)
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Runs the graph.
@@ -83,19 +91,24 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
             InputError: a tensor does not fit the model, or is not on the CPU; a parameter is not float32.
             UnsupportedModelError: a gradient is asked for that a node does not let pass; the message names all of them.
         """
+        given = self._given(inputs, named)
         parameters = {self._names[name]: parameter for name, parameter in self.named_parameters()}
-        tensors = {**self._given(inputs, named), **parameters}
-        for name, tensor in tensors.items():
+        for name, tensor in {**given, **parameters}.items():
             if tensor.device.type != "cpu" or (name in parameters and tensor.dtype != torch.float32):
                 raise InputError(
                     f"tensor {name!r}: is {tensor.dtype} on {tensor.device}, the graph takes float32 on the CPU; "
                     "call .cpu().float() on the module and its inputs"
                 )
-        self._project()
-        outputs = run(self._wrapped, tensors)
-        whole = self._wrapped.whole
-        known = {**{name: torch.from_numpy(array) for name, array in whole.fixed.items()}, **tensors, **outputs}
-        results = tuple(known[name] for name in whole.outputs)
+        self._bound(parameters)
+        buffers = dict(self.named_buffers())
+        known = {**given, **parameters, **{name: buffers[key] for key, name in self._buffer_names.items()}}
+        tensors = [known[name] for name in self._graph.tensors]
+        differentiated = torch.is_grad_enabled()
+        asked = [differentiated and tensor.requires_grad for tensor in tensors]
+        found = run(self._graph.name, self._stage, asked, tensors)
+        known.update({name: tensor.clone() for name, tensor in self._fixed.items()})
+        known.update(zip(self._computed, found, strict=False))  # behind the outputs stands what the gradient reads
+        results = tuple(known[name] for name in self._outputs)
         return results[0] if len(results) == 1 else results
 
     def groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -145,15 +158,18 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         return torch.frombuffer(bytearray(io.to_proto(self._first.qdq).SerializeToString()), dtype=torch.uint8)
 
     def _given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        names = list(self._signature.inputs)
+        names = list(self._dtypes)
         if len(inputs) > len(names):
             raise InputError(f"module: {len(inputs)} inputs given; the model takes {', '.join(names)}")
         given = {**dict(zip(names, inputs, strict=False)), **named}
         for name, tensor in given.items():
             if not isinstance(tensor, torch.Tensor):
                 raise InputError(f"input {name!r}: is a {type(tensor).__name__}; give tensors")
-        arrays = check_batch(given, self._signature)
-        return {name: tensor.to(torch.from_numpy(arrays[name]).dtype) for name, tensor in given.items()}
+        signature = self._graph.signature
+        given = {name: tensor for name, tensor in given.items() if name not in signature.fixed}
+        if set(given) != set(names):
+            check_batch(given, signature)  # says which is missing or unknown
+        return {name: _widened(given[name], dtype) for name, dtype in self._dtypes.items()}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         """Refuses a float model's state where a normalization was folded into this one's weights: they would not fit."""
@@ -161,7 +177,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         given = {
             self._names[key]: state_dict[f"{prefix}{key}"].detach().cpu().numpy() for key in keys if key in self._names
         }
-        whole, scales = self._wrapped.whole, [self._names[name] for name, kind in self.kinds.items() if kind == "scale"]
+        whole, scales = self._graph.wrapped.whole, self._graph.scales_and_others[0]
         initial = whole.layout.named(whole.initial)
         reason = reason_to_refuse(keys, given, initial, whole.folded, scales)
         if reason is not None:
@@ -171,30 +187,33 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
             )
         super()._load_from_state_dict(state_dict, prefix, *others)
 
-    def _project(self) -> None:
-        """Sets the graph to the zero points held, and clips scales to their bounds; touches no others: PyTorch counts changes."""
+    def _bound(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Clips scales to their bounds, in place; touches no others, unless compiled: PyTorch counts changes."""
         buffers = dict(self.named_buffers())
-        self._wrapped.set_zero_points({name: _array(buffers[key]) for key, name in self._buffer_names.items()})
-        self._wrapped.bounds = _array(buffers["_lowest"]), _array(buffers["_highest"])
-        initializers = {self._names[name]: parameter for name, parameter in self.named_parameters()}
-        arrays = {name: _array(parameter) for name, parameter in initializers.items()}
+        bounds = [buffers["_lowest"], buffers["_highest"]]
         with torch.no_grad():
-            for name, array in self._wrapped.within_bounds(arrays).items():
-                initializers[name].copy_(torch.from_numpy(np.asarray(array)))
+            if torch.compiler.is_compiling():
+                scales, others = ([parameters[name] for name in names] for names in self._graph.scales_and_others)
+                bound(self._graph.name, scales, others, bounds)
+                return
+            for name, array in self._graph.out_of_bounds(parameters, bounds):
+                parameters[name].copy_(array)
 
     def _model(self) -> onnx.ModelProto:
-        self._project()
-        arrays = {}
+        self._bound({self._names[name]: parameter for name, parameter in self.named_parameters()})
+        wrapped, buffers, arrays = self._graph.wrapped, dict(self.named_buffers()), {}
+        wrapped.set_zero_points({name: buffers[key].cpu().numpy() for key, name in self._buffer_names.items()})
         for name, tensor in self.named_parameters():
             array = tensor.detach().cpu().float().numpy()
             if not np.isfinite(array).all():
                 raise InputError(f"parameter {name!r}: holds NaN or infinity; go back to an earlier state")
             arrays[self._names[name]] = array
-        model = io.load(self._wrapped.whole.model(arrays))
+        model = io.load(wrapped.whole.model(arrays))
         self.schedule.note(model)
         return ir.to_proto(model)
 
 
-def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return array
+def _widened(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in the model's type where that loses nothing: of half precision, say. The graph refuses other types."""
+    wider = tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) == dtype
+    return tensor.to(dtype) if wider else tensor

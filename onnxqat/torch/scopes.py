@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 
+def _never_runs(name: str) -> Callable[..., Any]:
+    """The method of that name, which registers a hook that runs with a module, with a warning."""
+
+    def register(self: Scope, *arguments: Any, **settings: Any) -> Any:
+        warnings.warn(
+            f"{name} on {self._path!r}: never runs, as the ONNX graph computes this layer with all others; "
+            "register it on the whole module, or Tensor.register_hook on a parameter",
+            stacklevel=2,
+        )
+        return getattr(torch.nn.Module, name)(self, *arguments, **settings)
+
+    return register
+
+
 class Scope(torch.nn.Module):  # type: ignore[misc]
-    """Holds the parameters whose names begin alike."""
+    """Holds the parameters whose names begin alike; it is never called."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    register_forward_hook = _never_runs("register_forward_hook")
+    register_forward_pre_hook = _never_runs("register_forward_pre_hook")
+    register_full_backward_hook = _never_runs("register_full_backward_hook")
+    register_full_backward_pre_hook = _never_runs("register_full_backward_pre_hook")
+    register_backward_hook = _never_runs("register_backward_hook")
 
 
 def register(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, buffer: bool = False) -> str:
@@ -14,12 +42,13 @@ def register(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, buffer: 
 
     A part that a module cannot hold, empty or taken by something else, gets a trailing underscore.
     """
-    owner, path = root, []
+    path: list[str] = []
+    owner = root
     *scopes, leaf = name.split(".")
     for scope in scopes:
         scope = _free(owner, scope, Scope)
         if not hasattr(owner, scope):
-            owner.add_module(scope, Scope())
+            owner.add_module(scope, Scope(".".join([*path, scope])))
         owner = getattr(owner, scope)
         path.append(scope)
     leaf = _free(owner, leaf)

@@ -27,6 +27,7 @@ class QuantizationSchedule:
 
     Attributes:
         epoch: the epoch that is being trained, from 0.
+        stage: kinds that are quantized now.
 
     Example:
         ```python
@@ -40,6 +41,7 @@ class QuantizationSchedule:
     def __init__(self, starts: StartEpochs) -> None:
         self._starts = starts
         self.epoch = 0
+        self.stage = starts.at(0)
 
     def epoch_step(self, epoch: int | None = None) -> None:
         """Begins the next epoch, or the one given.
@@ -50,7 +52,7 @@ class QuantizationSchedule:
         reached = self.epoch + 1 if epoch is None else epoch
         if reached < 0:
             raise InputError(f"epoch: is {reached}; count from 0")
-        self.epoch = reached
+        self.epoch, self.stage = reached, self._starts.at(reached)
 
     def state_dict(self) -> dict[str, int]:
         """The state for a checkpoint."""
@@ -64,11 +66,6 @@ class QuantizationSchedule:
     def is_staged(self) -> bool:
         """Whether some quantizers begin to work after the first epoch."""
         return self._starts != StartEpochs()
-
-    @property
-    def stage(self) -> Stage:
-        """Stage that says what is quantized now."""
-        return self._starts.at(self.epoch)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

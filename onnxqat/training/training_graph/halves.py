@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,6 @@ class Function:
         self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
         self.safety = PairSafety(qdq)
         self._threads = threads
-        self._plain: Program | None = None
         self._halves: dict[frozenset[str], Halves] = {}
 
     def model(self, arrays: Mapping[str, Floats]) -> onnx.ModelProto:
@@ -127,12 +127,15 @@ class Function:
 
     def evaluate(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Only the computed outputs."""
-        if self._plain is None:
-            model = self._forward.clone()
-            schedule(model, self.computed)
-            make_inputs(model.graph, self._parameters)
-            self._plain = Program(model, self._threads)
-        return self._plain(values)
+        return self.plain(values)
+
+    @cached_property
+    def plain(self) -> Program:
+        """The graph of the computed outputs alone."""
+        model = self._forward.clone()
+        schedule(model, self.computed)
+        make_inputs(model.graph, self._parameters)
+        return Program(model, self._threads)
 
     def halves(self, wrt: frozenset[str]) -> Halves:
         """The parts of the gradient graph by these inputs and parameters; built once.
