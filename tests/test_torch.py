@@ -409,9 +409,9 @@ def test_statistics_compare_with_the_model_that_the_module_was_made_of(module):
 def test_one_call_quantizes_a_module_on_its_loader():
     network = Network(normalized=True).eval()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, LABEL), batch_size=8)
-    module = quantize(network, X[:1], loader, onnxqat.Config(target="openvino"))
+    module = quantize(network, X[:1], loader, onnxqat.Config(target="openvino")).train()
     proto = onnxqat.insert(export(network, X[:1]), loader, onnxqat.Config(target="openvino"))
-    assert to_model(module) == to_model(as_module(proto))
+    assert to_model(module).graph == to_model(as_module(proto)).graph
     assert module.fold() == onnxqat.fold(to_model(module))
     with torch.no_grad():
         np.testing.assert_allclose(module(X), network(X), atol=0.05)
@@ -566,6 +566,25 @@ def test_a_hook_that_cannot_run_is_warned_of():
     module.conv.weight.register_hook(lambda gradient: seen.append(True))
     module(X).sum().backward()
     assert len(seen) == 2
+
+
+def test_dropout_that_is_gone_is_said_once():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Dropout(0.5), torch.nn.Dropout(0.0)).eval()
+    module = as_module(quantize(network, X[:1], [{"input": BATCH["x"]}]).structure())
+    with pytest.warns(UserWarning, match="module: dropout of '1' is gone in the ONNX graph, in training mode too"):
+        module.train()
+    assert module.train() is module
+
+
+@pytest.mark.parametrize("structure", ['["logits"]', '"tuple"'], ids=["dict", "tuple"])
+def test_outputs_have_the_structure_that_the_export_knew(structure):
+    proto = model(BODY, **WEIGHTS)
+    onnx.helper.set_model_props(proto, {"onnxqat.outputs": structure})
+    module = as_module(onnxqat.insert(proto, [{"x": BATCH["x"]}]))
+    found = module(X)
+    assert isinstance(found, dict if "logits" in structure else tuple)
+    (logits,) = found.values() if isinstance(found, dict) else found
+    assert logits.shape == (16, 5)
 
 
 def test_assigned_storage_is_what_runs(module):

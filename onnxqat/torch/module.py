@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ from onnxqat.data.batch import Batch, Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
+from onnxqat.graph.structure import OUTPUTS
 from onnxqat.torch.graph import Graph
 from onnxqat.torch.operator import bound, run
 from onnxqat.torch.scopes import register
@@ -24,11 +27,15 @@ from onnxqat.training.statistics import Statistics, statistics
 from onnxqat.training.training_graph.parameters import Kind
 from onnxqat.training.wrapped import QuantizationSchedule, Wrapped
 
+#: Key of the model's metadata: names of the float module's dropout layers, as a JSON list.
+DROPOUT = "onnxqat.dropout"
+
 
 class QdqModule(torch.nn.Module):  # type: ignore[misc]
     """A Q/DQ model whose initializers are PyTorch's; call it with tensors in the model's input order, or by name.
 
-    It returns a tensor, or a tuple in the model's order where there are several outputs. Gradients are those of
+    It returns what the exported module returned, a dict of tensors, say; of a model that does not tell, a tensor, or a tuple in
+    the model's order where there are several outputs. Gradients are those of
     `onnxqat.Trainer.gradients`, for inputs that require one too; a parameter whose `requires_grad` is False is left out of the
     backward graph. Where no gradient is asked for (`torch.no_grad`), only the forward graph runs. Training and evaluation
     mode are the same.
@@ -57,6 +64,8 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._graph = Graph(Wrapped(qdq, threads), Signature.of(qdq, ()))
         self._first = whole = self._graph.wrapped.whole
+        self._structure = json.loads(qdq.metadata_props.get(OUTPUTS, "null"))
+        self._dropout = json.loads(qdq.metadata_props.get(DROPOUT, "[]"))
         self._outputs, self._computed = whole.outputs, whole.computed
         self._fixed = {name: torch.from_numpy(array.copy()) for name, array in whole.fixed.items()}
         dtypes = {name: dtype for name, (dtype, _) in self._graph.signature.inputs.items()}
@@ -84,7 +93,7 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         stage = self.schedule.stage
         return " ".join(["activations"] * stage.activations + ["weights"] * stage.weights)
 
-    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         """Runs the graph.
 
         Raises:
@@ -109,7 +118,21 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         known.update({name: tensor.clone() for name, tensor in self._fixed.items()})
         known.update(zip(self._computed, found, strict=False))  # behind the outputs stands what the gradient reads
         results = tuple(known[name] for name in self._outputs)
-        return results[0] if len(results) == 1 else results
+        if isinstance(self._structure, list):
+            return dict(zip(self._structure, results, strict=True))
+        return results[0] if self._structure is None and len(results) == 1 else results
+
+    def train(self, mode: bool = True) -> QdqModule:
+        """See `torch.nn.Module.train`; warns once where the float module had dropout, which the graph does not have."""
+        if mode and self._dropout:
+            named = ", ".join(map(repr, self._dropout))
+            self._dropout = []
+            warnings.warn(
+                f"module: dropout of {named} is gone in the ONNX graph, in training mode too; regularize by weight decay",
+                stacklevel=2,
+            )
+        super().train(mode)
+        return self
 
     def groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: decay only for weights, and for each scale a learning rate relative to its size.
