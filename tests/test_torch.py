@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 import torch._dynamo.testing
 from onnx import numpy_helper
+from torch import library
 from torch.nn import functional
 
 import onnxqat
@@ -524,15 +525,15 @@ def operands(module):
 
 def test_operators_do_what_they_declare(module):
     name, stage, asked, tensors = operands(module)
-    torch.library.opcheck(run_operator, (name, stage, asked, tensors))
+    library.opcheck(run_operator, (name, stage, asked, tensors))
     call = module._graph.call(stage, asked)
     found = dict(zip(call.results, run_operator(name, stage, asked, tensors), strict=True))
     known = {**dict(zip(module._graph.tensors, tensors, strict=True)), **found}
     saved = [known[one].detach() for one in call.saved(["x"])]
-    torch.library.opcheck(run_backward, (name, stage, asked, saved, [TARGET]))
+    library.opcheck(run_backward, (name, stage, asked, saved, [TARGET]))
     scales, others = ([known[one].detach().clone() for one in names] for names in module._graph.scales_and_others)
     bounds = [module._lowest, module._highest]
-    torch.library.opcheck(bound, (name, [-scale for scale in scales], others, bounds))
+    library.opcheck(bound, (name, [-scale for scale in scales], others, bounds))
 
 
 def test_a_module_computes_after_it_was_called_by_others_parameters_and_in_a_checkpoint(module):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import library
 
 from onnxqat.torch.graph import Graph, as_tensor
 from onnxqat.training.engine import as_value
@@ -19,7 +20,7 @@ from onnxqat.training.training_graph.halves import cotangent
 Tensors = Sequence[torch.Tensor]
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "onnxqat::run", mutates_args=(), schema="(str graph, str stage, bool[] asked, Tensor[] tensors) -> Tensor[]"
 )  # type: ignore[untyped-decorator]
 def run(graph: str, stage: str, asked: Sequence[bool], tensors: Tensors) -> list[torch.Tensor]:
@@ -47,7 +48,7 @@ def _(graph: str, stage: str, asked: Sequence[bool], tensors: Tensors) -> list[t
     return [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, call.types, strict=True)]
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "onnxqat::run_backward",
     mutates_args=(),
     schema="(str graph, str stage, bool[] asked, Tensor[] saved, Tensor[] cotangents) -> Tensor[]",
@@ -115,7 +116,7 @@ run.register_autograd(_backward, setup_context=_remember)
 run_backward.register_autograd(_second)
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "onnxqat::bound",
     mutates_args={"scales"},
     schema="(str graph, Tensor(a!)[] scales, Tensor[] others, Tensor[] bounds) -> ()",
