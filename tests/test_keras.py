@@ -167,7 +167,7 @@ def test_several_inputs_and_outputs_take_losses_by_name(two_ends):
 
 
 def test_scales_stay_in_their_bounds_and_weights_pair_safe(qdq, wrapped):
-    compiled(wrapped, keras.optimizers.SGD(100.0)).fit(X, LABEL, batch_size=16, epochs=1, verbose=0)
+    compiled(wrapped, keras.optimizers.SGD(100.0)).fit(X, LABEL, batch_size=16, epochs=1, shuffle=False, verbose=0)
     first = {one.name: numpy_helper.to_array(one) for one in qdq.graph.initializer}
     found = weights(wrapped)
     scales = [name for name in found if name.endswith("_scale")]

@@ -132,5 +132,7 @@ class Wrapped:
                 low, high = (bound[part].reshape(one.shape) for bound in self.bounds)
                 if (arrays[one.name] < low).any() or (arrays[one.name] > high).any():
                     changed[one.name] = np.clip(arrays[one.name], low, high)
-        changed.update(self.whole.safety.outgrown({**arrays, **changed}))
+        current = {**arrays, **changed}
+        for name, raised in self.whole.safety.outgrown(current):
+            changed[name] = current[name] = raised  # a bias may raise further what its weight has raised
         return changed
