@@ -184,7 +184,7 @@ def test_name_that_no_interpreter_can_have_is_refused(name):
 
 
 def test_unknown_runtime_is_refused():
-    with pytest.raises(InputError, match="runtime 'tflite': is not one of 'ort', 'openvino'"), opened("tflite"):
+    with pytest.raises(InputError, match="runtime 'tflite': is not one of 'openvino', 'ort'"), opened("tflite"):
         pass
 
 
