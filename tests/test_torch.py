@@ -571,10 +571,26 @@ def test_a_hook_that_cannot_run_is_warned_of():
 
 def test_dropout_that_is_gone_is_said_once():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Dropout(0.5), torch.nn.Dropout(0.0)).eval()
-    module = as_module(quantize(network, X[:1], [{"input": BATCH["x"]}]).structure())
+    module = as_module(onnxqat.insert(export(network, X[:1]), [{"input": BATCH["x"]}]))
     with pytest.warns(UserWarning, match="module: dropout of '1' is gone in the ONNX graph, in training mode too"):
         module.train()
     assert module.train() is module
+
+
+def test_a_module_that_returned_a_dict_does_so_quantized():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 3), torch.nn.Linear(8, 2)
+
+        def forward(self, x):
+            return {"logits": self.first(x), "embedding": self.second(x)}
+
+    network, x = Net().eval(), torch.tensor(random(4, 8, scale=1.0))
+    found = quantize(network, x, [{"x": x.numpy()}])(x)
+    assert list(found) == ["logits", "embedding"]
+    for name, expected in network(x).items():
+        torch.testing.assert_close(found[name], expected, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("structure", ['["logits"]', '"tuple"'], ids=["dict", "tuple"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -12,10 +13,11 @@ import onnx_ir as ir
 from onnxqat.data import sources
 from onnxqat.errors import InputError, MissingExtraError, UnsupportedModelError
 from onnxqat.export.finish import check_request, compare, finish
-from onnxqat.graph.structure import OUTPUTS
+from onnxqat.graph.structure import DROPOUT, OUTPUTS
 
 try:
     import torch
+    from torch.nn.modules.dropout import _DropoutNd
 
     from onnxqat.export import dynamo, torchscript
     from onnxqat.export.forward import Forward, check_sample, evaluation, forward, single_precision
@@ -77,6 +79,9 @@ def export(
         model = _answering(passes, opset, exporter)
     if asked.structure is not None:
         model.metadata_props[OUTPUTS] = asked.structure
+    dropout = [name for name, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p]
+    if dropout:
+        model.metadata_props[DROPOUT] = json.dumps(dropout)
     return finish(model, path)
 
 

@@ -18,7 +18,7 @@ from onnxqat.data.batch import Batch, Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
-from onnxqat.graph.structure import OUTPUTS
+from onnxqat.graph.structure import DROPOUT, OUTPUTS
 from onnxqat.torch.graph import Graph
 from onnxqat.torch.operator import bound, run
 from onnxqat.torch.scopes import register
@@ -26,9 +26,6 @@ from onnxqat.training.resume.float_state import reason_to_refuse
 from onnxqat.training.statistics import Statistics, statistics
 from onnxqat.training.training_graph.parameters import Kind
 from onnxqat.training.wrapped import QuantizationSchedule, Wrapped
-
-#: Key of the model's metadata: names of the float module's dropout layers, as a JSON list.
-DROPOUT = "onnxqat.dropout"
 
 
 class QdqModule(torch.nn.Module):  # type: ignore[misc]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import onnx
-import onnx_ir as ir
 import torch
 from google.protobuf.message import DecodeError
-from torch.nn.modules.dropout import _DropoutNd
 
 from onnxqat.config import Config
 from onnxqat.data.sources import Batches, Source, Transform
@@ -17,7 +14,7 @@ from onnxqat.errors import InputError
 from onnxqat.export.torch import export
 from onnxqat.graph import io
 from onnxqat.insertion import insert
-from onnxqat.torch.module import DROPOUT, QdqModule
+from onnxqat.torch.module import QdqModule
 from onnxqat.training.training_graph.build import load_qdq
 
 
@@ -71,10 +68,7 @@ def quantize(
         InputError: sample, data or configuration is wrong; the message says which and what to do.
         UnsupportedModelError: the module cannot be written as ONNX, or has nothing to quantize.
     """
-    model = io.load(export(module, sample))
-    dropout = [name for name, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p]
-    model.metadata_props[DROPOUT] = json.dumps(dropout)
-    return as_module(insert(ir.to_proto(model), loader, config, transform=transform), threads=threads)
+    return as_module(insert(export(module, sample), loader, config, transform=transform), threads=threads)
 
 
 def to_model(module: torch.nn.Module) -> onnx.ModelProto:
