@@ -1,4 +1,4 @@
-"""What a graph cannot say of the module that it was exported from; it is kept in the model's metadata."""
+"""Facts about the exported module that its graph does not hold; they are kept in the model's metadata."""
 
 from __future__ import annotations
 
