@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.export.names import named_outputs
 from onnxqat.export.quiet import reason
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def forward(module: torch.nn.Module, inputs: Tensors) -> Forward:
         raise InputError(
             f"sample: {kind} does not take {shapes} ({reason(error)}); give tensors as its forward expects them"
         ) from error
-    named = _named(result)
+    named = named_outputs(result)
     if not named or any(not isinstance(value, torch.Tensor) for value in named.values()):
         raise UnsupportedModelError(
             f"{kind}: forward returns {_kinds(result)}; return a tensor, a tuple or a dict of tensors"
@@ -161,14 +162,6 @@ def _widened(value: torch.Tensor) -> torch.Tensor:
 
 def _type(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
-
-
-def _named(result: Any) -> dict[str, Any]:
-    if isinstance(result, Mapping):
-        return {str(name): value for name, value in result.items()}
-    if isinstance(result, (tuple, list)):
-        return {f"output_{index}": value for index, value in enumerate(result)}
-    return {"output": result}
 
 
 def _structure(result: Any) -> str | None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.export.names import named_outputs
 from onnxqat.export.quiet import reason
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def _subclassed(model: keras.Model, elements: Any) -> Source:
         packed: Any = dict(zip(names, inputs, strict=True)) if isinstance(elements, Mapping) else inputs[0]
         if isinstance(elements, (tuple, list)):
             packed = type(elements)(inputs)
-        result = _named(model(packed, training=False))
+        result = named_outputs(model(packed, training=False))
         # An output may not have the name of an input.
         free = _unique([*names, *result])[len(names) :]
         return dict(zip(free, result.values(), strict=True))
@@ -188,14 +189,6 @@ def _subclassed(model: keras.Model, elements: Any) -> Source:
             f"{model.name}: returns a {strange[0]} among its outputs; return a tensor, a tuple or a dict of tensors"
         )
     return replace(source, outputs=tuple(outputs), layers=frozenset(_layer_names(model)))
-
-
-def _named(result: Any) -> dict[str, Any]:
-    if isinstance(result, Mapping):
-        return {str(name): value for name, value in result.items()}
-    if isinstance(result, (tuple, list)):
-        return {f"output_{index}": value for index, value in enumerate(result)}
-    return {"output": result}
 
 
 def _inputs_of(name: str, dataset: Any) -> Any:

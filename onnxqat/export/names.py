@@ -1,8 +1,10 @@
-"""Names as the user knows them, in what tf2onnx writes."""
+"""Names as the user knows them: in what tf2onnx writes, and of a model's outputs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import onnx_ir as ir
 
@@ -96,3 +98,12 @@ def free(name: str, taken: set[str]) -> str:
         number, free = number + 1, f"{name}_{number}"
     taken.add(free)
     return free
+
+
+def named_outputs(result: Any) -> dict[str, Any]:
+    """Names what a model returned: a dict by its keys, others by their place."""
+    if isinstance(result, Mapping):
+        return {str(name): value for name, value in result.items()}
+    if isinstance(result, (tuple, list)):
+        return {f"output_{index}": value for index, value in enumerate(result)}
+    return {"output": result}
