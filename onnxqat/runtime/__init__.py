@@ -206,13 +206,9 @@ def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> 
     with files.workplace() as folder:
         path = folder / "model.onnx"
         external.save_linked(model if isinstance(model, ir.Model) else ir.from_proto(model), path)
-        # Weights in the order that kernels like best would be copies of all of them.
+        # Weights in the order that kernels like best would be copies of all of them, and so would weights quantized ahead.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        # So would be those quantized ahead, which integer kernels alone need.
-        ahead = options.get_session_config_entry("session.disable_quant_qdq") != "1"
-        return ort.InferenceSession(
-            str(path), options, providers=providers, disabled_optimizers=[] if ahead else ["ConstantFolding"]
-        )
+        return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=["ConstantFolding"])
 
 
 def check_packages() -> None:
