@@ -322,3 +322,23 @@ def test_one_call_quantizes_a_keras_model_with_its_dataset(two_ends):
     assert {node.op_type for node in quantized.fold().graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
     with pytest.raises(InputError, match="gives 1 inputs, the model takes left, right"):
         onnxqat.keras.quantize(float_model, dataset.map(lambda given, _: given["left"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "thing"),
+    [
+        ({"optimizer": keras.optimizers.Adam()}, "optimizer: Adam"),
+        ({"schedule": keras.optimizers.schedules.CosineDecay(0.1, 10)}, "schedule: CosineDecay"),
+        ({"loss": cross_entropy()}, "loss: SparseCategoricalCrossentropy"),
+    ],
+)
+def test_trainer_refuses_what_is_kerass_and_names_the_model_that_takes_it(qdq, arguments, thing):
+    with pytest.raises(InputError, match=rf"{thing} .*onnxqat\.keras\.as_model"):
+        onnxqat.Trainer(qdq, **arguments)
+
+
+def test_trainer_refuses_callbacks_of_keras_before_it_trains(qdq):
+    trainer = onnxqat.Trainer(qdq, loss="mse")
+    for callbacks in ([keras.callbacks.EarlyStopping()], keras.callbacks.EarlyStopping()):
+        with pytest.raises(InputError, match=r"callbacks: .*EarlyStopping.*onnxqat\.keras\.as_model"):
+            trainer.fit([], callbacks=callbacks)

@@ -15,6 +15,7 @@ from onnxqat.runtime import explained
 from onnxqat.training.feeds import feeds_for
 from onnxqat.training.optimize.optimizers import Optimizer
 from onnxqat.training.optimize.schedules import Rate, Schedule
+from onnxqat.training.own import check_own
 from onnxqat.training.staging import Stages
 from onnxqat.training.steps import Steps
 from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph
@@ -26,7 +27,7 @@ class Arguments:
     """Arguments of `Trainer` that decide on the result, so that a run only resumes with the same; see there.
 
     Raises:
-        InputError: one is out of range.
+        InputError: one is out of range, or another library's.
     """
 
     loss: Loss
@@ -40,6 +41,8 @@ class Arguments:
     seed: int
 
     def __post_init__(self) -> None:
+        check_own("optimizer", self.optimizer, Optimizer, "SGD or AdamW")
+        check_own("schedule", self.schedule, Rate, "Constant, Cosine or StepDecay")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError(f"clip_norm is {self.clip_norm}; it must be above 0")
         if self.accumulate < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +15,7 @@ from rich.progress import Progress as Bar
 from onnxqat.errors import InputError
 from onnxqat.graph import files
 from onnxqat.terminal.progress import console
+from onnxqat.training.own import check_own, elsewhere
 
 if TYPE_CHECKING:
     from onnxqat.training.trainer import Trainer
@@ -200,6 +202,17 @@ class JsonLines(Callback):
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+
+
+def checked_callbacks(callbacks: Sequence[Callback]) -> Sequence[Callback]:
+    """Returns the callbacks; raises InputError where they are no sequence, or one is another library's."""
+    if not isinstance(callbacks, Sequence):
+        raise InputError(
+            f"callbacks: is one {type(callbacks).__name__}; give a list of callbacks{elsewhere(callbacks)}"
+        )
+    for callback in callbacks:
+        check_own("callbacks", callback, Callback, "those of onnxqat.callbacks, or subclass its Callback")
+    return callbacks
 
 
 def _reached(trainer: Trainer, running: int = 0) -> str:

@@ -22,7 +22,7 @@ from onnxqat.graph import io
 from onnxqat.runtime import check_packages, checked
 from onnxqat.training import evaluation
 from onnxqat.training.assembly import Arguments, assembled
-from onnxqat.training.callbacks import BestModel, Callback, Progress
+from onnxqat.training.callbacks import BestModel, Callback, Progress, checked_callbacks
 from onnxqat.training.calling import Callers
 from onnxqat.training.fit import Fit
 from onnxqat.training.goal import Until, goal
@@ -149,10 +149,11 @@ class Trainer:
             transform: turns an item of either loader into a batch.
 
         Raises:
-            InputError: a batch does not fit the model, or both `epochs` and `steps` are given, or `until` without
-                validation data.
+            InputError: a batch does not fit the model, a callback is another library's, both `epochs` and `steps` are given,
+                or `until` without validation data.
             TrainingError: the loss or a gradient is not finite; the parameters are those of the last good step.
         """
+        callbacks = checked_callbacks(callbacks)
         length = Length(epochs, steps)
         source = self._batches(batches, transform)
         judged = None if validation is None else self._batches(validation, transform)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -25,6 +25,7 @@ _OPSET = 17
 Rates = dict[str, float]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """Interface of an optimizer, as the trainer uses it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from onnxqat.errors import InputError
 
@@ -76,6 +76,7 @@ class Position:
         return self.steps is not None and self.step >= self.steps
 
 
+@runtime_checkable
 class Rate(Protocol):
     """A specification: the factor on the learning rate at a position."""
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxqat.errors import InputError
 from onnxqat.graph.ops import Ops
 from onnxqat.process.foreign import guarded
+from onnxqat.training.own import elsewhere
 from onnxqat.training.training_graph.loss_inputs import LABEL, extra_input
 from onnxqat.training.training_graph.named_losses import known
 
@@ -19,7 +20,9 @@ def call_function(op: Ops, model: ir.Model, loss: Any) -> ir.Value:
     with guarded("loss: cannot be made an ONNX function", "fix the function"):
         proto = loss if isinstance(loss, onnx.FunctionProto) else getattr(loss, "to_function_proto", lambda: None)()
     if not isinstance(proto, onnx.FunctionProto):
-        raise InputError(f"loss: {type(loss).__name__} is neither a name nor an ONNX function; use one of {known()}")
+        raise InputError(
+            f"loss: {type(loss).__name__} is neither a name nor an ONNX function; use one of {known()}{elsewhere(loss)}"
+        )
     outputs = list(model.graph.outputs)
     if len(proto.input) < len(outputs) or len(proto.output) != 1:
         raise InputError(
