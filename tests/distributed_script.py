@@ -3,6 +3,7 @@
 import json
 import sys
 import zlib
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import numpy as np
 import onnx
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import onnxqat
 from onnxqat.distributed import Workers
@@ -53,6 +57,22 @@ def model_of_data_parallel(rank: int) -> int:
     return zlib.crc32(to_model(wrapped).SerializeToString(deterministic=True))
 
 
+def sharded(rank: int, wrap: Callable[[torch.nn.Module], torch.nn.Module]) -> float:
+    """Largest difference of a step of a sharded module, each process with its rows, from one of the whole batch."""
+    qdq = onnxqat.insert(text_model(BODY, **WEIGHTS), [{"x": b["x"]} for b in batches(2)])
+    (batch,) = batches(1, rows=6)
+    x = torch.tensor(batch["x"])
+    whole, module = as_module(qdq, threads=1), as_module(qdq, threads=1)
+    module = wrap(module) or module
+    for one, rows in ((whole, x), (module, x[3 * rank : 3 * rank + 3])):
+        optimizer = torch.optim.SGD(one.parameters(), lr=1e-3)
+        one(rows).square().mean().backward()
+        optimizer.step()
+    found, expected = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True)), whole.state_dict()
+    assert rank or set(found) == set(expected), set(found) ^ set(expected)  # the first process gets the whole state
+    return max((float((tensor - expected[name]).abs().max()) for name, tensor in found.items()), default=0.0)
+
+
 def train_sequences(rank: int) -> None:
     trainer = accumulating(FOLDER / "sequences.onnx", distributed=True)
     for batch in sequences():
@@ -83,6 +103,16 @@ def main() -> None:
         Trainer(model(0), loss="mse", distributed=True).step, {n: a[:5] for n, a in batch.items()}
     )
     found["other model"] = message(Trainer, model(0), freeze=["b1"] if rank else [], distributed=True)
+    goal = Trainer(model(0), loss="mse", optimizer=onnxqat.AdamW(lr=1e-2), distributed=True, threads=1)
+    goal.fit([batch], epochs=20, validation=[batch], until=("loss", 0.9 * goal.evaluate([batch])["loss"]))
+    found["goal"] = [goal.state.schedule.position.step, checksum(goal)]
+    found["sharded"] = [
+        sharded(rank, wrap)
+        for wrap in (
+            lambda module: FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True),
+            lambda module: fully_shard(module, mesh=init_device_mesh("cpu", (2,))),
+        )
+    ]
     found["data parallel"] = model_of_data_parallel(rank)
     train_sequences(rank)
     found["no checkpoint"] = message(trainer.resume, FOLDER / "nowhere")

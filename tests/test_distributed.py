@@ -178,6 +178,19 @@ def test_modules_of_different_calibrations_are_one_model_in_data_parallel_traini
 
 
 @pytest.mark.slow
+def test_sharded_modules_take_the_step_of_the_whole_batch(found):
+    for one in found[1]:
+        assert max(one["sharded"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_run_until_a_bound_ends_at_the_same_step_in_all_processes(found):
+    (steps, parameters), other = (one["goal"] for one in found[1])
+    assert [steps, parameters] == other
+    assert 0 < steps < 20
+
+
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_is_given_up_in_time(found):
     assert re.match("LostProcessError: another process .* does not answer .*--resume", found[1][0]["silence"])
 

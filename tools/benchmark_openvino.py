@@ -124,8 +124,8 @@ def by_us(subject: Subject, folder: Path) -> Path:
 def by_nncf(subject: Subject, python: Path, folder: Path) -> Path:
     """The model that NNCF makes in its own environment."""
     samples, path = folder / "calibration.npz", folder / "nncf.xml"
-    names = subject.calibration[0]
-    np.savez(samples, **{name: np.concatenate([batch[name] for batch in subject.calibration]) for name in names})
+    arrays = {f"{i}/{name}": array for i, batch in enumerate(subject.calibration) for name, array in batch.items()}
+    np.savez(samples, **arrays)
     script = Path(__file__).with_name("nncf_ptq.py")
     subprocess.run([python, script, subject.path, samples, path], check=True, capture_output=True, text=True)
     return path

@@ -15,7 +15,7 @@ import torch
 
 from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
-from onnxqat.training.engine import Program, Value, as_value, dlpack
+from onnxqat.training.engine import Floats, Program, Value, as_value, dlpack
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.halves import Function, Halves, cotangent, gradient
 from onnxqat.training.wrapped import Wrapped
@@ -88,7 +88,7 @@ class Graph:
         given = dict(zip(self.tensors, tensors, strict=True))
         self.wrapped.set_zero_points({name: given.pop(name).numpy() for name in self.wrapped.whole.zero_points})
         inputs = check_batch({name: given[name] for name in self.signature.inputs}, self.signature)
-        arrays = {name: given[name].detach().numpy() for name in self.parameters}
+        arrays = {name: as_array(given[name]) for name in self.parameters}
         return {name: as_value(array) for name, array in {**inputs, **arrays}.items()}
 
     def out_of_bounds(
@@ -96,7 +96,7 @@ class Graph:
     ) -> list[tuple[str, torch.Tensor]]:
         """Scales that have left their bounds, by name, as they are to be."""
         self.wrapped.bounds = bounds[0].cpu().numpy(), bounds[1].cpu().numpy()
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in parameters.items()}
+        arrays = {name: as_array(tensor.cpu()) for name, tensor in parameters.items()}
         changed = self.wrapped.within_bounds(arrays)
         return [(name, torch.from_numpy(np.asarray(array))) for name, array in changed.items()]
 
@@ -180,6 +180,11 @@ class Call:
         """Gradients by name; those of scales that the stage does not use are missing."""
         found = self.halves.backward(values)
         return {name: found[gradient(name)] for name in self.wrt if gradient(name) in found}
+
+
+def as_array(parameter: torch.Tensor) -> Floats:
+    """The parameter as an array in the same memory, which FullyShardedDataParallel may free: after `numpy()` it could not."""
+    return np.from_dlpack(parameter.detach())
 
 
 def as_tensor(value: Value) -> torch.Tensor:

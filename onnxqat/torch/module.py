@@ -19,7 +19,7 @@ from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.graph.structure import DROPOUT, OUTPUTS
-from onnxqat.torch.graph import Graph
+from onnxqat.torch.graph import Graph, as_array
 from onnxqat.torch.operator import bound, run
 from onnxqat.torch.scopes import register
 from onnxqat.training.resume.float_state import reason_to_refuse
@@ -73,7 +73,9 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         for name, values in zip(("_lowest", "_highest"), self._graph.wrapped.bounds, strict=True):
             self.register_buffer(name, torch.from_numpy(values), persistent=False)
         for parameter in whole.layout.parameters:
-            name = register(self, parameter.name, torch.from_numpy(parameter.view(whole.initial).copy()))
+            # of one axis at least, as FullyShardedDataParallel asks for
+            array = np.atleast_1d(parameter.view(whole.initial)).copy()
+            name = register(self, parameter.name, torch.from_numpy(array))
             self._names[name], self.kinds[name] = parameter.name, parameter.kind
         self._buffer_names = {
             register(self, name, torch.from_numpy(array.copy()), buffer=True): name
@@ -107,7 +109,8 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
                 )
         self._bound(parameters)
         buffers = dict(self.named_buffers())
-        known = {**given, **parameters, **{name: buffers[key] for key, name in self._buffer_names.items()}}
+        shaped = {name: tensor.reshape(self._graph.parameters[name]) for name, tensor in parameters.items()}
+        known = {**given, **shaped, **{name: buffers[key] for key, name in self._buffer_names.items()}}
         tensors = [known[name] for name in self._graph.tensors]
         differentiated = torch.is_grad_enabled()
         asked = [differentiated and tensor.requires_grad for tensor in tensors]
@@ -224,10 +227,10 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         wrapped, buffers, arrays = self._graph.wrapped, dict(self.named_buffers()), {}
         wrapped.set_zero_points({name: buffers[key].cpu().numpy() for key, name in self._buffer_names.items()})
         for name, tensor in self.named_parameters():
-            array = tensor.detach().cpu().float().numpy()
+            array = as_array(tensor.cpu().float())
             if not np.isfinite(array).all():
                 raise InputError(f"parameter {name!r}: holds NaN or infinity; go back to an earlier state")
-            arrays[self._names[name]] = array
+            arrays[self._names[name]] = array.reshape(self._graph.parameters[self._names[name]])
         model = io.load(wrapped.whole.model(arrays))
         self.schedule.note(model)
         return ir.to_proto(model)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import library
 
-from onnxqat.torch.graph import Graph, as_tensor
+from onnxqat.torch.graph import Graph, as_array, as_tensor
 from onnxqat.training.engine import as_value
 from onnxqat.training.training_graph.halves import cotangent
 
@@ -69,7 +69,7 @@ def run_backward(
     call = held.call(stage, asked)
     given = dict(zip(call.saved(list(held.signature.inputs)), saved, strict=True))
     given |= zip(map(cotangent, call.function.differentiable), cotangents, strict=True)
-    found = call.backward({name: as_value(tensor.detach().numpy()) for name, tensor in given.items()})
+    found = call.backward({name: as_value(as_array(tensor)) for name, tensor in given.items()})
     return [as_tensor(found[n]) if n in found else torch.zeros(held.parameters[n]) for n in call.wrt]
 
 
