@@ -1,7 +1,7 @@
 """NNCF's post-training quantization of an OpenVINO model; runs in NNCF's environment (see requirements-nncf.txt).
 
-Usage: python nncf_ptq.py MODEL.onnx CALIBRATION.npz OUTPUT.xml, where the file holds batches as arrays named NUMBER/INPUT. A model
-with LayerNormalization is quantized as a Transformer, as NNCF asks of its users.
+Usage: python nncf_ptq.py MODEL.onnx CALIBRATION.npz OUTPUT.xml, where the file holds batches as arrays named NUMBER/INPUT. A
+model with LayerNormalization is quantized as a Transformer, as NNCF asks of its users.
 """
 
 import sys
