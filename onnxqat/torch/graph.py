@@ -15,7 +15,7 @@ import torch
 
 from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
-from onnxqat.training.engine import Floats, Program, Value, as_value, dlpack
+from onnxqat.training.engine import Array, Program, Value, as_value, dlpack
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.halves import Function, Halves, cotangent, gradient
 from onnxqat.training.wrapped import Wrapped
@@ -182,7 +182,7 @@ class Call:
         return {name: found[gradient(name)] for name in self.wrt if gradient(name) in found}
 
 
-def as_array(parameter: torch.Tensor) -> Floats:
+def as_array(parameter: torch.Tensor) -> Array:
     """The parameter as an array in the same memory, which FullyShardedDataParallel may free: after `numpy()` it could not."""
     return np.from_dlpack(parameter.detach())
 
