@@ -144,7 +144,7 @@ class Training:
             show_default=False,
         ),
     ] = None
-    threads: Annotated[int, Option(help="Threads inside an operator; 0: one for each core.")] = 0
+    threads: Annotated[int, Option(help="Cores to use: parts of a batch at once; 0: all.")] = 0
 
 
 @dataclass(frozen=True)

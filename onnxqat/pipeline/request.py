@@ -78,7 +78,7 @@ class Training:
         seed: seed of the order of the data.
         freeze: names or patterns of initializers or nodes that are not trained.
         teacher: model for the loss `distill`.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
         labelling: how labels belong to the first output.
 

@@ -98,6 +98,20 @@ class Feeds:
         taught = self.teacher(inputs) if self.teacher is not None else {}
         return {**inputs, **named, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
 
+    def axes(self) -> dict[str, int]:
+        """Axis of the samples in each array that is fed and is made of them: inputs, labels, a teacher's outputs."""
+        samples = self.base.samples
+        found = {name: samples.inputs.get(name, 0) for name, (_, shape) in self.base.inputs.items() if shape != ()}
+        found |= {f"{LABEL}{name}": self._label_axis() for name in self.loss.labels}
+        found |= {f"{TEACHER}{name}": samples.outputs.get(name, 0) for name in self.loss.distilled}
+        return {name: axis for name, axis in found.items() if axis is not None}
+
+    def _label_axis(self) -> int:
+        """The axis of the samples in labels: that of the first output, which may have its classes before it."""
+        axis, classes = self.base.samples.outputs.get(self.graph.outputs[0], 0) or 0, self.loss.decisions.axis
+        removed = self.loss.judged == "classes" and classes is not None and 0 <= classes < axis
+        return axis - removed
+
     def counted(self, batch: Batch) -> int:
         """Returns the weight of a batch in a mean: the number of its labels that count, or else of its samples."""
         if self.loss.counts_accuracy:

@@ -64,7 +64,7 @@ class Trainer:
         ignore_label: label that is ignored, such as -100 or 255; None: all count.
         sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
         seed: seed of the order of the data.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
 

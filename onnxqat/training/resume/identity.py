@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.process.crew import cores
 from onnxqat.training.optimize import optimizers, schedules
 from onnxqat.training.resume.checkpoint_files import Facts, Tensors
 from onnxqat.training.training_graph.build import TrainingGraph
@@ -44,7 +45,7 @@ class Origin:
     Attributes:
         graph: the model and its initial values.
         arguments: those of `Trainer` that decide on the result, by name.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
         processes: how many processes share the work.
     """
 
@@ -78,7 +79,7 @@ class Origin:
             "arguments": json.loads(json.dumps(arguments)),
             "threads": self.threads,
             "processes": self.processes,
-            "cores": os.cpu_count() or 1,
+            "cores": cores(),
         }
 
     def check(self, facts: Facts) -> None:

@@ -52,7 +52,7 @@ class Function:
 
     Args:
         qdq: a model that `load_qdq` returned; it is kept, its constants as initializers.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
 
     Attributes:
         qdq: the model.
