@@ -33,6 +33,7 @@ class Inference:
         integer_kernels: whether quantized layers run on integers, as deployed (some processors round in their own way); otherwise
             they run in float, as in training.
         called: what messages call it.
+        threads: threads inside an operator; 0: one for each core.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Inference:
         *,
         integer_kernels: bool = False,
         called: str = "model",
+        threads: int = 0,
     ) -> None:
         self._called = called
         options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
         options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         if not integer_kernels and _reads_quantized_outputs(model):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

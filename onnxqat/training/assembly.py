@@ -67,7 +67,7 @@ def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, threads
     graph = same_graph(graph, workers)
     return Steps(
         graph,
-        feeds_for(graph, arguments.teacher),
+        feeds_for(graph, arguments.teacher, threads),
         Stages(graph, arguments.loss),
         arguments.optimizer,
         Schedule(arguments.schedule),

@@ -1,8 +1,8 @@
 """The door to ONNX Runtime for training: sessions whose parameters and gradients are bound in place.
 
 Parameters are views of one flat array, gradients of another. A session reads and writes them where they lie, so nothing is
-copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array. A `Program`, in contrast, is given its
-arrays again on each run.
+copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array. A
+`Program` (see `program`), in contrast, is given its arrays again on each run.
 
 Cores are used by cutting a batch, where its samples know nothing of each other (see `splitting`): each thread runs a part of it,
 on one session, and writes gradients of its own. These are summed in the same order every time, so that a run is repeatable to
@@ -40,7 +40,7 @@ LARGEST_COPIES = 2**30
 _STRETCH = 1 << 16
 
 #: ONNX Runtime's words for types of tensors.
-_TYPES = {
+TYPES = {
     f"tensor({words})": dtype
     for words, dtype in {
         "float": ir.DataType.FLOAT,
@@ -107,25 +107,6 @@ class Session:
         value = ort.OrtValue.ortvalue_from_numpy(array)
         self._bound[key] = (array, value)
         return value
-
-
-class Program:
-    """A graph that keeps nothing between runs, so that any number of callers may share it; arguments as for `Session`."""
-
-    def __init__(self, model: ir.Model, threads: int = 0) -> None:
-        self._session = session(model, exact_options(threads))
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        #: Types of the outputs as ONNX Runtime infers them.
-        self.outputs = {value.name: _TYPES[value.type] for value in self._session.get_outputs()}
-
-    def __call__(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads."""
-        feeds = {name: values[name] for name in self.inputs}
-        try:
-            results = self._session.run_with_ort_values(list(self.outputs), feeds)
-        except Exception as error:
-            raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
-        return dict(zip(self.outputs, results, strict=True))
 
 
 class Lanes:
@@ -270,6 +251,11 @@ def _run(lane: Session, arrays: Mapping[str, Array], fetch: Sequence[str] = ()) 
 def as_value(array: Array) -> Value:
     """A value of ONNX Runtime's that lies where the array does and keeps it alive."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def allocated(shape: Sequence[int], dtype: ir.DataType) -> Value:
+    """Memory of ONNX Runtime's own, which lives as long as anybody holds the value, by whatever name."""
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.numpy())
 
 
 def dlpack(value: Value) -> Any:

@@ -7,16 +7,17 @@ them; the gradient of the batch is then the weighted sum of those of its parts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from onnxqat.data.samples import Samples
 from onnxqat.graph.io import opset
 from onnxqat.graph.ops import Ops
 from onnxqat.graph.samplewise.follow import follow
@@ -27,6 +28,7 @@ from onnxqat.runtime import Inference
 log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,14 @@ def cut(array: NDArray[Any], axis: int | None, start: int, stop: int) -> NDArray
     return array if axis is None else array[(slice(None),) * axis + (slice(start, stop),)]
 
 
+def sample_axes(model: ir.Model, given: int | None = None) -> dict[str, int]:
+    """Axis of the samples in each input that is made of them; `given` is that of the first input, where the user says it."""
+    axes = Samples.of(model, given).inputs
+    inputs = [value for value in model.graph.inputs if not value.is_initializer() and value.shape != ()]
+    found = {str(value.name): axes.get(str(value.name), 0) for value in inputs}
+    return {name: axis for name, axis in found.items() if axis is not None}
+
+
 def splitting_of(model: ir.Model, axes: Mapping[str, int], loss: str | None = None) -> Splitting | None:
     """How batches of a model are cut; None, and a line in the log, where they stay in one piece.
 
@@ -116,11 +126,35 @@ def splitting_of(model: ir.Model, axes: Mapping[str, int], loss: str | None = No
     """
     if not axes:
         return None
+    return _logged(lambda: _splitting(model.clone(), axes, loss))
+
+
+def rows_of(model: ir.Model, axes: Mapping[str, int], local: Container[str | None] = ()) -> dict[str, Rows] | None:
+    """Place of the samples in the outputs that are made of them; None, and a line in the log, where batches stay in one piece.
+
+    Args:
+        model: as for `splitting_of`.
+        axes: as for `splitting_of`.
+        local: names of outputs that only another graph reads that runs on the same parts.
+    """
+    return _logged(lambda: _rows_of(model.clone(), axes, local)) if axes else None
+
+
+def _logged(find: Callable[[], Found]) -> Found | None:
     try:
-        return _splitting(model.clone(), axes, loss)
+        return find()
     except Coupled as reason:
         log.info("batches stay in one piece, and threads work inside operators: %s", reason)
         return None
+
+
+def _rows_of(model: ir.Model, axes: Mapping[str, int], local: Container[str | None]) -> dict[str, Rows]:
+    infer(model)
+    kinds = follow(model, axes, local)
+    found = {value: kinds.get(value, Same()) for value in model.graph.outputs}
+    for value, kind in found.items():
+        _axis(value, kind)
+    return {str(value.name): kind for value, kind in found.items() if isinstance(kind, Rows)}
 
 
 def _splitting(model: ir.Model, axes: Mapping[str, int], loss: str | None) -> Splitting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -20,12 +20,14 @@ _RANDOM = frozenset(
 )
 
 
-def follow(model: ir.Model, axes: Mapping[str, int]) -> dict[ir.Value, Kind]:
+def follow(model: ir.Model, axes: Mapping[str, int], local: Container[str | None] = ()) -> dict[ir.Value, Kind]:
     """The kind of every value of a graph whose functions are inlined and whose shapes are inferred.
 
     Args:
         model: the model; its graph is sorted.
         axes: axis of the samples of each graph input that is made of them; the other inputs are the same for all.
+        local: names of graph outputs in which places may be counted from the beginning of a part: only what computes on with
+            the same part reads them.
 
     Raises:
         Coupled: a node lets samples know of each other, or is not known not to; the message names it.
@@ -38,7 +40,7 @@ def follow(model: ir.Model, axes: Mapping[str, int]) -> dict[ir.Value, Kind]:
         kinds[value] = Same() if axis is None else Rows(axis)
     for node in model.graph:
         try:
-            found = _kinds_of(node, kinds, opset(model))
+            found = _kinds_of(node, kinds, opset(model), local)
         except Coupled as reason:
             raise Coupled(f"{label(node)} {reason}") from None
         kinds.update(zip(node.outputs, found, strict=True))
@@ -51,7 +53,9 @@ def _check_free(value: ir.Value, axis: int) -> None:
         raise Coupled(f"input {value.name!r} takes batches of a fixed size")
 
 
-def _kinds_of(node: ir.Node, kinds: Mapping[ir.Value, Kind], version: int) -> Sequence[Kind]:
+def _kinds_of(
+    node: ir.Node, kinds: Mapping[ir.Value, Kind], version: int, local: Container[str | None]
+) -> Sequence[Kind]:
     read = tuple(None if value is None else kinds.get(value, Same()) for value in node.inputs)
     if node.op_type in _RANDOM:
         raise Coupled("draws random numbers")
@@ -63,7 +67,7 @@ def _kinds_of(node: ir.Node, kinds: Mapping[ir.Value, Kind], version: int) -> Se
     rule = table.get(node.op_type) if node.domain == "" else None
     if rule is None:
         raise Coupled(_unknown(varying))
-    found = rule(Call(node, read, version))
+    found = rule(Call(node, read, version, local))
     if isinstance(found, Sizes) and not any(isinstance(size, Count) for size in found.entries):
         found = Same()
     return found if isinstance(found, list) else [found] * len(node.outputs)

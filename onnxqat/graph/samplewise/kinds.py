@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -95,11 +95,13 @@ class Call:
         node: the node.
         kinds: of its inputs; None where one is left out.
         opset: the opset.
+        local: names of graph outputs in which places may be counted from the beginning of a part.
     """
 
     node: ir.Node
     kinds: tuple[Kind | None, ...]
     opset: int
+    local: Container[str | None] = ()
 
     @property
     def first(self) -> Rows:

@@ -63,7 +63,8 @@ def _leading(call: Call) -> Kind:
 
 
 def _max_pool(call: Call) -> Kind:
-    if any(value.uses() or value.is_graph_output() for value in call.node.outputs[1:]):
+    indices = call.node.outputs[1:]
+    if any(value.uses() or (value.is_graph_output() and value.name not in call.local) for value in indices):
         raise Coupled("gives indices that count across the samples of a batch")
     return _leading(call)
 

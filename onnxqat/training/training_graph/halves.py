@@ -7,7 +7,7 @@ part goes from cotangents of the outputs to gradients. Nothing is computed twice
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,9 +25,12 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, quantizers
-from onnxqat.training.engine import Floats, Program, Value
+from onnxqat.graph.samplewise.kinds import Rows
+from onnxqat.training.engine import Floats, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
+from onnxqat.training.program import Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
+from onnxqat.training.splitting import rows_of, sample_axes
 from onnxqat.training.training_graph.build import forward_graph, with_values
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import ancestors, schedule
@@ -135,7 +138,7 @@ class Function:
         model = self._forward.clone()
         schedule(model, self.computed)
         make_inputs(model.graph, self._parameters)
-        return Program(model, self._threads)
+        return Program(model, self._threads, self._division(model))
 
     def halves(self, wrt: frozenset[str]) -> Halves:
         """The parts of the gradient graph by these inputs and parameters; built once.
@@ -167,9 +170,34 @@ class Function:
         ]
         kept = list(dict.fromkeys([*self.computed, *crossing]))
         gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.computed]
-        forward = Program(_cut(training, {}, kept), self._threads)
+        ahead_part = _cut(training, {}, kept)
+        division = self._division(ahead_part, set(crossing) - set(self.computed))
+        forward = Program(ahead_part, self._threads, division)
         types = {name: forward.outputs[name] for name in crossing}
-        return Halves(forward, Program(_cut(training, types, gradients), self._threads))
+        behind = None if division is None else self._backward_division(division, gradients)
+        return Halves(forward, Program(_cut(training, types, gradients), self._threads, behind))
+
+    def _division(self, model: ir.Model, local: Container[str | None] = ()) -> Division | None:
+        """Parts of a batch for a graph from inputs and parameters to outputs and what the backward part reads."""
+        if self._threads == 1:
+            return None
+        found = rows_of(model, self._axes, local)
+        return None if found is None else Division({n: Rows(axis) for n, axis in self._axes.items()}, found)
+
+    def _backward_division(self, forward: Division, gradients: Sequence[str]) -> Division | None:
+        """The same parts on the way back: what comes of parameters is added up."""
+        if any(name not in forward.outputs for name in self.differentiable):
+            return None
+        cotangents = {cotangent(name): forward.outputs[name] for name in self.differentiable}
+        inputs = {gradient(name): rows for name, rows in forward.inputs.items()}
+        results = {name: inputs[name] for name in gradients if name in inputs}
+        return Division(
+            {**forward.inputs, **forward.outputs, **cotangents}, results, frozenset(gradients) - frozenset(results)
+        )
+
+    @cached_property
+    def _axes(self) -> dict[str, int]:
+        return sample_axes(self.qdq)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its model: sessions belong to the process."""
