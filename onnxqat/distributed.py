@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch, Signature
 from onnxqat.errors import InputError, LostProcessError, MissingExtraError, TrainingError, cut
+from onnxqat.process.crew import cores
 from onnxqat.process.launch import in_words
 
 Tensors = dict[str, NDArray[Any]]
@@ -82,10 +83,10 @@ class Workers:
         return self.rank == 0
 
     def threads(self, asked: int) -> int:
-        """Threads for an operator: what was asked for; else this process's part of the machine's cores (0: all)."""
+        """Cores for this process: what was asked for; else its part of those that it may use (0: all)."""
         if asked or self.size == 1:
             return asked
-        return max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), 1)
+        return max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), 1)
 
     def split(self, batch: Batch, signature: Signature) -> tuple[Batch | None, float]:
         """This process's rows of a batch (None: it gets none), and their share of all its rows.

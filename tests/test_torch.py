@@ -187,7 +187,8 @@ def test_batches_may_have_any_size(rows, qdq, module):
     functional.l1_loss(module(X[:rows]), TARGET[:rows]).backward()
     _, expected = Trainer(qdq, loss="l1").gradients({"x": BATCH["x"][:rows], "label": TARGET[:rows].numpy()})
     for name, gradient in gradients(module).items():
-        np.testing.assert_array_equal(gradient, expected[name])
+        # The loss of uneven parts is weighed in the trainer behind their gradients, here before.
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-6 * np.abs(expected[name]).max())
 
 
 def test_two_runs_before_one_backward_pass_add_up(module):

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="train on 59,000 images")
     parser.add_argument("--loss", default="cross_entropy", help="distill forgets less of what the model knew at 8 bits")
-    parser.add_argument("--threads", type=int, default=0, help="threads inside an operator, 0: one per core")
+    parser.add_argument("--threads", type=int, default=0, help="cores to use, 0: all")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
     rows: list[Row] = []

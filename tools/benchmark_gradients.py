@@ -70,11 +70,11 @@ def runner(case: Case, threads: int, rule: RuleOrChoice | None = None) -> Callab
     finally:
         TABLE[key] = kept
     take_cotangent(graph)
-    session = Session(graph, threads)
+    session = Session.of(graph, threads)
     rng = np.random.default_rng(0)
     shapes = {"x": case.shape, **case.constants}
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    forward = Session(ir.from_proto(model(case)), threads)
+    forward = Session.of(ir.from_proto(model(case)), threads)
     forward.bind(arrays)
     (y,) = forward.run(["y"])
     gradients = {f"{name}_grad": np.empty(shape, np.float32) for name, shape in shapes.items()}

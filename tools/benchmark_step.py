@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 import onnxqat.graph.io as io
 from onnxqat.config import Config
 from onnxqat.insertion import insert
-from onnxqat.training.blocked.probe import block
 from onnxqat.training.engine import Engine
 from onnxqat.training.feeds import feeds_for
 from onnxqat.training.optimize.optimizers import AdamW
@@ -48,7 +47,7 @@ def batch(seed: int = 0) -> dict[str, NDArray[Any]]:
 def training_step(path: Path, threads: int) -> Step:
     """One step on the model in a file: quantization-aware where it has quantizers, float where it has none."""
     quantized = any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
-    graph = training_graph(load_qdq(path) if quantized else io.load(path), "cross_entropy", block=block())
+    graph = training_graph(load_qdq(path) if quantized else io.load(path), "cross_entropy")
     engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads)
     hold = holding(graph, engine.parameters)
     update = Updater(AdamW(), graph.layout, engine.parameters, engine.gradients, hold=hold)
@@ -108,7 +107,7 @@ def write_models(network: str, folder: Path) -> dict[str, Path]:
 def main() -> None:
     """Prints one line per network."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=0, help="threads inside an operator, 0: one per core")
+    parser.add_argument("--threads", type=int, default=0, help="cores to use, 0: all")
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each kind")
     parser.add_argument("--cpu", action="store_true", help="processor time of one thread instead of elapsed time")
     parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)

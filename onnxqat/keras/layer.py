@@ -40,7 +40,7 @@ class Graph(keras.layers.Layer):  # type: ignore[misc]
 
     Args:
         graph: the model, serialized; or compressed and as text, as `get_config` gives it.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
         settings: of `keras.layers.Layer`.
     """
 

@@ -28,7 +28,7 @@ def as_model(qdq: io.ModelLike, *, threads: int = 0) -> QdqModel:
 
     Args:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
 
     Raises:
         InputError: the model has no quantizers or nothing to train; a strategy's replicas are other processes.
@@ -89,7 +89,7 @@ class QdqModel(keras.Model):  # type: ignore[misc]
 
     Args:
         graph: the model, serialized.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
         settings: of `keras.Model`.
 
     Example:

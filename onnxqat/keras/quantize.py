@@ -25,7 +25,7 @@ def quantize(
             samples usually suffice: `dataset.take(16)`.
         config: settings; None: `Config()`.
         opset: version of ONNX's default operator set, 13 to 18.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
 
     Raises:
         InputError: the dataset's elements do not fit the model's inputs.

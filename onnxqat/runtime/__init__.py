@@ -33,6 +33,7 @@ class Inference:
         integer_kernels: whether quantized layers run on integers, as deployed (some processors round in their own way); otherwise
             they run in float, as in training.
         called: what messages call it.
+        threads: threads inside an operator; 0: one for each core.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Inference:
         *,
         integer_kernels: bool = False,
         called: str = "model",
+        threads: int = 0,
     ) -> None:
         self._called = called
         options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
         options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         if not integer_kernels and _reads_quantized_outputs(model):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -163,19 +166,6 @@ def session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> o
         return _session(model, options)
     except Exception as error:
         raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
-
-
-def optimized(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a small model as ONNX Runtime's optimizer leaves it for this processor.
-
-    Raises:
-        UnsupportedModelError: ONNX Runtime cannot load the model.
-    """
-    options = ort.SessionOptions()
-    with files.workplace() as folder:
-        options.optimized_model_filepath = str(folder / "optimized.onnx")
-        session(model, options)
-        return onnx.load(options.optimized_model_filepath)
 
 
 def run_exactly(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -15,7 +15,8 @@ import torch
 
 from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
-from onnxqat.training.engine import Array, Program, Value, as_value, dlpack
+from onnxqat.training.engine import Array, Value, as_value, dlpack
+from onnxqat.training.program import Program
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.halves import Function, Halves, cotangent, gradient
 from onnxqat.training.wrapped import Wrapped

@@ -24,7 +24,7 @@ def as_module(qdq: io.ModelLike | torch.Tensor, *, threads: int = 0) -> QdqModul
     Args:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it; or what `structure()` of a module gave, out of a
             checkpoint, so that neither the float model nor calibration data is needed again.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
 
     Example:
         ```python
@@ -57,7 +57,7 @@ def quantize(
         loader: calibration data: inputs, labels behind them allowed; a few hundred samples usually suffice.
         config: settings; None: `Config()`.
         transform: turns an item of the loader into a batch.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
 
     Example:
         ```python

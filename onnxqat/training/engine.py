@@ -1,13 +1,19 @@
 """The door to ONNX Runtime for training: sessions whose parameters and gradients are bound in place.
 
 Parameters are views of one flat array, gradients of another. A session reads and writes them where they lie, so nothing is
-copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array. A `Program`, in contrast, is given its
-arrays again on each run.
+copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array. A
+`Program` (see `program`), in contrast, is given its arrays again on each run.
+
+Cores are used by cutting a batch, where its samples know nothing of each other (see `splitting`): each thread runs a part of it,
+on one session, and writes gradients of its own. These are summed in the same order every time, so that a run is repeatable to
+the bit; the parts depend on nothing but the size of the batch and the number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +22,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, short_reason
+from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
+from onnxqat.training.splitting import Part, Splitting
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 
@@ -26,8 +34,13 @@ Value: TypeAlias = ort.OrtValue
 Loaded: TypeAlias = ort.InferenceSession
 Binding: TypeAlias = ort.IOBinding
 
+#: Bytes that the gradients of all parts of a batch but the first may take; of a larger model, there are fewer parts.
+LARGEST_COPIES = 2**30
+#: Numbers that are summed in one go, so that they stay in the processor's cache.
+_STRETCH = 1 << 16
+
 #: ONNX Runtime's words for types of tensors.
-_TYPES = {
+TYPES = {
     f"tensor({words})": dtype
     for words, dtype in {
         "float": ir.DataType.FLOAT,
@@ -45,21 +58,25 @@ _TYPES = {
 
 
 class Session:
-    """A training or evaluation graph on the CPU.
+    """A training or evaluation graph on the CPU, with the arrays that it runs on.
 
     Args:
-        model: graph whose nodes stand in the order in which they are to run.
-        threads: number of threads inside an operator; 0: one for each core.
+        loaded: a session of ONNX Runtime's, which several may share that run at once.
     """
 
-    def __init__(self, model: ir.Model, threads: int = 0) -> None:
-        self._session = session(model, exact_options(threads))
+    def __init__(self, loaded: Loaded) -> None:
+        self._session = loaded
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
         self._binding = self._session.io_binding()
         self._bound: dict[
             str, tuple[Array, Any]
         ] = {}  # a binding keeps no reference, and a freed array crashes the process
+
+    @classmethod
+    def of(cls, model: ir.Model, threads: int = 0) -> Session:
+        """Loads a graph whose nodes stand in the order in which they are to run; `threads` inside an operator, 0: all cores."""
+        return cls(session(model, exact_options(threads)))
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array] | None = None) -> None:
         """Binds arrays for all runs to come, aliased, not copied."""
@@ -92,27 +109,48 @@ class Session:
         return value
 
 
-class Program:
-    """A graph that keeps nothing between runs, so that any number of callers may share it; arguments as for `Session`."""
+class Lanes:
+    """Sessions of one graph for the parts of a batch: as many threads run at once as there are cores to use.
 
-    def __init__(self, model: ir.Model, threads: int = 0) -> None:
-        self._session = session(model, exact_options(threads))
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        #: Types of the outputs as ONNX Runtime infers them.
-        self.outputs = {value.name: _TYPES[value.type] for value in self._session.get_outputs()}
+    Args:
+        model: graph whose nodes stand in the order in which they are to run.
+        threads: number of cores.
+        inputs: arrays that all of them read.
+        outputs: arrays that each of them writes, by the number of its part.
+    """
 
-    def __call__(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads."""
-        feeds = {name: values[name] for name in self.inputs}
-        try:
-            results = self._session.run_with_ort_values(list(self.outputs), feeds)
-        except Exception as error:
-            raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
-        return dict(zip(self.outputs, results, strict=True))
+    def __init__(
+        self,
+        model: ir.Model,
+        threads: int,
+        inputs: Mapping[str, Array],
+        outputs: Callable[[int], Mapping[str, Array]] = lambda number: {},
+    ) -> None:
+        self._model, self._threads, self._inputs, self._outputs = model, threads, inputs, outputs
+        self._lanes: dict[int, list[Session]] = {}
+
+    def of(self, parts: int) -> list[Session]:
+        """A session for each part, with more threads inside operators where there are fewer parts than cores."""
+        if parts not in self._lanes:
+            inside = max(self._threads - parts + 1, 1)
+            loaded = session(self._model, exact_options(inside))
+            lanes = [Session(loaded) for _ in range(parts)]
+            for number, lane in enumerate(lanes):
+                lane.bind(self._inputs, self._outputs(number))
+            self._lanes[parts] = lanes
+        return self._lanes[parts]
 
 
 class Engine:
     """Runs training steps and evaluations over one flat array of parameters.
+
+    Args:
+        training: graph of the steps.
+        evaluation: graph of the evaluations.
+        layout: place of each parameter.
+        initial: values of the parameters.
+        threads: number of cores to use; 0: all.
+        splitting: how batches are cut into parts; None: they are not, and threads work inside operators.
 
     Attributes:
         parameters: the flat array; changing it changes the next run.
@@ -122,52 +160,102 @@ class Engine:
     """
 
     def __init__(
-        self, training: ir.Model, evaluation: ir.Model, layout: Layout, initial: Floats, threads: int = 0
+        self,
+        training: ir.Model,
+        evaluation: ir.Model,
+        layout: Layout,
+        initial: Floats,
+        threads: int = 0,
+        splitting: Splitting | None = None,
     ) -> None:
         self.layout = layout
         self.parameters = aligned(layout.size)
         self.parameters[:] = initial
         self.results = aligned(layout.size + 1)
         self.gradients = self.results[:-1]
-        self._loss = self.results[-1:].reshape(())
-        self._evaluation_model: ir.Model | None = evaluation
-        self._evaluation: Session | None = None
-        self._threads = threads
+        self._copies = [self.results]
+        self._threads, self._splitting = threads or cores(), splitting
+        self._crew = Crew(self._threads)
+        self._evaluation = Lanes(evaluation, self._threads, layout.named(self.parameters))
         self.use(training)
 
     def use(self, training: ir.Model) -> None:
         """Runs this training graph from the next step on; gradients of parameters that it does not have are 0."""
-        self.gradients[:] = 0
+        for copy in self._copies:
+            copy[:] = 0
         self.training = training
-        self._session = Session(training, self._threads)
-        gradients = {f"{name}_grad": view for name, view in self.layout.named(self.gradients).items()}
-        self._session.bind(self.layout.named(self.parameters), {**gradients, LOSS: self._loss})
+        self._training = Lanes(training, self._threads, self.layout.named(self.parameters), self._results_of)
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
-        self._session.bind(batch)
-        self._session.run()
+        parts = [part for part in self._parts(batch, 1 + LARGEST_COPIES // self.results.nbytes) if part.share]
+        lanes = self._training.of(len(parts))
+        self._crew([partial(_run, lane, part.arrays) for lane, part in zip(lanes, parts, strict=True)])
+        if len(parts) > 1 or parts[0].share != 1:
+            self._add_up([part.share for part in parts])
         return self.loss
 
     @property
     def loss(self) -> float:
         """The loss in `results`."""
-        return float(self._loss)
+        return float(self.results[-1])
 
     def evaluate(self, batch: Mapping[str, Array], fetch: Sequence[str]) -> list[Array]:
         """Forward only; returns the named outputs (the loss is one of them)."""
-        if self._evaluation is None:
-            assert self._evaluation_model is not None
-            session = Session(self._evaluation_model, self._threads)
-            session.bind(self.layout.named(self.parameters))
-            self._evaluation, self._evaluation_model = session, None  # Ctrl-C before this leaves nothing half made
-        self._evaluation.bind(batch)
-        return self._evaluation.run(fetch)
+        parts = self._parts(batch)
+        lanes = self._evaluation.of(len(parts))
+        found = self._crew([partial(_run, lane, part.arrays, fetch) for lane, part in zip(lanes, parts, strict=True)])
+        if self._splitting is None or len(parts) == 1:
+            return found[0]
+        shares = [part.share for part in parts]
+        return [
+            np.asarray(sum(share * array for share, array in zip(shares, arrays, strict=True) if share))
+            if name == LOSS
+            else self._splitting.joined(name, arrays)
+            for name, arrays in zip(fetch, zip(*found, strict=True), strict=True)
+        ]
+
+    def _results_of(self, number: int) -> dict[str, Array]:
+        """The results of a part, in an array of its own; the first part's are where those of the batch will be."""
+        if number == len(self._copies):
+            self._copies.append(aligned(self.results.size))
+        copy = self._copies[number]
+        gradients = {f"{name}_grad": view for name, view in self.layout.named(copy[:-1]).items()}
+        return {**gradients, LOSS: copy[-1:].reshape(())}
+
+    def _parts(self, batch: Mapping[str, Array], most: int | None = None) -> list[Part]:
+        count = self._threads if most is None else min(self._threads, most)
+        return [Part(batch, 1.0)] if self._splitting is None else self._splitting.parts(batch, count)
+
+    def _add_up(self, shares: Sequence[float]) -> None:
+        """Writes the weighted sum of the parts' results; every number is summed in the order of the parts."""
+        size = self.results.size
+        bounds = [size * number // len(shares) for number in range(len(shares) + 1)]
+        weights = [np.float32(share) for share in shares]
+        self._crew([partial(self._add_stretch, weights, *pair) for pair in pairwise(bounds)])
+
+    def _add_stretch(self, weights: Sequence[np.float32], start: int, stop: int) -> None:
+        for begin in range(start, stop, _STRETCH):
+            part = slice(begin, min(begin + _STRETCH, stop))
+            total = self.results[part]
+            total *= weights[0]
+            for weight, copy in zip(weights[1:], self._copies[1:], strict=False):
+                total += weight * copy[part]
+
+
+def _run(lane: Session, arrays: Mapping[str, Array], fetch: Sequence[str] = ()) -> list[Array]:
+    lane.bind(arrays)
+    return lane.run(fetch)
 
 
 def as_value(array: Array) -> Value:
     """A value of ONNX Runtime's that lies where the array does and keeps it alive."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def allocated(shape: Sequence[int], dtype: ir.DataType) -> Value:
+    """Memory of ONNX Runtime's own, which lives as long as anybody holds the value, by whatever name."""
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.numpy())
 
 
 def dlpack(value: Value) -> Any:

@@ -16,6 +16,7 @@ from onnxqat.data.labels import Labelling, aligned
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.runtime import Inference
+from onnxqat.training.splitting import sample_axes
 from onnxqat.training.teacher import Teacher, teacher_of
 from onnxqat.training.training_graph.logits import CLASS_AXIS
 from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
@@ -97,6 +98,19 @@ class Feeds:
             named[CLASS_AXIS] = np.array([self.loss.decisions.axis])
         taught = self.teacher(inputs) if self.teacher is not None else {}
         return {**inputs, **named, **{f"{TEACHER}{name}": array for name, array in taught.items()}}
+
+    def axes(self) -> dict[str, int]:
+        """Axis of the samples in each array that is fed and is made of them: inputs, labels, a teacher's outputs."""
+        outputs = self.base.samples.outputs
+        found = sample_axes(self.graph.qdq, self.graph.labelling.sample_axis)
+        found |= {f"{LABEL}{name}": self._label_axis() for name in self.loss.labels}
+        return found | {f"{TEACHER}{name}": outputs.get(name, 0) or 0 for name in self.loss.distilled}
+
+    def _label_axis(self) -> int:
+        """The axis of the samples in labels: that of the first output, which may have its classes before it."""
+        axis, classes = self.base.samples.outputs.get(self.graph.outputs[0], 0) or 0, self.loss.decisions.axis
+        removed = self.loss.judged == "classes" and classes is not None and 0 <= classes < axis
+        return axis - removed
 
     def counted(self, batch: Batch) -> int:
         """Returns the weight of a batch in a mean: the number of its labels that count, or else of its samples."""
@@ -217,8 +231,13 @@ class Feeds:
             )
 
 
-def feeds_for(graph: Forward, teacher: io.ModelLike | None) -> Feeds:
+def feeds_for(graph: Forward, teacher: io.ModelLike | None, threads: int = 0) -> Feeds:
     """Returns the preparation of batches for a training graph; the default teacher is its model without quantizers.
+
+    Args:
+        graph: the training graph.
+        teacher: model that teaches; None: the default.
+        threads: number of cores that the teacher may use; 0: all.
 
     Raises:
         InputError: the teacher lacks an output, or is given to a loss that does not distill.
@@ -226,9 +245,9 @@ def feeds_for(graph: Forward, teacher: io.ModelLike | None) -> Feeds:
     base = Signature.of(graph.qdq, (), sample_axis=graph.labelling.sample_axis)
     output = next(value for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
     sizes = None if output.shape is None else tuple(d if isinstance(d, int) else None for d in output.shape)
-    return Feeds(
-        graph, base, sizes, _rows_axis(graph.qdq, output, base), teacher_of(graph.qdq, graph.loss.distilled, teacher)
-    )
+    axis = graph.labelling.sample_axis
+    taught = teacher_of(graph.qdq, graph.loss.distilled, teacher, threads, axis)
+    return Feeds(graph, base, sizes, _rows_axis(graph.qdq, output, base), taught)
 
 
 def _rows_axis(model: ir.Model, output: ir.Value, base: Signature) -> int | None:

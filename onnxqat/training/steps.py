@@ -19,8 +19,10 @@ from onnxqat.training.optimize.schedules import Schedule
 from onnxqat.training.optimize.update import Updater
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.resume.state import State
+from onnxqat.training.splitting import splitting_of
 from onnxqat.training.staging import Stages
 from onnxqat.training.training_graph.build import TrainingGraph
+from onnxqat.training.training_graph.losses import LOSS
 
 
 class Steps:
@@ -55,7 +57,8 @@ class Steps:
     ) -> None:
         self.graph, self.feeds, self.workers, self.accumulate = graph, feeds, workers, accumulate
         self.stages, self.optimizer, self._clip_norm = stages, optimizer, clip_norm
-        self.engine = engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads)
+        splitting = splitting_of(graph.evaluation, feeds.axes(), LOSS) if threads != 1 else None
+        self.engine = engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads, splitting)
         self._safety = PairSafety(graph.qdq)
         self._update = Updater(optimizer, graph.layout, engine.parameters, engine.gradients, threads, self.hold)
         accumulated = np.zeros_like(engine.gradients) if accumulate > 1 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.graph.without import without_quantizers
 from onnxqat.numerics import fake_quantize
+from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import Inference
+from onnxqat.training.splitting import sample_axes, splitting_of
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +27,50 @@ log = logging.getLogger(__name__)
 Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
-def teacher_of(qdq: ir.Model, distilled: Sequence[str], given: io.ModelLike | None) -> Teacher | None:
+class Parted:
+    """A model that runs on parts of a batch at once, where its samples know nothing of each other.
+
+    Args:
+        model: the model.
+        outputs: names of the outputs to compute.
+        threads: number of cores to use; 0: all.
+        sample_axis: axis of its first input that counts samples; None: it follows from the model.
+    """
+
+    def __init__(self, model: ir.Model, outputs: Sequence[str], threads: int, sample_axis: int | None) -> None:
+        self._crew, self._splitting = Crew(threads or cores()), None
+        if self._crew.size > 1:
+            self._splitting = splitting_of(model, sample_axes(model, sample_axis))
+        inside = self._crew.size if self._splitting is None else 1
+        self._run = Inference(model, outputs, called="teacher", threads=inside)
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name, for a batch that may hold more than the model's inputs."""
+        splitting = self._splitting
+        if splitting is None:
+            return self._run(batch)
+        parts = splitting.parts({name: batch[name] for name in self._run.inputs}, self._crew.size)
+        found = self._crew([partial(self._run, part.arrays) for part in parts])
+        if len(found) == 1:
+            return found[0]
+        return {name: splitting.joined(name, [part[name] for part in found]) for name in found[0]}
+
+
+def teacher_of(
+    qdq: ir.Model,
+    distilled: Sequence[str],
+    given: io.ModelLike | None,
+    threads: int = 0,
+    sample_axis: int | None = None,
+) -> Teacher | None:
     """Returns the teacher of a model: the one that is given, or else the model without its quantizers.
 
     Args:
         qdq: the model that learns.
         distilled: outputs that it learns; there is no teacher where it learns none.
         given: model that the user names as the teacher.
+        threads: number of cores to use; 0: all.
+        sample_axis: axis of the first input that counts samples; None: it follows from the model.
 
     Raises:
         InputError: the teacher lacks an output, or is given to a loss that does not distill.
@@ -44,7 +84,7 @@ def teacher_of(qdq: ir.Model, distilled: Sequence[str], given: io.ModelLike | No
     missing = [name for name in distilled if name not in present]
     if missing:
         raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
-    return Inference(model, distilled, called="teacher")
+    return Parted(model, distilled, threads, sample_axis)
 
 
 def _own_teacher(qdq: ir.Model) -> ir.Model:

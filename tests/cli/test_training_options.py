@@ -34,7 +34,6 @@ GIVEN = {
     "--checkpoint": "checkpoints",
     "--checkpoint-every": "1",
     "--threads": "1",
-    "--layout": "plain",
 }
 
 

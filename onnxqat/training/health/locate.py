@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.naming import label
 from onnxqat.graph.ops import FLOAT_TYPES
-from onnxqat.training.engine import Program, as_value
+from onnxqat.training.engine import as_value
+from onnxqat.training.program import Program
 from onnxqat.training.training_graph.losses import LOSS
 
 _GRADIENT = re.compile(r"(.+?)_grad(_\d+)?")

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.process.crew import cores
 from onnxqat.training.optimize import optimizers, schedules
 from onnxqat.training.resume.checkpoint_files import Facts, Tensors
 from onnxqat.training.training_graph.build import TrainingGraph
@@ -44,7 +45,7 @@ class Origin:
     Attributes:
         graph: the model and its initial values.
         arguments: those of `Trainer` that decide on the result, by name.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
         processes: how many processes share the work.
     """
 
@@ -78,8 +79,7 @@ class Origin:
             "arguments": json.loads(json.dumps(arguments)),
             "threads": self.threads,
             "processes": self.processes,
-            "block": self.graph.used_block,
-            "cores": os.cpu_count() or 1,
+            "cores": cores(),
         }
 
     def check(self, facts: Facts) -> None:
@@ -108,10 +108,7 @@ class Origin:
     @staticmethod
     def _division(facts: Facts) -> str:
         threads = f"{facts['threads'] or facts['cores']} threads"
-        layout = f" with blocks of {facts['block']} channels" if facts.get("block") else ""
-        return (
-            f"{threads}{layout}" if facts["processes"] == 1 else f"{facts['processes']} processes of {threads}{layout}"
-        )
+        return threads if facts["processes"] == 1 else f"{facts['processes']} processes of {threads}"
 
 
 def arguments_of(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,8 +117,7 @@ def arguments_of(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> di
     Raises:
         InputError: one is missing.
     """
-    layout = "auto" if facts.get("block") else "plain"
-    found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"], "layout": layout}
+    found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"]}
     for name, value in facts["arguments"].items():
         if name not in given:
             found[name] = _rebuilt(value, tensors)

@@ -21,7 +21,7 @@ class Record:
     Args:
         steps: takes the steps of the run.
         arguments: arguments of `Trainer` that decide on the result, by name.
-        threads: threads inside an operator; 0: one for each core.
+        threads: number of cores to use; 0: all.
 
     Attributes:
         resumed_from: checkpoint that the run goes on from; None: none.

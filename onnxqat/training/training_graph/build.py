@@ -25,7 +25,6 @@ from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.qdq import Quantizer, is_quantized, quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
-from onnxqat.training.blocked.weights import DOMAIN
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.quantizers.restore_float import restore_float
@@ -49,7 +48,6 @@ class TrainingGraph:
         initial: the flat array as the model has it.
         loss: what the loss needs.
         labelling: what the user says about labels.
-        block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
     """
 
     qdq: ir.Model
@@ -60,12 +58,6 @@ class TrainingGraph:
     initial: NDArray[np.float32]
     loss: AttachedLoss
     labelling: Labelling
-    block: int = 0
-
-    @property
-    def used_block(self) -> int:
-        """The block of the training graph as it is, 0 where nothing in it is in the blocked layout."""
-        return self.block if DOMAIN in self.training.opset_imports else 0
 
 
 def load_qdq(model: io.ModelLike) -> ir.Model:
@@ -86,7 +78,7 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
 
 
 def training_graph(
-    qdq: ir.Model, loss: Loss, freeze: Sequence[str] = (), labelling: Labelling | None = None, block: int = 0
+    qdq: ir.Model, loss: Loss, freeze: Sequence[str] = (), labelling: Labelling | None = None
 ) -> TrainingGraph:
     """Builds the training graph of a model that `load_qdq` returned.
 
@@ -100,10 +92,10 @@ def training_graph(
     attached = attach_loss(forward, loss, labelling)
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
     names = [parameter.name for parameter in layout.parameters]
-    evaluation = _evaluation(forward, names, outputs, block)
-    training = _differentiated(forward, names, block)
+    evaluation = _evaluation(forward, names, outputs)
+    training = _differentiated(forward, names)
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling, block)
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling)
 
 
 def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
@@ -117,13 +109,13 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
     names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
     if not names:
         raise InputError("model: only scales of quantizers that are not switched on yet are trained; freeze less")
-    return _differentiated(forward, names, graph.block)
+    return _differentiated(forward, names)
 
 
-def _differentiated(forward: ir.Model, names: Sequence[str], block: int) -> ir.Model:
+def _differentiated(forward: ir.Model, names: Sequence[str]) -> ir.Model:
     forward.graph.outputs[:] = [_loss_value(forward.graph)]
     training = differentiate(forward, LOSS, names)
-    schedule(training, [LOSS], block)
+    schedule(training, [LOSS])
     return training
 
 
@@ -179,12 +171,12 @@ def _check_scale(quantizer: Quantizer) -> None:
         raise InputError(f"initializer {quantizer.source.name!r}: holds NaN or infinity; repair the float model")
 
 
-def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str], block: int) -> ir.Model:
+def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
     model = forward.clone()
     graph = model.graph
     make_inputs(graph, names)
     graph.outputs.append(_loss_value(graph))
-    schedule(model, [*outputs, LOSS], block)
+    schedule(model, [*outputs, LOSS])
     return model
 
 

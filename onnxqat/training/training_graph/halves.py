@@ -7,7 +7,7 @@ part goes from cotangents of the outputs to gradients. Nothing is computed twice
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,10 +25,12 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, quantizers
-from onnxqat.training.blocked.probe import block
-from onnxqat.training.engine import Floats, Program, Value
+from onnxqat.graph.samplewise.kinds import Rows
+from onnxqat.training.engine import Floats, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
+from onnxqat.training.program import Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
+from onnxqat.training.splitting import rows_of, sample_axes
 from onnxqat.training.training_graph.build import forward_graph, with_values
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import ancestors, schedule
@@ -53,8 +55,7 @@ class Function:
 
     Args:
         qdq: a model that `load_qdq` returned; it is kept, its constants as initializers.
-        threads: threads inside an operator; 0: one for each core.
-        block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
+        threads: number of cores to use; 0: all.
 
     Attributes:
         qdq: the model.
@@ -69,7 +70,7 @@ class Function:
         safety: what keeps its weights from saturating.
     """
 
-    def __init__(self, qdq: ir.Model, threads: int = 0, block: int = 0) -> None:
+    def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(qdq)
         self.qdq = qdq
         self._forward, self.layout = forward_graph(qdq)
@@ -95,7 +96,7 @@ class Function:
         self.computed = tuple(str(value.name) for value in graph.outputs)
         self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
         self.safety = PairSafety(qdq)
-        self._threads, self._block = threads, block
+        self._threads = threads
         self._halves: dict[frozenset[str], Halves] = {}
 
     def model(self, arrays: Mapping[str, Floats]) -> onnx.ModelProto:
@@ -122,7 +123,7 @@ class Function:
             value = qdq.graph.initializers[name]
             assert value.dtype is not None
             value.const_value = ir.tensor(array.astype(value.dtype.numpy()), dtype=value.dtype, name=name)
-        made = Function(qdq, self._threads, self._block)
+        made = Function(qdq, self._threads)
         if made._parameters != self._parameters:
             raise InputError("zero points: are not of this model; load what its own module has saved")
         return made
@@ -135,9 +136,9 @@ class Function:
     def plain(self) -> Program:
         """The graph of the computed outputs alone."""
         model = self._forward.clone()
-        schedule(model, self.computed, self._block)
+        schedule(model, self.computed)
         make_inputs(model.graph, self._parameters)
-        return Program(model, self._threads)
+        return Program(model, self._threads, self._division(model))
 
     def halves(self, wrt: frozenset[str]) -> Halves:
         """The parts of the gradient graph by these inputs and parameters; built once.
@@ -149,7 +150,7 @@ class Function:
             model = self._forward.clone()
             add_weighted_sum(model.graph, self.differentiable)
             training = differentiate(model, LOSS, sorted(wrt))
-            schedule(training, self.computed, self._block)
+            schedule(training, self.computed)
             make_inputs(training.graph, self._parameters)
             self._halves[wrt] = self._split(training)
         return self._halves[wrt]
@@ -169,21 +170,46 @@ class Function:
         ]
         kept = list(dict.fromkeys([*self.computed, *crossing]))
         gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.computed]
-        forward = Program(_cut(training, {}, kept), self._threads)
+        ahead_part = _cut(training, {}, kept)
+        division = self._division(ahead_part, set(crossing) - set(self.computed))
+        forward = Program(ahead_part, self._threads, division)
         types = {name: forward.outputs[name] for name in crossing}
-        return Halves(forward, Program(_cut(training, types, gradients), self._threads))
+        behind = None if division is None else self._backward_division(division, gradients)
+        return Halves(forward, Program(_cut(training, types, gradients), self._threads, behind))
+
+    def _division(self, model: ir.Model, local: Container[str | None] = ()) -> Division | None:
+        """Parts of a batch for a graph from inputs and parameters to outputs and what the backward part reads."""
+        if self._threads == 1:
+            return None
+        found = rows_of(model, self._axes, local)
+        return None if found is None else Division({n: Rows(axis) for n, axis in self._axes.items()}, found)
+
+    def _backward_division(self, forward: Division, gradients: Sequence[str]) -> Division | None:
+        """The same parts on the way back: what comes of parameters is added up."""
+        if any(name not in forward.outputs for name in self.differentiable):
+            return None
+        cotangents = {cotangent(name): forward.outputs[name] for name in self.differentiable}
+        inputs = {gradient(name): rows for name, rows in forward.inputs.items()}
+        results = {name: inputs[name] for name in gradients if name in inputs}
+        return Division(
+            {**forward.inputs, **forward.outputs, **cotangents}, results, frozenset(gradients) - frozenset(results)
+        )
+
+    @cached_property
+    def _axes(self) -> dict[str, int]:
+        return sample_axes(self.qdq)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its model: sessions belong to the process, blocks to the processor."""
-        return _unpickled, (io.to_proto(self.qdq).SerializeToString(), self._threads, self._block > 0)
+        """Pickled as its model: sessions belong to the process."""
+        return _unpickled, (io.to_proto(self.qdq).SerializeToString(), self._threads)
 
     def __deepcopy__(self, memo: object) -> Function:
         """Itself: whoever copies a thing that holds it copies the arrays, and these are elsewhere."""
         return self
 
 
-def _unpickled(model: bytes, threads: int, in_blocks: bool = False) -> Function:
-    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), threads, block() if in_blocks else 0)
+def _unpickled(model: bytes, threads: int) -> Function:
+    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), threads)
 
 
 def cotangent(output: str) -> str:

@@ -170,9 +170,14 @@ def _bce_with_logits(op: Ops, site: Site) -> ir.Value:
     each = op.Add(op.Sub(op.Relu(logits), op.Mul(logits, label)), tail)
     if site.decisions.ignored is None:
         return _mean(op, each)
-    counted = op.Cast(op.Not(op.Equal(label, _float(op, site.decisions.ignored))), to=ir.DataType.FLOAT)
-    total = op.ReduceSum(op.Mul(each, counted), keepdims=0)
-    return op.Div(total, op.ReduceSum(counted, keepdims=0))
+    total = op.ReduceSum(op.Mul(each, _counted(op, label, site.decisions.ignored)), keepdims=0)
+    given = extra_input(site.graph, f"{LABEL}label", ir.DataType.FLOAT)  # how many count is known without the model
+    return op.Div(total, op.ReduceSum(_counted(op, given, site.decisions.ignored), keepdims=0))
+
+
+def _counted(op: Ops, label: ir.Value, ignored: float) -> ir.Value:
+    """1 where a label counts, else 0."""
+    return op.Cast(op.Not(op.Equal(label, _float(op, ignored))), to=ir.DataType.FLOAT)
 
 
 def _logits(op: Ops, site: Site, name: str) -> ir.Value:

@@ -1,0 +1,163 @@
+"""Graphs that keep nothing between runs, on arrays that others own; parts of a batch run at once, as in `engine`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.errors import InputError, short_reason
+from onnxqat.graph.samplewise.kinds import Rows
+from onnxqat.process.crew import Crew, cores
+from onnxqat.runtime import exact_options, session
+from onnxqat.training.engine import TYPES, Loaded, Value, allocated, as_value
+from onnxqat.training.splitting import cut
+
+Array = NDArray[Any]
+Values = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Division:
+    """Parts of what a graph reads and writes.
+
+    Attributes:
+        inputs: place of the samples in each input that is made of them; the other inputs are the same for all parts.
+        outputs: likewise of the outputs; of the others, those of the first part count.
+        added: outputs that are the sum of those of the parts.
+    """
+
+    inputs: Mapping[str, Rows]
+    outputs: Mapping[str, Rows] = field(default_factory=dict)
+    added: frozenset[str] = frozenset()
+
+    def rows(self, values: Values) -> int:
+        """Number of samples in what is read; 0 where it does not fit together."""
+        known = {name: place for name, place in self.inputs.items() if name in values}
+        sizes = {name: values[name].shape()[place.axis] for name, place in known.items()}
+        counts = {sizes[name] for name, place in known.items() if place.each == 1}
+        rows = counts.pop() if len(counts) == 1 else 0
+        return rows if rows and not any(size % rows for size in sizes.values()) else 0
+
+
+class Program:
+    """A graph that keeps nothing between runs, so that any number of callers may share it.
+
+    Args:
+        model: graph whose nodes stand in the order in which they are to run.
+        threads: number of cores to use; 0: all.
+        division: parts of a batch; None: it stays in one piece, and threads work inside operators.
+
+    Attributes:
+        inputs: names of the inputs.
+        outputs: types of the outputs as ONNX Runtime infers them.
+    """
+
+    def __init__(self, model: ir.Model, threads: int = 0, division: Division | None = None) -> None:
+        self._model, self._threads, self._division = model, threads or cores(), division
+        self._crew = Crew(self._threads)
+        self._sessions: dict[int, Loaded] = {}
+        self._shapes: dict[object, dict[str, list[int]]] = {}
+        first = self._session(1 if division is None else self._threads)
+        self.inputs = [value.name for value in first.get_inputs()]
+        self.outputs = {value.name: TYPES[value.type] for value in first.get_outputs()}
+
+    def __call__(self, values: Values) -> dict[str, Value]:
+        """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads."""
+        feeds = {name: values[name] for name in self.inputs}
+        rows = 0 if self._division is None else self._division.rows(feeds)
+        count = min(self._threads, rows)
+        if self._division is None or count < 2:
+            return self._run(1, feeds, {})
+        bounds = list(pairwise(rows * number // count for number in range(count + 1)))
+        return self._in_parts(self._division, feeds, rows, bounds)
+
+    def _in_parts(
+        self, division: Division, feeds: Values, rows: int, bounds: Sequence[tuple[int, int]]
+    ) -> dict[str, Value]:
+        """Results go straight to their place in those of the batch, once it is known from a first run how large these are."""
+        shapes = self._shapes.setdefault(
+            tuple(tuple(feeds[name].shape()) for name in division.inputs if name in feeds), {}
+        )
+        whole = {name: allocated(shape, self.outputs[name]) for name, shape in shapes.items()}
+        calls = []
+        for bound in bounds:
+            pieces = {name: _piece(value, division.inputs.get(name), rows, bound) for name, value in feeds.items()}
+            places = {name: _cut(view(value), division.outputs[name], rows, bound) for name, value in whole.items()}
+            calls.append(partial(self._run, len(bounds), pieces, places))
+        found = self._crew(calls)
+        for name, place in division.outputs.items():
+            if name not in whole:
+                whole[name] = _joined([part[name] for part in found], place.axis)
+                if place.axis == 0:
+                    shapes[name] = whole[name].shape()
+        names = [name for name in self.outputs if name in division.added]
+        self._crew([partial(_add_up, names[number :: len(bounds)], found) for number in range(len(bounds))])
+        return {name: whole[name] if name in whole else found[0][name] for name in self.outputs}
+
+    def _run(self, parts: int, feeds: Values, places: Mapping[str, Array]) -> dict[str, Value]:
+        """Runs a part of a batch: what has a place is written there, and all else returned."""
+        loaded = self._session(parts)
+        binding = loaded.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        kept = {name: as_value(array) for name, array in places.items()}
+        others = [name for name in self.outputs if name not in places]
+        for name, value in kept.items():
+            binding.bind_ortvalue_output(name, value)
+        for name in others:
+            binding.bind_output(name)
+        try:
+            loaded.run_with_iobinding(binding)
+        except Exception as error:
+            raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
+        return dict(zip(others, binding.get_outputs()[len(kept) :], strict=True))
+
+    def _session(self, parts: int) -> Loaded:
+        """A session for so many parts at once, with more threads inside operators where there are fewer parts than cores."""
+        inside = max(self._threads - parts + 1, 1)
+        if inside not in self._sessions:
+            self._sessions[inside] = session(self._model, exact_options(inside))
+        return self._sessions[inside]
+
+
+def view(value: Value) -> Array:
+    """The array of a value on the CPU, in its memory; the value must outlive it."""
+    dtype, shape = TYPES[value.data_type()].numpy(), value.shape()
+    size = prod(shape) * dtype.itemsize
+    if not size:
+        return np.empty(shape, dtype)
+    return np.frombuffer((ctypes.c_char * size).from_address(value.data_ptr()), dtype).reshape(shape)
+
+
+def _cut(array: Array, place: Rows, rows: int, bound: tuple[int, int]) -> Array:
+    each = array.shape[place.axis] // rows
+    return cut(array, place.axis, bound[0] * each, bound[1] * each)
+
+
+def _piece(value: Value, place: Rows | None, rows: int, bound: tuple[int, int]) -> Value:
+    return value if place is None else as_value(_cut(view(value), place, rows, bound))
+
+
+def _joined(parts: Sequence[Value], axis: int) -> Value:
+    shape = list(parts[0].shape())
+    shape[axis] = sum(part.shape()[axis] for part in parts)
+    whole = allocated(shape, TYPES[parts[0].data_type()])
+    np.concatenate([view(part) for part in parts], axis=axis, out=view(whole))
+    return whole
+
+
+def _add_up(names: Sequence[str], parts: Sequence[Values]) -> None:
+    """Adds results of all parts to those of the first, in order."""
+    for name in names:
+        total = view(parts[0][name])
+        for part in parts[1:]:
+            total += view(part[name])
