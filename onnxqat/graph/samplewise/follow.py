@@ -11,7 +11,7 @@ from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import captured_values
 from onnxqat.graph.samplewise.counts import COUNTS
 from onnxqat.graph.samplewise.kinds import Call, Count, Coupled, Kind, Mean, Rows, Same, Sizes, Total
-from onnxqat.graph.samplewise.rules import RULES
+from onnxqat.graph.samplewise.rules import BLOCKED, BLOCKED_DOMAIN, RULES
 from onnxqat.graph.samplewise.totals import TOTALS
 
 #: Operators whose result is another at each run, so that parts would not add up to the batch.
@@ -63,8 +63,7 @@ def _kinds_of(
     varying = [kind for kind in (*read, *inner) if kind is not None and not isinstance(kind, Same)]
     if not varying:
         return [Same()] * len(node.outputs)
-    table = _table(varying)
-    rule = table.get(node.op_type) if node.domain == "" else None
+    rule = _table(node, varying).get(node.op_type)
     if rule is None:
         raise Coupled(_unknown(varying))
     found = rule(Call(node, read, version, local))
@@ -73,9 +72,11 @@ def _kinds_of(
     return found if isinstance(found, list) else [found] * len(node.outputs)
 
 
-def _table(varying: Sequence[Kind]) -> Mapping[str, Callable[[Call], Kind | list[Kind]]]:
-    """The rules for the kinds that a node reads, without what is the same for all."""
+def _table(node: ir.Node, varying: Sequence[Kind]) -> Mapping[str, Callable[[Call], Kind | list[Kind]]]:
+    """The rules for a node's operators and the kinds that it reads, without what is the same for all."""
     samples = any(isinstance(kind, Rows) for kind in varying)
+    if node.domain:
+        return BLOCKED if node.domain == BLOCKED_DOMAIN and samples else {}
     if any(isinstance(kind, Total | Mean) for kind in varying):
         if samples:
             raise Coupled("brings what was computed over the whole batch back to its samples")
