@@ -29,6 +29,7 @@ from onnxqat.errors import InputError
 from onnxqat.names import TARGETS
 
 OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
+Correction = Literal["affine", "mean", "none"]
 
 
 class Config(Frozen):
@@ -60,9 +61,9 @@ class Config(Frozen):
         ignore: nodes that stay in float.
         overrides: settings for single nodes; where several select a node, later ones win.
         unified_scales: groups of nodes that read all their values with one scale.
-        bias_correction: samples on which the biases of weighted layers are corrected for the mean error of quantization, one
-            layer after the other, in whole batches; 0: none. It helps where weights are rounded (`min_max`); where they are
-            cut off (`mse`) the error grows with the value, and a constant makes it worse.
+        output_correction: what each channel of a weighted layer's output gets back of its float statistics: `affine`, mean and
+            deviation; `mean`, by the bias alone; `none`. `affine` is worth most below 8 bits.
+        correction_samples: samples on which that is measured.
         activation_start_epoch: epoch of training, from 0, before which activations are not quantized.
         weight_start_epoch: the same for weights.
         tolerance: loss of accuracy at which `run` ends training, `Tolerance`; None: it trains for all epochs.
@@ -98,7 +99,8 @@ class Config(Frozen):
     ignore: Selects = ()
     overrides: Annotated[tuple[Override, ...], BeforeValidator(as_tuple)] = ()
     unified_scales: Annotated[tuple[tuple[Select, ...], ...], BeforeValidator(as_tuples)] = ()
-    bias_correction: int = Field(default=0, ge=0)
+    output_correction: Correction = "none"
+    correction_samples: int = Field(default=512, ge=1)
     activation_start_epoch: int = Field(default=0, ge=0)
     weight_start_epoch: int = Field(default=0, ge=0)
     tolerance: Tolerance | None = None

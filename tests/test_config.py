@@ -49,7 +49,7 @@ def test_rule_by_type_finds_a_node_that_preparation_rewrote():
             "weight_range: Range: max_percentile: .*less than",
         ),
         ({"overflow_fix": "on"}, "overflow_fix: .*'enable'"),
-        ({"bias_correction": -1}, "bias_correction: .*greater than or equal to 0"),
+        ({"correction_samples": 0}, "correction_samples: .*greater than or equal to 1"),
         ({"unified_scales": [[{"nam": "a"}]]}, "unified_scales.0.0: Select: nam: no such key"),
         ({"inputs": [{"shape": [0]}]}, "inputs.0: Input: shape.0: .*greater than or equal to 1"),
         ({"ignore": ({"typ": "Conv"},)}, "ignore.0: Select: typ: no such key"),

@@ -178,6 +178,19 @@ def test_modules_of_different_calibrations_are_one_model_in_data_parallel_traini
 
 
 @pytest.mark.slow
+def test_outputs_are_corrected_by_what_all_processes_see(found):
+    folder, (first, second) = found
+    assert first["corrected"] == second["corrected"]
+    config = onnxqat.Config(weight_bits=3, output_correction="affine")
+    expected = onnxqat.insert(model(BODY, **WEIGHTS), [{"x": b["x"]} for b in batches(3)], config)
+    shared = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(folder / "corrected-0.onnx").graph.initializer}
+    for initializer in expected.graph.initializer:
+        np.testing.assert_allclose(
+            shared[initializer.name], onnx.numpy_helper.to_array(initializer), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.slow
 def test_sharded_modules_take_the_step_of_the_whole_batch(found):
     for one in found[1]:
         assert max(one["sharded"]) < 1e-6

@@ -25,7 +25,7 @@ from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
 from onnxqat.graph.qdq import Spec
 from onnxqat.graph.without import TARGET
 from onnxqat.insertion.calibrate import Observed, Observer, calibrate
-from onnxqat.insertion.correct import correct_biases
+from onnxqat.insertion.correct import correct_outputs
 from onnxqat.insertion.groups import Skip
 from onnxqat.insertion.hold import hold_weights
 from onnxqat.insertion.inputs import check_inputs
@@ -89,7 +89,9 @@ def insert(
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
     batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
-    batches.check_epochs(2 if config.bias_correction else 1, "calibration data for the correction of biases")
+    batches.check_epochs(
+        1 if config.output_correction == "none" else 2, "calibration data for the correction of outputs"
+    )
     check_inputs(prepared, config.inputs)
     observers, sample = _calibrated(prepared, activations, batches, workers)
     check_conversion(model, config.fixed_inputs, sample)
@@ -101,8 +103,9 @@ def insert(
     _note(prepared, skips, table, config)
     hold_weights(prepared)
     make_room(prepared)
-    if config.bias_correction:
-        correct_biases(original, prepared, weighted, batches, config.bias_correction)
+    if config.output_correction != "none":
+        count, deviations = config.correction_samples, config.output_correction == "affine"
+        correct_outputs(original, prepared, weighted, batches, count, workers, deviations=deviations)
         make_room(prepared)
     round_biases(prepared, _is_fine)
     log.info(

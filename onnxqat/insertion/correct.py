@@ -1,13 +1,16 @@
-"""Bias correction: subtracts from a layer's bias the shift that quantization causes in the mean of its output.
+"""Output correction: gives each channel of a layer's output the mean, and the deviation, that it has in the float model.
 
-Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2, with means measured on
-data. For a model with folded BatchNormalization it takes the place of adapting that layer's statistics.
+The mean by the bias: Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2,
+with means measured on data. The deviation by a factor on the weights and their scales, which leaves the codes as they are. For a
+model with folded BatchNormalization it takes the place of estimating that layer's statistics again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,66 +18,117 @@ from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch
 from onnxqat.data.samples import Samples
+from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
+from onnxqat.graph import files
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, sole_user
+from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 from onnxqat.insertion.calibrate import with_outputs
 from onnxqat.insertion.groups import inputs
+from onnxqat.insertion.parts import Parts
 from onnxqat.runtime import Inference
 from onnxqat.terminal.progress import track
 
 log = logging.getLogger(__name__)
 
+#: Per channel of a layer's output, [3, C]: number of values, their sum, the sum of their squares.
+Moments = NDArray[np.float64]
 Floats = NDArray[np.float64]
 
+#: Operators whose outputs are corrected.
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: Bounds of the factor on a channel's weights.
+FACTORS = 0.25, 4.0
+#: Values of a channel below which they say too little of its deviation.
+VALUES = 64
 
-def correct_biases(
-    original: ir.Model, quantized: ir.Model, weighted: Sequence[ir.Node], batches: Iterable[Batch], samples: int
+
+def correct_outputs(
+    original: ir.Model,
+    quantized: ir.Model,
+    weighted: Sequence[ir.Node],
+    batches: Iterable[Batch],
+    samples: int,
+    workers: Workers,
+    *,
+    deviations: bool,
 ) -> None:
-    """Adds E[y_float - y_quantized] of each output channel to the bias of each weighted layer, in place.
+    """Corrects the outputs of weighted layers in place, in order of execution: each behind layers that are corrected already.
 
-    Layer by layer in order of execution, so that each is corrected behind layers that are; every layer costs one run of the part
-    of the model before it over the samples.
+    The model runs once over the samples; what layers to come read of them lies in temporary files.
 
     Args:
         original: the float model; its nodes are found by their names.
         quantized: the Q/DQ model.
         weighted: its nodes with weights.
         batches: can be read many times.
-        samples: how many samples to read each time.
+        samples: how many samples to read.
+        workers: the processes; each runs its part of the batches.
+        deviations: whether deviations are corrected, or means alone.
     """
-    chosen = {str(node.name) for node in weighted}
-    before = {str(node.name): node for node in original.graph if node.name in chosen}
-    wanted = _means(original, list(before.values()), batches, samples)
-    order = [node for node in quantized.graph if node.name in before]
-    left = []
-    for node in track(order, "correct biases"):
-        (found,) = _means(quantized, [node], batches, samples).values()
-        shift = wanted[str(node.name)] - found
-        if not _shift_bias(quantized.graph, node, shift):
-            left.append(str(node.name))
-    log.info("corrected the biases of %d layers", len(order) - len(left))
-    if left:
-        log.info("layers without a bias of their own, left as they are: %s", ", ".join(left))
+    chosen = {str(node.name) for node in weighted if node.op_type in LAYERS}
+    order = [node for node in quantized.graph if node.name in chosen]
+    before = {str(node.name): node for node in original.graph}
+    weights = by_output(quantizers(quantized))
+    left: defaultdict[str, list[str]] = defaultdict(list)
+    for node in weighted:
+        if node.op_type not in LAYERS:
+            left[f"{node.op_type} is not covered"].append(str(node.name))
+    sums: dict[str, Moments] = {}
+    with files.workplace() as folder:
+        seen = _observed(original, [before[str(node.name)] for node in order], batches, samples, workers, sums)
+        parts = Parts(quantized, order, seen, folder)
+        for node in track(order, "correct outputs"):
+            found = _merged([_moments(node, output) for output in parts.run(node)], workers)
+            wanted = _merged([sums[str(node.name)]] if sums else [], workers)
+            reason = "no bias of their own"
+            if deviations and found[0].min() < VALUES:
+                reason = f"fewer than {VALUES} values of a channel; give more samples"
+            elif _correct(quantized.graph, node, wanted, found, _own(node, weights) if deviations else None, parts):
+                continue
+            left[reason].append(str(node.name))
+    log.info("corrected the outputs of %d layers", len(weighted) - sum(map(len, left.values())))
+    for reason, names in left.items():
+        log.warning("layers whose outputs are not corrected (%s): %s", reason, ", ".join(names))
 
 
-def _means(model: ir.Model, nodes: Sequence[ir.Node], batches: Iterable[Batch], samples: int) -> dict[str, Floats]:
-    """Mean output [C] of each output channel of the nodes over the samples, by the node's name."""
+def _correct(
+    graph: ir.Graph, node: ir.Node, wanted: Moments, found: Moments, weight: Quantizer | None, parts: Parts
+) -> bool:
+    """Corrects a layer, and its outputs in `parts`; False where it has no place for a bias."""
+    factor = np.ones(found.shape[1]) if weight is None else _factor(weight, wanted, found)
+    shift = wanted[1] / wanted[0] - factor * found[1] / found[0]
+    if not _change_bias(graph, node, factor, shift):
+        return False
+    if weight is not None:
+        _scale(weight, factor)
+    parts.change(node.outputs[0], _change(node, factor, shift))
+    return True
+
+
+def _observed(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    batches: Iterable[Batch],
+    samples: int,
+    workers: Workers,
+    sums: dict[str, Moments],
+) -> Iterator[Batch]:
+    """This process's batches with the first `samples` samples, after their moments have been added to `sums`."""
     values = [node.outputs[0] for node in nodes]
     run = Inference(with_outputs(model, values), [str(value.name) for value in values])
-    sums: dict[str, Floats] = {}
-    counts: dict[str, int] = {}
-    for batch, part in _first(batches, samples, Samples.of(model), run.inputs):
+    for number, (batch, part) in enumerate(_first(batches, samples, Samples.of(model), run.inputs)):
+        if not workers.takes(number):
+            continue
         try:
-            arrays = run(part)
+            arrays, used = run(part), part
         except InputError:  # a batch of fixed size, or samples that depend on each other
-            arrays = run(batch)
-        for node, array in zip(nodes, arrays.values(), strict=True):
-            rows = _by_channel(node, array)
-            name = str(node.name)
-            sums[name] = sums.get(name, np.zeros(rows.shape[1])) + rows.sum(axis=0, dtype=np.float64)
-            counts[name] = counts.get(name, 0) + len(rows)
-    return {name: total / counts[name] for name, total in sums.items()}
+            arrays, used = run(batch), batch
+        for node, output in zip(nodes, arrays.values(), strict=True):
+            moments = _moments(node, output)
+            sums[str(node.name)] = sums.get(str(node.name), 0) + moments
+        yield used
 
 
 def _first(
@@ -90,17 +144,74 @@ def _first(
             return
 
 
+def _moments(node: ir.Node, output: NDArray[np.float32]) -> Moments:
+    rows = _by_channel(node, output).astype(np.float64)
+    return np.stack([np.full(rows.shape[1], float(len(rows))), rows.sum(axis=0), np.square(rows).sum(axis=0)])
+
+
+def _merged(moments: Sequence[Moments], workers: Workers) -> Moments:
+    """The moments of all batches of all processes."""
+    own = np.sum(moments, axis=0) if moments else np.zeros((3, 0))
+    everyone = [theirs["moments"] for theirs in workers.gather({"moments": own})]
+    return np.asarray(np.sum([each for each in everyone if each.size], axis=0))
+
+
 def _by_channel(node: ir.Node, output: NDArray[np.float32]) -> NDArray[np.float32]:
     """The output as [positions, C]; what MatMul makes of a vector has no axis of channels, so it has one."""
     weight = node.inputs[1]
     if weight is not None and weight.shape is not None and weight.shape.rank() == 1:
         return output.reshape(-1, 1)
-    axis = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
+    axis = _axis(node)
     return np.moveaxis(output, axis, -1).reshape(-1, output.shape[axis])
 
 
-def _shift_bias(graph: ir.Graph, node: ir.Node, shift: Floats) -> bool:
-    """Gives the layer a bias of its own, moved by `shift` [C]; False where it has no place for one."""
+def _axis(node: ir.Node) -> int:
+    """The output's axis of channels."""
+    return 1 if node.op_type in ("Conv", "ConvTranspose") else -1
+
+
+def _own(node: ir.Node, weights: Mapping[ir.Value, Quantizer]) -> Quantizer | None:
+    """The quantizer of the layer's weight, if nothing else reads the weight, its scale or the codes."""
+    found = None if node.inputs[1] is None else weights.get(node.inputs[1])
+    if found is None or constant(found.source) is None or found.quantize is None:
+        return None
+    readers = {use.node for value in (found.source, found.scale, found.output) for use in value.uses()}
+    return found if readers <= {*found.nodes, node} else None
+
+
+def _factor(weight: Quantizer, wanted: Moments, found: Moments) -> Floats:
+    """The factor [C] by which the deviations of channels are to grow: one for all that share a scale."""
+    shared = weight.scales.size
+    meant, measured = (
+        (squares / count - np.square(total / count)).reshape(-1, shared).mean(axis=0)
+        for count, total, squares in (wanted, found)
+    )
+    ratio = np.divide(meant, measured, out=np.ones(shared), where=(meant > 0) & (measured > 0))
+    return np.tile(np.clip(np.sqrt(ratio), *FACTORS), wanted.shape[1] // shared)
+
+
+def _scale(weight: Quantizer, factor: Floats) -> None:
+    """Multiplies a weight's channels and their scales."""
+    array = np.asarray(constant(weight.source))
+    own = factor[: weight.scales.size].reshape(weight.scales.shape)
+    along = own if weight.axis is None else own.reshape([-1 if i == weight.axis else 1 for i in range(array.ndim)])
+    for value, changed in ((weight.source, array * along), (weight.scale, np.asarray(constant(weight.scale)) * own)):
+        value.const_value = ir.tensor(changed.astype(np.float32), name=value.name)
+
+
+def _change(node: ir.Node, factor: Floats, shift: Floats) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """A function that does to the output what the correction of the layer does; the shift of a MatMul is in the Add behind it."""
+
+    def changed(output: NDArray[Any]) -> NDArray[Any]:
+        channels = np.moveaxis(output, _axis(node), -1) if len(factor) > 1 else output
+        result = channels * factor + (0 if node.op_type == "MatMul" else shift)
+        return np.moveaxis(result, -1, _axis(node)).astype(np.float32) if len(factor) > 1 else result.astype(np.float32)
+
+    return changed
+
+
+def _change_bias(graph: ir.Graph, node: ir.Node, factor: Floats, shift: Floats) -> bool:
+    """Gives the layer a bias of its own, changed as its output is by `factor` and `shift` [C]; False where it has no place."""
     adder, index = node, 2
     if node.op_type == "MatMul":
         user = sole_user(node.outputs[0])
@@ -116,7 +227,8 @@ def _shift_bias(graph: ir.Graph, node: ir.Node, shift: Floats) -> bool:
         adder.resize_inputs(index + 1)
     name = f"{node.name}_bias" if old is None else str(old.name)
     shape = bias.shape if bias.size == len(shift) else shift.shape
-    moved = (bias + shift).astype(np.float32).reshape(shape)
+    own = 1 if node.op_type == "MatMul" else factor
+    moved = (own * bias + shift).astype(np.float32).reshape(shape)
     if old is not None and old.is_initializer() and len(old.uses()) == 1:
         old.const_value = ir.tensor(moved, name=name)
         old.shape = ir.Shape(shape)

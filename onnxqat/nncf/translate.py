@@ -7,7 +7,16 @@ from typing import Any, Literal
 
 from onnxqat.config_parts import Input, Override, Select, Tolerance
 from onnxqat.errors import InputError
-from onnxqat.nncf.schema import InputInfo, Quantization, Quantizers, RangeInit, Root, ScopedQuantizers, ScopedRangeInit
+from onnxqat.nncf.schema import (
+    InputInfo,
+    Quantization,
+    QuantizerGroup,
+    Quantizers,
+    RangeInit,
+    Root,
+    ScopedQuantizers,
+    ScopedRangeInit,
+)
 from onnxqat.nncf.scopes import EXPRESSION, expression, is_of_names
 
 #: Devices whose 8-bit products may overflow without `overflow_fix`.
@@ -45,12 +54,20 @@ def translate(root: Root) -> dict[str, Any]:
         quantize_outputs=algorithm.quantize_outputs,
         ignore=tuple(_select(scope) for scope in algorithm.ignored_scopes),
         unified_scales=tuple(tuple(_select(name) for name in group) for group in activations.unified_scale_ops),
-        bias_correction=algorithm.initializer.batchnorm_adaptation.num_bn_adaptation_samples,
+        **_correction(algorithm.initializer.batchnorm_adaptation.num_bn_adaptation_samples, weights, activations),
         activation_start_epoch=stages.activations_quant_start_epoch if stages is not None and staged else 0,
         weight_start_epoch=stages.weights_quant_start_epoch if stages is not None and staged else 0,
         tolerance=_tolerance(root),
         **_scoped(algorithm),
     )
+
+
+def _correction(samples: int, weights: QuantizerGroup, activations: QuantizerGroup) -> dict[str, Any]:
+    """Returns what takes the place of adapting BatchNormalization, which is folded."""
+    if not samples:
+        return {"output_correction": "none"}
+    few = min(weights.bits or 8, activations.bits or 8) < 8
+    return {"output_correction": "affine" if few else "mean", "correction_samples": samples}
 
 
 def _scoped(algorithm: Quantization) -> dict[str, Any]:

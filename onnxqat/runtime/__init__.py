@@ -32,6 +32,7 @@ class Inference:
         outputs: names of the graph outputs to compute; all if None.
         integer_kernels: whether quantized layers run on integers, as deployed (some processors round in their own way); otherwise
             they run in float, as in training.
+        exactly: whether the nodes run as the model has them, none fused.
         called: what messages call it.
         threads: threads inside an operator; 0: one for each core.
     """
@@ -42,11 +43,12 @@ class Inference:
         outputs: Sequence[str] | None = None,
         *,
         integer_kernels: bool = False,
+        exactly: bool = False,
         called: str = "model",
         threads: int = 0,
     ) -> None:
         self._called = called
-        options = ort.SessionOptions()
+        options = exact_options() if exactly else ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         if not integer_kernels and _reads_quantized_outputs(model):

@@ -34,7 +34,8 @@ def test_shortest_configuration_means_what_it_means_in_nncf():
         weight_range=ranges,
         activation_range=ranges,
         overflow_fix="enable",
-        bias_correction=2000,
+        output_correction="mean",
+        correction_samples=2000,
     )
 
 
@@ -59,11 +60,11 @@ OURS = ranges(type="percentile", min_percentile=0.5, max_percentile=98.0, sample
         ({"preset": "mixed"}, {"activation_symmetric": False}),
         ({"preset": "mixed", "activations": {"mode": "symmetric"}}, {}),
         ({"weights": {"mode": "asymmetric"}}, {"weight_symmetric": False}),
-        ({"weights": {"bits": 4}}, {"weight_bits": 4}),
+        ({"weights": {"bits": 4}}, {"weight_bits": 4, "output_correction": "affine"}),
         ({"weights": {"per_channel": False}}, {"weight_granularity": "per_tensor"}),
         ({"weights": {"signed": True, "logarithm_scale": True}}, {}),
         ({"activations": {"mode": "asymmetric"}}, {"activation_symmetric": False}),
-        ({"activations": {"bits": 4}}, {"activation_bits": 4}),
+        ({"activations": {"bits": 4}}, {"activation_bits": 4, "output_correction": "affine"}),
         ({"activations": {"per_channel": True}}, {"activation_granularity": "per_channel"}),
         ({"activations": {"signed": True}}, {"activation_signed": True}),
         (
@@ -92,7 +93,10 @@ OURS = ranges(type="percentile", min_percentile=0.5, max_percentile=98.0, sample
         ({"overflow_fix": "disable"}, {"overflow_fix": "disable"}),
         ({"overflow_fix": "first_layer_only"}, {"overflow_fix": "first_layer_only"}),
         ({"export_to_onnx_standard_ops": True}, {}),
-        ({"initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}}, {"bias_correction": 0}),
+        (
+            {"initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}},
+            {"output_correction": "none", "correction_samples": 512},
+        ),
         ({"initializer": {"range": PERCENTILE}}, {"weight_range": OURS, "activation_range": OURS}),
         (
             {"initializer": {"range": [{**PERCENTILE, "target_scopes": ["a", "{re}b"], "target_quantizer_group": "weights"}]}},

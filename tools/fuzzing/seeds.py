@@ -81,7 +81,8 @@ CONFIGS: dict[str, object] = {
         "overrides": [{"pattern": ".*", "weight_bits": 6, "exclude": [{"name": "nothing"}]}],
         "inputs": [{"shape": [2, 3, 8, 8], "filler": "random"}],
         "percentile": 99.99,
-        "bias_correction": 0,
+        "output_correction": "mean",
+        "correction_samples": 512,
     },
     "nncf": {
         "input_info": {"sample_size": [1, 3, 8, 8], "type": "float"},
