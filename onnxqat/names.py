@@ -16,3 +16,5 @@ TARGETS = tuple(
 )
 RuntimeName = Literal["ort", "openvino"]
 OptimizerName = Literal["adamw", "sgd"]
+#: How training lays out the data of convolutions.
+LayoutName = Literal["auto", "plain"]

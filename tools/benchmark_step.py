@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 import onnxqat.graph.io as io
 from onnxqat.config import Config
 from onnxqat.insertion import insert
+from onnxqat.training.blocked.probe import block
 from onnxqat.training.engine import Engine
 from onnxqat.training.feeds import feeds_for
 from onnxqat.training.optimize.optimizers import AdamW
@@ -47,7 +48,7 @@ def batch(seed: int = 0) -> dict[str, NDArray[Any]]:
 def training_step(path: Path, threads: int) -> Step:
     """One step on the model in a file: quantization-aware where it has quantizers, float where it has none."""
     quantized = any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
-    graph = training_graph(load_qdq(path) if quantized else io.load(path), "cross_entropy")
+    graph = training_graph(load_qdq(path) if quantized else io.load(path), "cross_entropy", block=block())
     engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads)
     hold = holding(graph, engine.parameters)
     update = Updater(AdamW(), graph.layout, engine.parameters, engine.gradients, hold=hold)

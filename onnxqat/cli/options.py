@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from onnxqat.names import TARGETS, OptimizerName, RuntimeName
+from onnxqat.names import TARGETS, LayoutName, OptimizerName, RuntimeName
 
 #: The option --help of a group has a value where it is not given, for which typer then loads no pydantic.
 HELP = {"default_map": {"help": False}}
@@ -145,6 +145,10 @@ class Training:
         ),
     ] = None
     threads: Annotated[int, Option(help="Cores to use: parts of a batch at once; 0: all.")] = 0
+    layout: Annotated[
+        LayoutName,
+        Option(help="auto: blocked convolutions where this processor has them and they are faster; or plain."),
+    ] = "auto"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnxscript import BuilderFeature, TapeBuilder
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+#: ONNX Runtime's operators on channels in blocks.
+BLOCKED = "com.microsoft.nchwc"
 _FIXED_TYPES = {"tensor(int64)": ir.DataType.INT64, "tensor(bool)": ir.DataType.BOOL}
 
 

@@ -14,6 +14,7 @@ from onnxqat.graph.indices import check_indices
 from onnxqat.graph.limits import check_sizes
 from onnxqat.graph.naming import label
 from onnxqat.graph.operands import check_operands
+from onnxqat.graph.ops import BLOCKED
 
 _NOT_TENSORS = frozenset(
     {
@@ -36,7 +37,8 @@ def infer(model: ir.Model) -> None:
     of the model before its batch was freed, and none of them counts.
     """
     free = {size.value for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
-    stated = {value: value.shape for node in model.graph for value in node.outputs if value.shape is not None}
+    nodes = [node for node in model.graph if node.domain != BLOCKED]  # of those, inference knows nothing
+    stated = {value: value.shape for node in nodes for value in node.outputs if value.shape is not None}
     for value in stated:
         value.shape = None
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)

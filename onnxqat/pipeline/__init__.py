@@ -249,6 +249,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         accumulate=training.accumulate,
         teacher=training.teacher,
         threads=training.threads,
+        layout=training.layout,
         distributed=training.distributed,
         **asdict(training.labelling),
     )

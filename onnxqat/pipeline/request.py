@@ -14,7 +14,7 @@ from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.names import OptimizerName, RuntimeName
+from onnxqat.names import LayoutName, OptimizerName, RuntimeName
 from onnxqat.training.goal import Until, check_until
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Length
@@ -79,6 +79,7 @@ class Training:
         freeze: names or patterns of initializers or nodes that are not trained.
         teacher: model for the loss `distill`.
         threads: number of cores to use; 0: all.
+        layout: of convolutions; see `Trainer`.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
         labelling: how labels belong to the first output.
 
@@ -99,6 +100,7 @@ class Training:
     freeze: Sequence[str] = ()
     teacher: str | Path | None = None
     threads: int = 0
+    layout: LayoutName = "auto"
     distributed: bool = False
     labelling: Labelling = field(default_factory=Labelling)
 

@@ -170,6 +170,19 @@ def session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> o
         raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
 
 
+def optimized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a small model as ONNX Runtime's optimizer leaves it for this processor.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot load the model.
+    """
+    options = ort.SessionOptions()
+    with files.workplace() as folder:
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+        session(model, options)
+        return onnx.load(options.optimized_model_filepath)
+
+
 def run_exactly(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Runs a model once, its nodes exactly as it has them, and returns its outputs by name.
 

@@ -55,15 +55,15 @@ class Arguments:
         return {**given, "freeze": tuple(self.freeze), "teacher": teacher, **asdict(self.labelling)}
 
 
-def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, threads: int) -> Steps:
-    """Returns what takes the steps of a trainer with these arguments.
+def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, threads: int, block: int) -> Steps:
+    """Returns what takes the steps of a trainer with these arguments; `block` as in `TrainingGraph`.
 
     Raises:
         InputError: the model has no quantizers, or an argument does not fit it.
         UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
     """
     with explained(qdq):
-        graph = training_graph(load_qdq(qdq), arguments.loss, arguments.freeze, arguments.labelling)
+        graph = training_graph(load_qdq(qdq), arguments.loss, arguments.freeze, arguments.labelling, block)
     graph = same_graph(graph, workers)
     return Steps(
         graph,

@@ -19,9 +19,11 @@ from onnxqat.data.batch import Batch, check_batch
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
+from onnxqat.names import LayoutName
 from onnxqat.runtime import check_packages, checked
 from onnxqat.training import evaluation
 from onnxqat.training.assembly import Arguments, assembled
+from onnxqat.training.blocked.probe import block_for
 from onnxqat.training.callbacks import BestModel, Callback, Progress, checked_callbacks
 from onnxqat.training.calling import Callers
 from onnxqat.training.fit import Fit
@@ -65,6 +67,8 @@ class Trainer:
         sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
         seed: seed of the order of the data.
         threads: number of cores to use; 0: all.
+        layout: "auto": convolutions run in the blocked layout where this processor has kernels for it and they are faster;
+            "plain": in the layout that ONNX describes. Results agree up to rounding.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
 
@@ -101,6 +105,7 @@ class Trainer:
         sample_axis: int | None = None,
         seed: int = 0,
         threads: int = 0,
+        layout: LayoutName = "auto",
         distributed: bool = False,
     ) -> None:
         check_packages()
@@ -117,7 +122,7 @@ class Trainer:
             seed,
         )
         threads = self._workers.threads(threads)
-        self._steps = assembled(qdq, arguments, self._workers, threads)
+        self._steps = assembled(qdq, arguments, self._workers, threads, block_for(layout))
         self._record = Record(self._steps, arguments.named(), threads)
         self._callers: Callers | None = None
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph.without import without_quantizers
+from onnxqat.training.blocked.probe import block
 from onnxqat.training.engine import Floats
 from onnxqat.training.optimize.update import scale_bounds
 from onnxqat.training.staging import Stage, StartEpochs
@@ -90,7 +91,7 @@ class Wrapped:
     def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
         self.schedule = QuantizationSchedule(StartEpochs.of(qdq))
         self._threads = threads
-        self._set(Function(qdq, threads))
+        self._set(Function(qdq, threads, block()))
 
     def _set(self, whole: Function) -> None:
         self.whole = whole
@@ -101,7 +102,7 @@ class Wrapped:
         """The function of a stage; scales that are not in use are no parameters of it."""
         if stage not in self._functions:
             model = without_quantizers(self.whole.qdq, stage.leaves_out)
-            self._functions[stage] = Function(model, self._threads)
+            self._functions[stage] = Function(model, self._threads, block())
         return self._functions[stage]
 
     @property

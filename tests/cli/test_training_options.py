@@ -34,6 +34,7 @@ GIVEN = {
     "--checkpoint": "checkpoints",
     "--checkpoint-every": "1",
     "--threads": "1",
+    "--layout": "plain",
 }
 
 

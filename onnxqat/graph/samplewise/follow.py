@@ -9,9 +9,10 @@ import onnx_ir as ir
 from onnxqat.graph.io import opset
 from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import captured_values
+from onnxqat.graph.ops import BLOCKED
 from onnxqat.graph.samplewise.counts import COUNTS
 from onnxqat.graph.samplewise.kinds import Call, Count, Coupled, Kind, Mean, Rows, Same, Sizes, Total
-from onnxqat.graph.samplewise.rules import BLOCKED, BLOCKED_DOMAIN, RULES
+from onnxqat.graph.samplewise.rules import BLOCKED_RULES, RULES
 from onnxqat.graph.samplewise.totals import TOTALS
 
 #: Operators whose result is another at each run, so that parts would not add up to the batch.
@@ -76,7 +77,7 @@ def _table(node: ir.Node, varying: Sequence[Kind]) -> Mapping[str, Callable[[Cal
     """The rules for a node's operators and the kinds that it reads, without what is the same for all."""
     samples = any(isinstance(kind, Rows) for kind in varying)
     if node.domain:
-        return BLOCKED if node.domain == BLOCKED_DOMAIN and samples else {}
+        return BLOCKED_RULES if node.domain == BLOCKED and samples else {}
     if any(isinstance(kind, Total | Mean) for kind in varying):
         if samples:
             raise Coupled("brings what was computed over the whole batch back to its samples")

@@ -247,9 +247,8 @@ _IMAGES = (
 )
 _REDUCTIONS = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare"
 
-#: Domain of ONNX Runtime's convolutions and pools on blocks of channels, and what they make of samples.
-BLOCKED_DOMAIN = "com.microsoft.nchwc"
-BLOCKED: Mapping[str, Callable[[Call], Kind | list[Kind]]] = dict.fromkeys(
+#: ONNX Runtime's convolutions and pools on channels in blocks.
+BLOCKED_RULES: Mapping[str, Callable[[Call], Kind | list[Kind]]] = dict.fromkeys(
     ["AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput", "ReorderOutput"], _leading
 )
 

@@ -79,6 +79,7 @@ class Origin:
             "arguments": json.loads(json.dumps(arguments)),
             "threads": self.threads,
             "processes": self.processes,
+            "block": self.graph.used_block,
             "cores": cores(),
         }
 
@@ -108,7 +109,10 @@ class Origin:
     @staticmethod
     def _division(facts: Facts) -> str:
         threads = f"{facts['threads'] or facts['cores']} threads"
-        return threads if facts["processes"] == 1 else f"{facts['processes']} processes of {threads}"
+        layout = f" with blocks of {facts['block']} channels" if facts.get("block") else ""
+        return (
+            f"{threads}{layout}" if facts["processes"] == 1 else f"{facts['processes']} processes of {threads}{layout}"
+        )
 
 
 def arguments_of(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +121,8 @@ def arguments_of(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> di
     Raises:
         InputError: one is missing.
     """
-    found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"]}
+    layout = "auto" if facts.get("block") else "plain"
+    found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"], "layout": layout}
     for name, value in facts["arguments"].items():
         if name not in given:
             found[name] = _rebuilt(value, tensors)

@@ -22,6 +22,7 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
+from onnxqat.graph.ops import BLOCKED
 from onnxqat.graph.qdq import Quantizer, is_quantized, quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
@@ -48,6 +49,7 @@ class TrainingGraph:
         initial: the flat array as the model has it.
         loss: what the loss needs.
         labelling: what the user says about labels.
+        block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
     """
 
     qdq: ir.Model
@@ -58,6 +60,12 @@ class TrainingGraph:
     initial: NDArray[np.float32]
     loss: AttachedLoss
     labelling: Labelling
+    block: int = 0
+
+    @property
+    def used_block(self) -> int:
+        """The block of the training graph as it is, 0 where nothing in it is in the blocked layout."""
+        return self.block if BLOCKED in self.training.opset_imports else 0
 
 
 def load_qdq(model: io.ModelLike) -> ir.Model:
@@ -78,7 +86,7 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
 
 
 def training_graph(
-    qdq: ir.Model, loss: Loss, freeze: Sequence[str] = (), labelling: Labelling | None = None
+    qdq: ir.Model, loss: Loss, freeze: Sequence[str] = (), labelling: Labelling | None = None, block: int = 0
 ) -> TrainingGraph:
     """Builds the training graph of a model that `load_qdq` returned.
 
@@ -92,10 +100,10 @@ def training_graph(
     attached = attach_loss(forward, loss, labelling)
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
     names = [parameter.name for parameter in layout.parameters]
-    evaluation = _evaluation(forward, names, outputs)
-    training = _differentiated(forward, names)
+    evaluation = _evaluation(forward, names, outputs, block)
+    training = _differentiated(forward, names, block)
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling)
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling, block)
 
 
 def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
@@ -109,13 +117,13 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
     names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
     if not names:
         raise InputError("model: only scales of quantizers that are not switched on yet are trained; freeze less")
-    return _differentiated(forward, names)
+    return _differentiated(forward, names, graph.block)
 
 
-def _differentiated(forward: ir.Model, names: Sequence[str]) -> ir.Model:
+def _differentiated(forward: ir.Model, names: Sequence[str], block: int) -> ir.Model:
     forward.graph.outputs[:] = [_loss_value(forward.graph)]
     training = differentiate(forward, LOSS, names)
-    schedule(training, [LOSS])
+    schedule(training, [LOSS], block)
     return training
 
 
@@ -171,12 +179,12 @@ def _check_scale(quantizer: Quantizer) -> None:
         raise InputError(f"initializer {quantizer.source.name!r}: holds NaN or infinity; repair the float model")
 
 
-def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+def _evaluation(forward: ir.Model, names: Sequence[str], outputs: Sequence[str], block: int) -> ir.Model:
     model = forward.clone()
     graph = model.graph
     make_inputs(graph, names)
     graph.outputs.append(_loss_value(graph))
-    schedule(model, [*outputs, LOSS])
+    schedule(model, [*outputs, LOSS], block)
     return model
 
 

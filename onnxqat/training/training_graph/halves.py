@@ -26,6 +26,7 @@ from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.graph.samplewise.kinds import Rows
+from onnxqat.training.blocked.probe import block
 from onnxqat.training.engine import Floats, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Division, Program
@@ -56,6 +57,7 @@ class Function:
     Args:
         qdq: a model that `load_qdq` returned; it is kept, its constants as initializers.
         threads: number of cores to use; 0: all.
+        block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
 
     Attributes:
         qdq: the model.
@@ -70,7 +72,7 @@ class Function:
         safety: what keeps its weights from saturating.
     """
 
-    def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
+    def __init__(self, qdq: ir.Model, threads: int = 0, block: int = 0) -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(qdq)
         self.qdq = qdq
         self._forward, self.layout = forward_graph(qdq)
@@ -96,7 +98,7 @@ class Function:
         self.computed = tuple(str(value.name) for value in graph.outputs)
         self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
         self.safety = PairSafety(qdq)
-        self._threads = threads
+        self._threads, self._block = threads, block
         self._halves: dict[frozenset[str], Halves] = {}
 
     def model(self, arrays: Mapping[str, Floats]) -> onnx.ModelProto:
@@ -123,7 +125,7 @@ class Function:
             value = qdq.graph.initializers[name]
             assert value.dtype is not None
             value.const_value = ir.tensor(array.astype(value.dtype.numpy()), dtype=value.dtype, name=name)
-        made = Function(qdq, self._threads)
+        made = Function(qdq, self._threads, self._block)
         if made._parameters != self._parameters:
             raise InputError("zero points: are not of this model; load what its own module has saved")
         return made
@@ -136,7 +138,7 @@ class Function:
     def plain(self) -> Program:
         """The graph of the computed outputs alone."""
         model = self._forward.clone()
-        schedule(model, self.computed)
+        schedule(model, self.computed, self._block)
         make_inputs(model.graph, self._parameters)
         return Program(model, self._threads, self._division(model))
 
@@ -150,7 +152,7 @@ class Function:
             model = self._forward.clone()
             add_weighted_sum(model.graph, self.differentiable)
             training = differentiate(model, LOSS, sorted(wrt))
-            schedule(training, self.computed)
+            schedule(training, self.computed, self._block)
             make_inputs(training.graph, self._parameters)
             self._halves[wrt] = self._split(training)
         return self._halves[wrt]
@@ -200,16 +202,16 @@ class Function:
         return sample_axes(self.qdq)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its model: sessions belong to the process."""
-        return _unpickled, (io.to_proto(self.qdq).SerializeToString(), self._threads)
+        """Pickled as its model: sessions belong to the process, blocks to the processor."""
+        return _unpickled, (io.to_proto(self.qdq).SerializeToString(), self._threads, self._block > 0)
 
     def __deepcopy__(self, memo: object) -> Function:
         """Itself: whoever copies a thing that holds it copies the arrays, and these are elsewhere."""
         return self
 
 
-def _unpickled(model: bytes, threads: int) -> Function:
-    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), threads)
+def _unpickled(model: bytes, threads: int, in_blocks: bool = False) -> Function:
+    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), threads, block() if in_blocks else 0)
 
 
 def cotangent(output: str) -> str:

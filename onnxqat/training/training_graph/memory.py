@@ -13,18 +13,20 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.graph.nesting import captured_values, owners
+from onnxqat.training.blocked.lower import lower
 from onnxqat.training.quantizers import fakequant
 
 #: Operators that ONNX Runtime would expand itself, and so move to the end of its order, written as what it has kernels for.
 _CAST_LIKE = "CastLike"
 
 
-def schedule(model: ir.Model, forward_outputs: Iterable[str]) -> None:
+def schedule(model: ir.Model, forward_outputs: Iterable[str], block: int = 0) -> None:
     """Makes quantizers' outputs short-lived, inlines all functions and fixes the order; in place.
 
     Args:
         model: a training graph as `differentiate` returns it.
         forward_outputs: names of the values that the forward pass computes.
+        block: channels of a block of the layout that convolutions get; 0: the plain layout.
     """
     graph = model.graph
     graph.sort()
@@ -43,6 +45,8 @@ def schedule(model: ir.Model, forward_outputs: Iterable[str]) -> None:
         if ahead and not call.outputs[0].is_graph_output():
             graph.remove(call)
             graph.insert_before(min(ahead, key=position.__getitem__), call)
+    if block:
+        lower(model, block)
     _inline(model)
 
 
