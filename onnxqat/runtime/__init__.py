@@ -50,7 +50,8 @@ class Inference:
         self._called = called
         options = exact_options() if exactly else ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
+        if not exactly:
+            options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         if not integer_kernels and _reads_quantized_outputs(model):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._session = session(model, options)

@@ -212,3 +212,9 @@ def test_layers_of_whose_outputs_too_little_is_known_are_named_and_left(caplog):
     proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
     insert(proto, batches(proto, 5), Config(weight_bits=4, first_last_bits=None, output_correction="affine"))
     assert "not corrected (fewer than 64 values of a channel; give more samples)" in caplog.text
+
+
+def test_correction_says_nothing_on_the_terminal_but_what_the_log_says(capfd):
+    proto = INTEGER["residual"]
+    insert(proto, batches(proto), Config(**LOW, output_correction="mean"))
+    assert capfd.readouterr().err == ""
