@@ -20,7 +20,8 @@ from onnxqat.estimators.table import ESTIMATORS, Codes, Estimate, Seen
 from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import captured_values
 from onnxqat.insertion.fills import without_fills
-from onnxqat.runtime import Inference
+from onnxqat.runtime.parted import Parted
+from onnxqat.runtime.splitting import splitting_into
 
 log = logging.getLogger(__name__)
 
@@ -134,19 +135,19 @@ def calibrate(
     if not observers:
         return given
     values = list(dict.fromkeys(one.value for one in observers))
-    run = Inference(with_outputs(model, values), [str(value.name) for value in values])
     count = seen = 0
     workers, samples = workers or Workers(), samples or Samples.of(model)
+    part = with_outputs(model, values)
+    axes = {name: axis for name, axis in samples.inputs.items() if axis is not None}
+    run = Parted(part, [str(value.name) for value in values], splitting_into(part, axes), workers.threads(0))
     for batch in progress(batches, "calibrate"):
-        computed = run(batch).values() if workers.takes(count) else ()
-        arrays = {value: without_fills(value, array) for value, array in zip(values, computed, strict=False)}
-        for value, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise _not_finite(value, array, count)
-        rows = samples.rows(batch, run.inputs)
-        for one in observers if arrays else ():
-            observers[one].observe(_counting(arrays[one.value], rows, one.estimate.samples, seen))
-        count, seen = count + 1, seen + rows
+        begin = seen
+        for inputs, computed in run.parts(batch) if workers.takes(count) else ():
+            arrays = {value: without_fills(value, computed[str(value.name)]) for value in values}
+            rows = samples.rows(inputs, run.inputs)
+            _observe(observers, arrays, rows, begin, count)
+            begin += rows
+        count, seen = count + 1, seen + samples.rows(batch, run.inputs)
         if all(one.estimate.samples is not None and seen >= one.estimate.samples for one in observers):
             break
     if count == 0:
@@ -155,6 +156,21 @@ def calibrate(
     found = merged(observers, workers)
     _check_seen(found)
     return found | given
+
+
+def _observe(
+    observers: Mapping[Observed, Observer],
+    arrays: Mapping[ir.Value, NDArray[np.float32]],
+    rows: int,
+    seen: int,
+    number: int,
+) -> None:
+    """Takes in what was computed for `rows` samples of a batch of that number, after `seen` others."""
+    for value, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise _not_finite(value, array, number)
+    for one, observer in observers.items():
+        observer.observe(_counting(arrays[one.value], rows, one.estimate.samples, seen))
 
 
 def _unit(one: Observed) -> Observer:

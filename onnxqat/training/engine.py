@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError, short_reason
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
-from onnxqat.training.splitting import Part, Splitting
+from onnxqat.runtime.splitting import Part, Splitting
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 

@@ -16,7 +16,7 @@ from onnxqat.data.labels import Labelling, aligned
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.runtime import Inference
-from onnxqat.training.splitting import sample_axes
+from onnxqat.runtime.splitting import sample_axes
 from onnxqat.training.teacher import Teacher, teacher_of
 from onnxqat.training.training_graph.logits import CLASS_AXIS
 from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER

@@ -18,8 +18,8 @@ from onnxqat.errors import InputError, short_reason
 from onnxqat.graph.samplewise.kinds import Rows
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
+from onnxqat.runtime.splitting import cut
 from onnxqat.training.engine import TYPES, Loaded, Value, allocated, as_value
-from onnxqat.training.splitting import cut
 
 Array = NDArray[Any]
 Values = Mapping[str, Value]

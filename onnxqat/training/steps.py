@@ -10,6 +10,7 @@ from onnxqat.data.batch import Batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import TrainingError
 from onnxqat.process import interruption
+from onnxqat.runtime.splitting import splitting_of
 from onnxqat.training.engine import Engine
 from onnxqat.training.feeds import Feeds
 from onnxqat.training.health.divergence import LossWatch
@@ -19,7 +20,6 @@ from onnxqat.training.optimize.schedules import Schedule
 from onnxqat.training.optimize.update import Updater
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.resume.state import State
-from onnxqat.training.splitting import splitting_of
 from onnxqat.training.staging import Stages
 from onnxqat.training.training_graph.build import TrainingGraph
 from onnxqat.training.training_graph.losses import LOSS

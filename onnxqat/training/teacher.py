@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,43 +16,13 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.graph.without import without_quantizers
 from onnxqat.numerics import fake_quantize
-from onnxqat.process.crew import Crew, cores
-from onnxqat.runtime import Inference
-from onnxqat.training.splitting import sample_axes, splitting_of
+from onnxqat.runtime.parted import Parted
+from onnxqat.runtime.splitting import sample_axes, splitting_of
 
 log = logging.getLogger(__name__)
 
 #: Gives the outputs that are learned from, for the inputs of a batch.
 Teacher = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
-
-
-class Parted:
-    """A model that runs on parts of a batch at once, where its samples know nothing of each other.
-
-    Args:
-        model: the model.
-        outputs: names of the outputs to compute.
-        threads: number of cores to use; 0: all.
-        sample_axis: axis of its first input that counts samples; None: it follows from the model.
-    """
-
-    def __init__(self, model: ir.Model, outputs: Sequence[str], threads: int, sample_axis: int | None) -> None:
-        self._crew, self._splitting = Crew(threads or cores()), None
-        if self._crew.size > 1:
-            self._splitting = splitting_of(model, sample_axes(model, sample_axis))
-        inside = self._crew.size if self._splitting is None else 1
-        self._run = Inference(model, outputs, called="teacher", threads=inside)
-
-    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name, for a batch that may hold more than the model's inputs."""
-        splitting = self._splitting
-        if splitting is None:
-            return self._run(batch)
-        parts = splitting.parts({name: batch[name] for name in self._run.inputs}, self._crew.size)
-        found = self._crew([partial(self._run, part.arrays) for part in parts])
-        if len(found) == 1:
-            return found[0]
-        return {name: splitting.joined(name, [part[name] for part in found]) for name in found[0]}
 
 
 def teacher_of(
@@ -84,7 +53,8 @@ def teacher_of(
     missing = [name for name in distilled if name not in present]
     if missing:
         raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
-    return Parted(model, distilled, threads, sample_axis)
+    splitting = None if threads == 1 else splitting_of(model, sample_axes(model, sample_axis))
+    return Parted(model, distilled, splitting, threads, called="teacher")
 
 
 def _own_teacher(qdq: ir.Model) -> ir.Model:

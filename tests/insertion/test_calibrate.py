@@ -163,3 +163,20 @@ def test_only_zeros_are_named(caplog):
     assert "only zeros in 'z'" in caplog.text
     with pytest.raises(InputError, match="only zeros in 'x', 'z'"):
         onnxqat.insert(proto, [{"x": batch["z"], "z": batch["z"]}])
+
+
+@pytest.mark.parametrize(
+    "estimate", [Estimate("mse"), Estimate("mean_min_max", samples=5)], ids=["mse", "some samples"]
+)
+def test_ranges_do_not_depend_on_the_number_of_cores(estimate, monkeypatch):
+    body = "(float[N,6] x) => (float[N,4] y) { a = MatMul (x, w) r = Relu (a) y = MatMul (r, v) }"
+    data = [{"x": random(rows, 6, seed=rows)} for rows in (7, 3, 1)]
+
+    def ranges(cores):
+        monkeypatch.setattr("onnxqat.runtime.parted.cores", lambda: cores)
+        loaded = ir.from_proto(model(body, w=random(6, 5), v=random(5, 4)))
+        wanted = [Observed(node.outputs[0], None, estimate) for node in loaded.graph]
+        found = calibrate(loaded, wanted, data, progress=lambda items, text: items)
+        return [found[one].range(256, symmetric=False) for one in wanted]
+
+    np.testing.assert_allclose(ranges(3), ranges(1), rtol=1e-6)

@@ -151,7 +151,7 @@ FREE = FIXED.replace("6,", "N,")
 def test_what_cannot_be_cut_stays_in_one_piece_and_says_so_once(body, loss, reason, caplog):
     qdq = inserted(body, w=random(4, 6), v=random(6, 3))
     batch = {"x": random(6, 4), "label": random(6, 3)}
-    with caplog.at_level(logging.INFO, "onnxqat.training"):
+    with caplog.at_level(logging.INFO, "onnxqat"):
         split = Trainer(qdq, loss=loss, threads=2)
         for _ in range(2):
             check_alike(Trainer(qdq, loss=loss, threads=1), split, batch)

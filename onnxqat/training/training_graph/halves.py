@@ -27,11 +27,11 @@ from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.graph.samplewise.kinds import Rows
 from onnxqat.training.blocked.probe import block
+from onnxqat.runtime.splitting import rows_of, sample_axes
 from onnxqat.training.engine import Floats, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
-from onnxqat.training.splitting import rows_of, sample_axes
 from onnxqat.training.training_graph.build import forward_graph, with_values
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import ancestors, schedule

@@ -129,6 +129,20 @@ def splitting_of(model: ir.Model, axes: Mapping[str, int], loss: str | None = No
     return _logged(lambda: _splitting(model.clone(), axes, loss))
 
 
+def splitting_into(model: ir.Model, axes: Mapping[str, int]) -> Splitting | None:
+    """As `splitting_of`, for a model whose shapes are inferred and all of whose outputs must count samples along axis 0."""
+    return _logged(lambda: _splitting_into(model, axes)) if axes else None
+
+
+def _splitting_into(model: ir.Model, axes: Mapping[str, int]) -> Splitting:
+    kinds = follow(model, axes)
+    for value in model.graph.outputs:
+        if kinds.get(value) != Rows(0):
+            raise Coupled(f"value {value.name!r} is not made of samples along its first axis")
+    inputs = {str(value.name): axes[str(value.name)] for value in model.graph.inputs if value.name in axes}
+    return Splitting(inputs, {str(value.name): 0 for value in model.graph.outputs})
+
+
 def rows_of(model: ir.Model, axes: Mapping[str, int], local: Container[str | None] = ()) -> dict[str, Rows] | None:
     """Place of the samples in the outputs that are made of them; None, and a line in the log, where batches stay in one piece.
 
