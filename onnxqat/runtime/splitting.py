@@ -117,7 +117,7 @@ def sample_axes(model: ir.Model, given: int | None = None) -> dict[str, int]:
 
 
 def splitting_of(model: ir.Model, axes: Mapping[str, int], loss: str | None = None) -> Splitting | None:
-    """How batches of a model are cut; None, and a line in the log, where they stay in one piece.
+    """Cuts for batches of a model; None, and a line in the log, where they stay in one piece.
 
     Args:
         model: a model without functions; it is left as it is.

@@ -1,4 +1,4 @@
-"""What operators that move data make of arrays of samples."""
+"""Operators that move data, and what becomes of arrays of samples in them."""
 
 from __future__ import annotations
 
