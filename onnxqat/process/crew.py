@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -43,6 +44,18 @@ class Crew:
             wait(others)  # whoever catches the error finds nobody still at work on the arrays
         return [first, *(other.result() for other in others)]
 
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """The function's results for all items, in their order; each thread takes its share of them."""
+        shares = [items[number :: self.size] for number in range(min(self.size, len(items)))]
+        results: dict[int, Result] = {}
+        for number, found in enumerate(self([partial(_each, function, share) for share in shares]) if shares else []):
+            results.update(zip(range(number, len(items), self.size), found, strict=True))
+        return [results[number] for number in range(len(items))]
+
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max(self.size - 1, 1), "onnxqat")
+
+
+def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]

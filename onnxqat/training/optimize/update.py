@@ -1,4 +1,7 @@
-"""Runs an optimizer's update graph over the flat arrays, in place, in stretches that stay in the processor's cache."""
+"""Runs an optimizer's update graph over the flat arrays, in place, in stretches that stay in the processor's cache.
+
+Each thread takes its share of the stretches: threads inside operators as small as these would only wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from types import FrameType
 
 import numpy as np
 
+from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
 from onnxqat.training.engine import Binding, Floats, Loaded, Value, as_value
 from onnxqat.training.optimize.optimizers import Optimizer, update_graph
@@ -44,6 +48,7 @@ class Updater:
         """Takes `hold`, which clips parameters to their bounds and is part of every update."""
         self._optimizer, self._hold = optimizer, hold
         self.moments = [np.zeros_like(parameters) for _ in range(optimizer.moments)]
+        self._crew = Crew(threads or cores())
         self._stretches: list[tuple[Kind, Loaded, Binding]] = []
         self._kept: list[object] = []  # bindings keep no references
         self._rates: dict[Kind, dict[str, Floats]] = {}
@@ -53,7 +58,7 @@ class Updater:
             if start == stop:
                 continue
             graph = update_graph(optimizer, logarithmic=kind == "scale")
-            update = session(graph, exact_options(threads))
+            update = session(graph, exact_options(1))
             names = [*optimizer.rates(1.0, 1, decays=False), "gradient_factor"]
             self._rates[kind] = {name: np.zeros((), np.float32) for name in names}
             scalars = {name: self._value(array) for name, array in self._rates[kind].items()}
@@ -75,8 +80,7 @@ class Updater:
             for name, number in {**rates, "gradient_factor": gradient_factor}.items():
                 arrays[name][...] = number
         with _uninterrupted():
-            for _, update, binding in self._stretches:
-                update.run_with_iobinding(binding)
+            self._crew.map(_run, self._stretches)
             if self._hold is not None:
                 self._hold()
 
@@ -93,6 +97,11 @@ class Updater:
         value = as_value(array)
         self._kept += [array, value]
         return value
+
+
+def _run(stretch: tuple[Kind, Loaded, Binding]) -> None:
+    _, update, binding = stretch
+    update.run_with_iobinding(binding)
 
 
 def sizes(layout: Layout, parameters: Floats) -> Floats:
