@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import onnx_ir as ir
 
 from onnxqat.graph.edit import forget_names, fresh_name
-from onnxqat.graph.nesting import captured_values
+from onnxqat.graph.nesting import captured_values, subgraphs
 from onnxqat.graph.ops import BLOCKED, Ops
 from onnxqat.training.blocked import choice, gradients, weights
 from onnxqat.training.blocked.convolution import Convolution, Gradient, Pair, forward_of, gradient_of
@@ -91,7 +90,7 @@ class _Lowering:
         node.replace_input_with(0, data)
         node.replace_input_with(1, ordered)
         self._feed_plain(node, start=2)
-        self._blocked.add(node.outputs[0])
+        self._note(node.outputs[0], conv.outputs)
         self._count(conv, node.outputs[0], "forward")
         return True
 
@@ -102,7 +101,9 @@ class _Lowering:
             self._count(conv, gradient.dy, "data")
             op = Ops(self._opset)
             dy, weight = self._in_blocks(op, gradient.dy), self._plain(op, gradient.weight)
-            self._replace(node, op, dx, gradients.by_data(op, dy, weight, conv, size, self._block), blocked=True)
+            new = gradients.by_data(op, dy, weight, conv, size, self._block)
+            self._replace(node, op, dx, new)
+            self._note(new, conv.inputs)
         if dw is not None and conv.depthwise and conv.fits(self._block):
             self._count(conv, gradient.dy, "weight")
             op = Ops(self._opset)
@@ -116,15 +117,19 @@ class _Lowering:
         else:
             self._graph.remove(node, safe=True)
 
-    def _replace(self, node: ir.Node, op: Ops, old: ir.Value, new: ir.Value, *, blocked: bool = False) -> None:
+    def _replace(self, node: ir.Node, op: Ops, old: ir.Value, new: ir.Value) -> None:
         """Lets the graph read `new` for the result `old` of the node, which then does not compute it any more."""
         new.type, new.shape = old.type, old.shape
         name, old.name = old.name, ""
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self._insert(node, op)
         new.name = name
-        if blocked:
-            self._blocked.add(new)
+
+    def _note(self, value: ir.Value, channels: int) -> None:
+        """Notes that a value is blocked, and its channels in its shape, which is not always known."""
+        sizes = [None] * 4 if value.shape is None else list(value.shape)
+        value.shape = ir.Shape([sizes[0], channels, *sizes[2:]])
+        self._blocked.add(value)
 
     def _count(self, conv: Convolution, result: ir.Value, kind: str) -> None:
         self.lowered += 1
@@ -149,6 +154,8 @@ class _Lowering:
             assert value is not None
             node.replace_input_with(index, self._in_blocks(op, value))
         self._insert(node, op)
+        for value in results:
+            value.shape = value.shape or data.shape
         self._blocked.update(results)
         return True
 
@@ -159,9 +166,10 @@ class _Lowering:
                 node.replace_input_with(index, self._plain(op, value))
         for value in [value for value in captured_values(node) if value in self._blocked]:
             plain = self._plain(op, value)
-            for inner in _nested(node):
-                for index in [i for i, read in enumerate(inner.inputs) if read is value]:
-                    inner.replace_input_with(index, plain)
+            for graph in subgraphs(node):
+                for inner in graph.all_nodes():
+                    for index in [i for i, read in enumerate(inner.inputs) if read is value]:
+                        inner.replace_input_with(index, plain)
         self._insert(node, op)
 
     def _plain(self, op: Ops, value: ir.Value) -> ir.Value:
@@ -176,8 +184,7 @@ class _Lowering:
             return self._other[value]
         dtype = value.dtype or ir.DataType.FLOAT
         channels = None if value.shape is None else value.shape[1]
-        if isinstance(channels, int):
-            self.gain -= choice.REORDER * channels * choice.pixels(value)
+        self.gain -= choice.REORDER * (channels if isinstance(channels, int) else 0) * choice.pixels(value)
         made = value if dtype == ir.DataType.FLOAT else op.Cast(value, to=ir.DataType.FLOAT)
         if value in self._blocked:
             made = op.one("ReorderOutput", made, _domain=BLOCKED, channels=channels)
@@ -199,9 +206,3 @@ class _Lowering:
 def _size(x: ir.Value) -> Pair | None:
     sizes = [] if x.shape is None else [size for size in list(x.shape)[2:] if isinstance(size, int)]
     return (sizes[0], sizes[1]) if len(sizes) == 2 else None
-
-
-def _nested(node: ir.Node) -> Iterator[ir.Node]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from attribute.as_graph().all_nodes()

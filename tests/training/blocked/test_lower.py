@@ -84,6 +84,10 @@ NETS = {
         5,
     ),
     "shared weight": (net("g = Conv<pads=[1,1,1,1]>(h, v) t = Tanh(g) y = Conv(t, v)", v=DENSE), 5),
+    "sizes that nothing tells": (
+        net("s = Abs(t) g = Reshape(h, s) k = Tanh(g) y = Conv(k, v)", t=np.array([2, 32, 10, 8]), v=DENSE),
+        3,
+    ),
     "a branch reads it": (
         net(
             "g = Conv(h, v) c = Constant<value = bool {1}>() "
