@@ -60,20 +60,20 @@ def _optimizers_choice() -> int:
 
 
 def _is_right(size: int) -> bool:
-    """Whether one blocked convolution gives what the plain one gives."""
+    """Whether data is reordered into blocks of this size, and one blocked convolution gives what the plain one gives."""
     random = np.random.default_rng(0)
     conv = Convolution(_CHANNELS, _CHANNELS, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 1)
     op, x = Ops(_OPSET), _data(_CHANNELS)
     weight = op.Constant(value=ir.tensor(random.standard_normal((_CHANNELS, _CHANNELS, 3, 3), dtype=np.float32)))
-    order = weights.forward(op, weight, conv, size)
-    rows = op.one("Conv", op.one("ReorderInput", x, _domain=BLOCKED), order, _domain=BLOCKED, pads=conv.pads)
-    back = op.one("ReorderOutput", rows, _domain=BLOCKED, channels=_CHANNELS)
-    model = _model(op, x, [back, op.Conv(x, weight, pads=conv.pads)])
+    rows = op.one("ReorderInput", x, _domain=BLOCKED)
+    result = op.one("Conv", rows, weights.forward(op, weight, conv, size), _domain=BLOCKED, pads=conv.pads)
+    back = op.one("ReorderOutput", result, _domain=BLOCKED, channels=_CHANNELS)
+    model = _model(op, x, [rows, back, op.Conv(x, weight, pads=conv.pads)])
     data = random.standard_normal((2, _CHANNELS, 5, 6), dtype=np.float32)
-    blocked, plain = run_exactly(model, {"x": data}).values()
-    return blocked.shape == plain.shape and bool(
-        np.allclose(blocked, plain, _TOLERANCE, _TOLERANCE * np.abs(plain).max())
-    )
+    order, blocked, plain = run_exactly(model, {"x": data}).values()
+    expected = data.reshape(2, _CHANNELS // size, size, 5, 6).transpose(0, 1, 3, 4, 2)
+    close = np.allclose(blocked, plain, _TOLERANCE, _TOLERANCE * np.abs(plain).max())
+    return np.array_equal(order.ravel(), expected.ravel()) and bool(close)
 
 
 def _data(channels: int) -> ir.Value:
