@@ -6,16 +6,21 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
-from onnxqat.autodiff.apply import attach, complete_outputs, expand, wrap
-from onnxqat.autodiff.build import with_gradients
-from onnxqat.autodiff.names import free_gradient_names
-from onnxqat.autodiff.path import Step, control_flow_uses, may_be_float, trace
+from onnxqat.autodiff.accumulate import accumulate
+from onnxqat.autodiff.kernels.table import define
+from onnxqat.autodiff.names import SUFFIX, reserve_gradient_names
+from onnxqat.autodiff.path import Step, may_be_float, trace
 from onnxqat.autodiff.prepare import prepare
-from onnxqat.autodiff.rule import Custom, Expanded, FunctionGradient, Refused
+from onnxqat.autodiff.rewrite import complete_outputs, expand
+from onnxqat.autodiff.rule import Expanded, Refused
+from onnxqat.autodiff.shapes import zeros
 from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.nesting import captured_values
+from onnxqat.graph.ops import Ops
 from onnxqat.graph.types import infer
 
 _SHOWN = 12  # names of parameters in a message, at most
@@ -71,23 +76,34 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
     """
     result = prepare(model)
     graph = result.graph
-    requested = [str(output.name) for output in graph.outputs]
-    free_gradient_names(graph, wrt)
-    target = _value(graph, loss)
-    steps = _expand_all(result, _parameters(graph, wrt), target)
-    reached = {value.name for step in steps if step.outputs for i in step.inputs if (value := step.node.inputs[i])}
-    cuts: list[tuple[ir.Node, int]] = []
+    reserve_gradient_names(graph, wrt)
+    parameters = _parameters(graph, wrt)
+    steps = [step for step in _expand_all(result, parameters, _value(graph, loss)) if step.outputs]
     for step in steps:
-        if step.outputs:
-            complete_outputs(step, graph.opset_imports[""])
-        if step.outputs and isinstance(step.rule, Custom):
-            cuts += wrap(result, step, step.rule, graph.opset_imports[""])
-            continue
-        cuts += [(step.node, index) for index in step.cut]
-        if step.outputs and isinstance(step.rule, FunctionGradient):
-            attach(result, step, step.rule)
-    cuts += [use for use in control_flow_uses(graph) if use not in cuts]
-    return with_gradients(result, str(target.name), list(wrt), reached, cuts, requested)
+        complete_outputs(step, graph.opset_imports[""])
+    found = accumulate(graph, _value(graph, loss), steps)
+    for parameter in parameters:
+        _add_output(graph, parameter, found.get(parameter))
+    make_inputs(graph, wrt)
+    define(result)
+    passes.RemoveUnusedNodesPass()(result)
+    passes.RemoveUnusedOpsetsPass()(result)
+    return result
+
+
+def _add_output(graph: ir.Graph, parameter: ir.Value, gradient: ir.Value | None) -> None:
+    """Gives the gradient its name; where the loss does not depend on the parameter it is zero."""
+    name = f"{parameter.name}{SUFFIX}"
+    op = Ops(graph.opset_imports[""])
+    if gradient is None:
+        gradient = zeros(op, op.Shape(parameter), parameter.dtype or ir.DataType.FLOAT)
+    elif gradient.is_graph_output():  # it is that of another parameter, too
+        gradient = op.Identity(gradient)
+    for number, node in enumerate(op.nodes):
+        node.name = f"{name}/{node.op_type}_{number}"
+    graph.extend(op.nodes)
+    gradient.name, gradient.type, gradient.shape = name, parameter.type, parameter.shape
+    graph.outputs.append(gradient)
 
 
 def _expand_all(model: ir.Model, parameters: Sequence[ir.Value], target: ir.Value) -> list[Step]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxqat.autodiff.rule import Refused, Rule, Stopped
 from onnxqat.autodiff.rules.table import rule_for
-from onnxqat.graph.nesting import captured_values, subgraphs
+from onnxqat.graph.nesting import captured_values
 from onnxqat.graph.ops import FLOAT_TYPES
 
 
@@ -23,7 +23,6 @@ class Step:
         rule: how it is differentiated.
         inputs: indices of inputs through which the gradient must flow.
         barred: indices of inputs that depend on differentiated values, but have no gradient.
-        cut: indices of inputs that depend on them too, and need no gradient.
         outputs: indices of outputs that the loss depends on.
     """
 
@@ -31,7 +30,6 @@ class Step:
     rule: Rule
     inputs: frozenset[int]
     barred: frozenset[int]
-    cut: frozenset[int]
     outputs: frozenset[int]
 
     @property
@@ -66,32 +64,20 @@ def _forward_step(node: ir.Node, rules: Callable[[ir.Node], Rule], carried: set[
     codes = (isinstance(rule, Refused) and rule.codes) or any(not may_be_float(node.inputs[i]) for i in reached)
     carriers = [value for value in node.outputs if codes or may_be_float(value)]
     if isinstance(rule, Stopped) or not carriers:
-        return Step(node, rule, none, none, reached, none)
+        return Step(node, rule, none, none, none)
     if isinstance(rule, Refused):
         carried.update(carriers)
-        return Step(node, rule, reached, none, none, none)
+        return Step(node, rule, reached, none, none)
     steering = rule.steering & reached
     covered = reached - steering if rule.inputs is None else reached & rule.inputs
     barred = reached - covered - steering
     if covered or barred:
         carried.update(carriers)
-    return Step(node, rule, covered, barred, steering, none)
+    return Step(node, rule, covered, barred, none)
 
 
 def _backward_step(step: Step, live: set[ir.Value]) -> Step:
     outputs = frozenset(i for i, value in enumerate(step.node.outputs) if value in live)
     if outputs:
         live.update(value for i in step.inputs if (value := step.node.inputs[i]) is not None)
-    return Step(step.node, step.rule, step.inputs, step.barred, step.cut, outputs)
-
-
-def control_flow_uses(graph: ir.Graph) -> Iterator[tuple[ir.Node, int]]:
-    """Yields (node, input index) wherever a node reads what `If`, `Loop` or `Scan` returns.
-
-    The gradient builder crashes when it follows such a node back to a value that a subgraph captures. No gradient passes there,
-    so it need not see the path.
-    """
-    for node in graph:
-        if subgraphs(node):
-            uses = [use for output in node.outputs for use in output.uses() if use.node.graph is graph]
-            yield from ((use.node, use.idx) for use in uses)
+    return Step(step.node, step.rule, step.inputs, step.barred, outputs)

@@ -7,21 +7,23 @@ import onnx_ir.passes.common as passes
 
 from onnxqat.autodiff.branches import resolve_branches
 from onnxqat.autodiff.functions import gradient_of
-from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.types import infer
+from onnxqat.graph.upgrade import upgrade_nodes
+
+_OPSET = 16
 
 
 def prepare(model: ir.Model) -> ir.Model:
     """Returns a copy of `model` in which every node has a name and, where inference reaches, every value a type.
 
-    Functions are inlined except those that carry a gradient. Identity nodes go: an exporter puts them between a
-    shared initializer and its users, where the gradient builder would miss that both are one. Automatic padding is
-    written out: ONNX Runtime's gradients ignore it. Branches that are decided already are taken.
+    Functions are inlined except those that carry a gradient. Automatic padding is written out. Branches that are decided already
+    are taken. Operator sets before 16, which cannot add up what is scattered, become 16.
     """
     copy = supported(model)
-    eliminate_identities(copy)
+    if copy.opset_imports[""] < _OPSET:
+        _upgrade(copy)
     passes.TopologicalSortPass()(copy)
     _name_nodes(copy.graph)
     passes.NameFixPass()(copy)
@@ -37,6 +39,13 @@ def supported(model: ir.Model) -> ir.Model:
         passes.InlinePass(lambda function: gradient_of(function) is None)(copy)
     resolve_branches(copy)
     return copy
+
+
+def _upgrade(model: ir.Model) -> None:
+    upgrade_nodes(model, model.opset_imports[""])
+    model.opset_imports[""] = _OPSET
+    for function in model.functions.values():
+        function.opset_imports[""] = _OPSET
 
 
 def _name_nodes(graph: ir.Graph) -> None:

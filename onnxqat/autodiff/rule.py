@@ -70,7 +70,7 @@ GradientFormula: TypeAlias = Callable[..., "ir.Value | Sequence[ir.Value | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Differentiable:
-    """An operator that gradients pass: one of the four kinds below.
+    """An operator that gradients pass, in one of the two ways below.
 
     Attributes:
         inputs: indices of the inputs that get a gradient; None: all.
@@ -84,11 +84,6 @@ class Differentiable:
 
 
 @dataclass(frozen=True)
-class Trusted(Differentiable):
-    """ONNX Runtime's own gradient, found right by finite differences."""
-
-
-@dataclass(frozen=True)
 class Expanded(Differentiable):
     """The node is replaced by `formula`, made of differentiable operators."""
 
@@ -97,28 +92,13 @@ class Expanded(Differentiable):
 
 @dataclass(frozen=True)
 class Custom(Differentiable):
-    """The node keeps its kernel; `gradient(op, call, *output gradients)` writes the gradient function.
+    """`gradient(op, call, *output gradients)` writes the gradients of the node's inputs.
 
-    An output gradient is None where the loss does not depend on the output. The function returns one value per
+    An output gradient is None where the loss does not depend on the output. The formula returns one value per
     input, None where there is none, or a single value for only the first input.
     """
 
     gradient: GradientFormula
-
-
-@dataclass(frozen=True)
-class FunctionGradient(Differentiable):
-    """The gradient of a model-local function: one call of another function.
-
-    Attributes:
-        gradient: the gradient function.
-        arguments: what it is called with: `GO(i)`, the gradient of output i; `I(i)`, input i; `O(i)`, output i.
-        results: what it returns: `GI(i)`, the gradient of input i.
-    """
-
-    gradient: ir.Function
-    arguments: tuple[str, ...]
-    results: tuple[str, ...]
 
 
 @dataclass(frozen=True)

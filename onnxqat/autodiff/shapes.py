@@ -31,6 +31,12 @@ def zeros(op: Ops, shape: ir.Value, dtype: ir.DataType) -> ir.Value:
     return op.ConstantOfShape(shape, value=ir.tensor([0], dtype=dtype))
 
 
+def averaged(op: Ops, dy: ir.Value, x: ir.Value) -> ir.Value:
+    """Divides the gradient of means by how many elements of `x` each is made of."""
+    many, few = (op.Cast(op.Size(value), to=ir.DataType.FLOAT) for value in (x, dy))
+    return op.Mul(dy, op.Cast(op.Div(few, many), to=dy.dtype or ir.DataType.FLOAT))
+
+
 def arange(op: Ops, stop: ir.Value) -> ir.Value:
     """Returns 0, 1, …, stop − 1 as an int64 vector."""
     return op.Range(op.Constant(value_int=0), stop, op.Constant(value_int=1))
@@ -40,5 +46,5 @@ def added_up(op: Ops, dy: ir.Value, numbers: ir.Value, x: ir.Value) -> ir.Value:
     """Adds up the gradient of each element of `x`, whose number stands in `numbers` wherever it was copied."""
     row = op.Concat(op.ints([1]), op.Reshape(op.Size(x), op.ints([1])), axis=0)
     numbers, dy = (op.Flatten(value, axis=0) for value in (numbers, dy))  # unlike Reshape it takes empty tensors
-    total = op.one("GatherElementsGrad", dy, row, numbers, _domain="com.microsoft", axis=1)
+    (total,) = op.kernel("GatherElementsGrad", dy, row, numbers, axis=1)
     return op.Reshape(total, op.Shape(x))

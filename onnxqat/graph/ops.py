@@ -14,6 +14,8 @@ from onnxscript import BuilderFeature, TapeBuilder
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 #: ONNX Runtime's operators on channels in blocks.
 BLOCKED = "com.microsoft.nchwc"
+#: Domain of the functions that stand for a fast kernel of some engine; see `autodiff.kernels`.
+KERNELS = "onnxqat.kernel"
 _FIXED_TYPES = {"tensor(int64)": ir.DataType.INT64, "tensor(bool)": ir.DataType.BOOL}
 
 
@@ -72,14 +74,20 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
             return self.one("Constant", value=ir.tensor(number, dtype=x.dtype))
         return self.one("CastLike", self.one("Constant", value=ir.tensor(float(number), dtype=ir.DataType.FLOAT)), x)
 
-    def masked(self, x: ir.Value, mask: ir.Value) -> ir.Value:
-        """Returns `x` where the mask, of the same shape, holds, else 0.
+    def kernel(self, name: str, *inputs: Any, _outputs: int = 1, **attributes: Any) -> Sequence[ir.Value]:
+        """Writes a call of a function of `KERNELS`, for which some engines have one fast kernel."""
+        made = self.many(name, *inputs, _domain=KERNELS, _outputs=_outputs, **attributes)
+        known = next((v.type for v in inputs if isinstance(v, ir.Value) and v.dtype in FLOAT_TYPES), None)
+        for value in made:
+            value.type = known
+        return made
 
-        The backward kernel of ONNX Runtime's FakeQuant is this, and ten times as fast as Where; it takes only float32.
+    def masked(self, x: ir.Value, mask: ir.Value) -> ir.Value:
+        """Returns `x` where the mask, of the same shape, holds, else 0; NaN where x is not finite and the mask does not hold.
+
+        The backward kernel of ONNX Runtime's FakeQuant is this, and ten times as fast as Where.
         """
-        if x.dtype == ir.DataType.FLOAT:
-            return self.one("FakeQuantGrad", x, mask, _domain="com.microsoft")
-        return self.one("Where", mask, x, self.like(0.0, x))
+        return self.kernel("FakeQuantGrad", x, mask)[0]
 
     def finite(self, slope: ir.Value) -> ir.Value:
         """Returns a derivative that has no bound at an edge of the domain, with 0 wherever it is infinite or undefined.
@@ -92,13 +100,35 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
 
     def sum_to(self, gradient: ir.Value, x: ir.Value, y: ir.Value | None = None) -> ir.Value:
         """Sums the gradient of a broadcast result `y` back to the shape of the operand `x`."""
-        if y is not None and same_shape(x, y):
+        repeated = None if y is None else repeated_axes(x, y)
+        if repeated == []:
             return gradient
         shape = self.one("Shape", x)
-        sizes = self.one("Shape", gradient)
-        axes = self.many("BroadcastGradientArgs", shape, sizes, _domain="com.microsoft", _outputs=2)[0]
+        axes = self._repeated_axes(shape, gradient) if repeated is None else self.ints(repeated)
         summed = self.one("ReduceSum", gradient, axes, keepdims=1, noop_with_empty_axes=1)
         return self.one("Reshape", summed, shape)
+
+    def _repeated_axes(self, shape: ir.Value, gradient: ir.Value) -> ir.Value:
+        """Axes of the gradient that an operand of this shape lacks or has as 1, where only the data tells."""
+        sizes = self.one("Shape", gradient)
+        lacking = self.one("Sub", self.one("Shape", sizes), self.one("Shape", shape))
+        ones = self.one("ConstantOfShape", lacking, value=ir.tensor([1], dtype=ir.DataType.INT64))
+        same = self.one("Equal", self.one("Concat", ones, shape, axis=0), sizes)
+        return self.one("Squeeze", self.one("NonZero", self.one("Not", same)), self.ints([0]))
+
+
+def repeated_axes(x: ir.Value, y: ir.Value) -> list[int] | None:
+    """Axes of `y` along which broadcasting repeated the operand `x`; None where the shapes do not tell."""
+    if x.shape is None or y.shape is None:
+        return None
+    lacking = len(y.shape) - len(x.shape)
+    axes = list(range(lacking))
+    for axis, (own, whole) in enumerate(zip(x.shape, y.shape[lacking:], strict=True), lacking):
+        if own == 1 and whole != 1:
+            axes.append(axis)
+        elif not isinstance(own, int) and (own != whole or own.value is None):
+            return None
+    return axes
 
 
 def same_shape(x: ir.Value, y: ir.Value) -> bool:

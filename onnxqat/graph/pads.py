@@ -1,4 +1,4 @@
-"""Automatic padding written out as explicit `pads`: ONNX Runtime's gradients ignore `auto_pad`."""
+"""Automatic padding written out as explicit `pads`."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ _NOT_TENSORS = frozenset(
 def infer(model: ir.Model) -> None:
     """Infers shapes and types in place; where inference fails at a node, types follow from what its operator asks for.
 
-    A shape that the model states counts only as far as inference does not contradict it: ONNX Runtime's gradient builder ends
-    the process over one that is wrong. Where a size is stated for an axis of the inputs that is free, the stated shapes are those
-    of the model before its batch was freed, and none of them counts.
+    A shape that the model states counts only as far as inference does not contradict it: gradient formulas follow shapes, and
+    would be wrong with them. Where a size is stated for an axis of the inputs that is free, the stated shapes are those of the
+    model before its batch was freed, and none of them counts.
     """
     free = {size.value for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
     nodes = [node for node in model.graph if node.domain != BLOCKED]  # of those, inference knows nothing

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxqat.autodiff.differentiate import differentiate
+from onnxqat.autodiff.lowering import OF_TRAINING, lower
 from onnxqat.autodiff.names import SUFFIX
 from onnxqat.errors import InputError
 from onnxqat.graph.edit import fresh_value_name
@@ -68,6 +69,7 @@ def gradients(
     aliases = _without_suffix(graph)
     weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}
     trained = differentiate(forward, LOSS, wrt)
+    lower(trained, OF_TRAINING)
     bound = {name: value.numpy() for name, value in weights.items() if value is not None}
     bound |= {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
     results = run_exactly(ir.to_proto(trained), {**bound, **feeds})

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxqat.autodiff.differentiate import Blocked, blocking_nodes
 from onnxqat.autodiff.path import may_be_float
 from onnxqat.autodiff.prepare import supported
-from onnxqat.autodiff.rule import Custom, Expanded, FunctionGradient, Refused, Stopped
+from onnxqat.autodiff.rule import Expanded, Refused, Stopped
 from onnxqat.autodiff.rules.table import rule_for
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import is_quantized, quantizers
@@ -68,6 +68,4 @@ def _outlook(node: ir.Node, functions: Mapping[ir.OperatorIdentifier, ir.Functio
         return False, "its outputs are not floats"
     if isinstance(rule, Refused):
         return False, rule.reason
-    if isinstance(rule, Custom | FunctionGradient):
-        return True, "onnxqat's gradient"
-    return True, "rewritten as differentiable operators" if isinstance(rule, Expanded) else "ONNX Runtime's gradient"
+    return True, "rewritten as differentiable operators" if isinstance(rule, Expanded) else "has a gradient"

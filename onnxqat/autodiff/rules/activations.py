@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, RuleOrChoice, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, RuleOrChoice
 from onnxqat.graph.ops import Ops
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -33,6 +33,28 @@ def leaky_relu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
     alpha = call.get("alpha", 0.01)
     more = _zero_outside(op, op.Mul(dy, 1.0 - alpha), op.Greater(call.required(0), 0.0))
     return op.Add(op.Mul(dy, alpha), more)
+
+
+def sigmoid_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Sigmoid: dx = dy·y·(1 − y)."""
+    y = call.outputs[0]
+    return op.Mul(op.Mul(dy, y), op.Sub(1.0, y))
+
+
+def tanh_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Tanh: dx = dy·(1 − y²)."""
+    y = call.outputs[0]
+    return op.Mul(dy, op.Sub(1.0, op.Mul(y, y)))
+
+
+def softmax_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Softmax: see `kernels.losses`."""
+    return op.kernel("SoftmaxGrad_13", dy, call.outputs[0], axis=call.get("axis", -1))[0]
+
+
+def log_softmax_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """LogSoftmax: see `kernels.losses`."""
+    return op.kernel("LogSoftmaxGrad_13", dy, call.outputs[0], axis=call.get("axis", -1))[0]
 
 
 def hard_swish(op: Ops, call: Call) -> ir.Value:
@@ -139,7 +161,10 @@ def gelu_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 RULES: Mapping[str, RuleOrChoice] = {
-    **dict.fromkeys(["LogSoftmax", "Sigmoid", "Softmax", "Tanh"], Trusted()),
+    "LogSoftmax": Custom(log_softmax_gradient),
+    "Softmax": Custom(softmax_gradient),
+    "Sigmoid": Custom(sigmoid_gradient),
+    "Tanh": Custom(tanh_gradient),
     "Relu": Custom(relu_gradient),
     "LeakyRelu": Custom(leaky_relu_gradient),
     "HardSwish": Expanded(hard_swish),

@@ -1,4 +1,4 @@
-"""Powers, bounds, matrix products and dropout: forms that ONNX Runtime's own gradients leave out.
+"""Gradients of powers, bounds, matrix products and dropout.
 
 x is the first input, y the output, dy the output's gradient.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Rule, RuleOrChoice, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Rule, RuleOrChoice
 from onnxqat.graph.ops import Ops, same_shape
 
 
@@ -79,11 +79,9 @@ def clip_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
 
 
 def matmul_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient knows matrices and stacks of them: vectors become matrices of one row or column."""
+    """Vectors become matrices of one row or column."""
     ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]
-    if None in ranks:
-        return Trusted()
-    return Expanded(matmul_of_matrices) if 1 in ranks else Trusted()
+    return Expanded(matmul_of_matrices) if 1 in ranks else Custom(matmul_gradient)
 
 
 def matmul_of_matrices(op: Ops, call: Call) -> ir.Value:
@@ -98,17 +96,45 @@ def matmul_of_matrices(op: Ops, call: Call) -> ir.Value:
     return op.Squeeze(product, op.ints(axes))
 
 
-def gemm_rule(node: ir.Node) -> Rule:
-    """Returns the rule of Gemm; ONNX Runtime's gradient fails on an addend that β = 0 removes."""
-    unused = len(node.inputs) > 2 and node.inputs[2] is not None and node.attributes.get_float("beta", 1.0) == 0.0
-    return Expanded(gemm_without_addend) if unused else Trusted()
+def matmul_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
+    """MatMul, y = a·b: da = dy·bᵀ, db = aᵀ·dy, summed over what was broadcast. One matrix b sees a stack as more rows."""
+    a, b = call.required(0), call.required(1)
+    da = db = None
+    if call.rank(1) == 2:
+        rows = op.Flatten(dy, axis=-1)
+        if 0 in call.wanted:
+            da = op.Reshape(op.Gemm(rows, b, transB=1), op.Shape(a))
+        if 1 in call.wanted:
+            db = op.Gemm(op.Flatten(a, axis=-1), rows, transA=1)
+        return [da, db]
+    if 0 in call.wanted:
+        da = _of_stack(op, op.kernel("FusedMatMul", dy, b, transB=1)[0], a, call.outputs[0])
+    if 1 in call.wanted:
+        db = _of_stack(op, op.kernel("FusedMatMul", a, dy, transA=1)[0], b, call.outputs[0])
+    return [da, db]
 
 
-def gemm_without_addend(op: Ops, call: Call) -> ir.Value:
-    """Y = α·A·B."""
-    attributes = {name: call.get(name) for name in call.attributes if name != "beta"}
-    result: ir.Value = op.Gemm(*call.inputs[:2], **attributes)
-    return result
+def _of_stack(op: Ops, gradient: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    if x.shape is not None and y.shape is not None:
+        gradient.shape = ir.Shape([*y.shape[:-2], *x.shape[-2:]])
+    return op.sum_to(gradient, x, gradient)
+
+
+def gemm_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
+    """Gemm, y = α·A·B + β·c, with A = aᵀ for transA and B = bᵀ for transB: dA = α·dy·Bᵀ, dB = α·Aᵀ·dy, dc = β·Σ dy."""
+    a, b, c = call.required(0), call.required(1), call.input(2)
+    across, along, alpha = call.get("transA", 0), call.get("transB", 0), call.get("alpha", 1.0)
+    da = db = dc = None
+    if 0 in call.wanted:
+        left, right = (b, dy) if across else (dy, b)
+        da = op.Gemm(left, right, alpha=alpha, transA=across and along, transB=1 if across else 1 - along)
+    if 1 in call.wanted:
+        left, right = (dy, a) if along else (a, dy)
+        db = op.Gemm(left, right, alpha=alpha, transA=1 if along else 1 - across, transB=along and across)
+    if 2 in call.wanted and c is not None:
+        beta = call.get("beta", 1.0)
+        dc = op.sum_to(dy if beta == 1.0 else op.Mul(dy, beta), c, call.outputs[0])
+    return [da, db, dc]
 
 
 def dropout_rule(node: ir.Node) -> Rule:
@@ -141,6 +167,6 @@ RULES: Mapping[str, RuleOrChoice] = {
     "Where": Custom(where_gradient, inputs=frozenset({1, 2})),
     "Clip": Custom(clip_gradient),
     "MatMul": matmul_rule,
-    "Gemm": gemm_rule,
+    "Gemm": Custom(gemm_gradient),
     "Dropout": dropout_rule,
 }

@@ -7,19 +7,29 @@ convolution, with dy in the place of its input and x in the place of its output'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice
 from onnxqat.autodiff.windows import begins_and_ends, padded, spatial, window
 from onnxqat.graph.ops import Ops
 
 
 def conv_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient ignores automatic padding: what shapes did not resolve is padded explicitly."""
-    return Expanded(padded_conv) if "auto_pad" in node.attributes else Trusted()
+    """Automatic padding that shapes did not resolve is padded explicitly."""
+    if not (node.attributes.get_ints("kernel_shape") or _kernel(node.inputs[1])):
+        return Refused("the shape of its weight is not known; state kernel_shape")
+    return Expanded(padded_conv) if "auto_pad" in node.attributes else Custom(conv_gradient)
+
+
+def conv_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value]:
+    """Conv: see `kernels.convolution`."""
+    x, weight = call.required(0), call.required(1)
+    w = window(call, _kernel(weight))
+    attributes = {"kernel_shape": w.kernel, "strides": w.strides, "dilations": w.dilations, "pads": w.pads}
+    return op.kernel("ConvGrad", dy, x, weight, _outputs=3, **attributes, group=call.get("group", 1))
 
 
 def padded_conv(op: Ops, call: Call) -> ir.Value:
@@ -58,7 +68,7 @@ def conv_transpose_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value 
         if call.get("output_padding") or call.get("output_shape"):  # may make room for one more position
             dx = op.Slice(dx, op.ints([0] * rank), spatial(op, x, rank), op.ints(axes))
     if 1 in call.wanted:
-        _, dw, _ = op.many("ConvGrad", x, dy, weight, _domain="com.microsoft", _outputs=3, **attributes)
+        _, dw, _ = op.kernel("ConvGrad", x, dy, weight, _outputs=3, **attributes)
     if 2 in call.wanted:
         db = op.reduce("Sum", dy, [0, *axes], keepdims=False)
     return [dx, dw, db]

@@ -1,4 +1,4 @@
-"""Gradients of roots, logarithms, quotients, trigonometric and hyperbolic functions, and of arithmetic on several tensors.
+"""Gradients of sums, products, quotients, roots, logarithms, trigonometric and hyperbolic functions, with broadcasting.
 
 Derivatives as in Abramowitz & Stegun, 4.3 to 4.6; x is the input, y the output, dy the output's gradient. At the edge of a
 domain, where a derivative has no bound, it counts as 0 (see `Ops.finite`).
@@ -6,17 +6,72 @@ domain, where a derivative has no bound, it counts as 0 (see `Ops.finite`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice
 from onnxqat.graph.ops import Ops
 
 
 def _present(call: Call) -> list[ir.Value]:
     return [value for value in call.inputs if value is not None]
+
+
+def add_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
+    """Add, y = a + b: da = db = Σ dy over broadcast axes."""
+    return [op.sum_to(dy, x, call.outputs[0]) if i in call.wanted else None for i, x in enumerate(_present(call))]
+
+
+def sub_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
+    """Sub, y = a − b: da = Σ dy, db = −Σ dy."""
+    da, db = add_gradient(op, call, dy)
+    return da, None if db is None else op.Neg(db)
+
+
+def mul_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
+    """Mul, y = a·b: da = Σ dy·b, db = Σ dy·a."""
+    a, b = _present(call)
+    pairs = ((a, b), (b, a))
+    y = call.outputs[0]
+    return [op.sum_to(op.Mul(dy, other), x, y) if i in call.wanted else None for i, (x, other) in enumerate(pairs)]
+
+
+def extremum_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]:
+    """Max, Min: dy for the operands that are it, divided by their number."""
+    operands, y = _present(call), call.outputs[0]
+    chosen = [op.Cast(op.Equal(x, y), to=y.dtype) for x in operands]
+    share = op.Div(dy, reduce(op.Add, chosen))
+    pairs = enumerate(zip(operands, chosen, strict=True))
+    return [op.sum_to(op.Mul(share, mask), x, y) if i in call.wanted else None for i, (x, mask) in pairs]
+
+
+def neg_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Neg: dx = −dy."""
+    return op.Neg(dy)
+
+
+def abs_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Abs: dx = dy·sign x."""
+    return op.Mul(dy, op.Sign(call.required(0)))
+
+
+def sin_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Sin: dx = dy·cos x."""
+    return op.Mul(dy, op.Cos(call.required(0)))
+
+
+def cos_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Cos: dx = −dy·sin x."""
+    return op.Neg(op.Mul(dy, op.Sin(call.required(0))))
+
+
+def erf_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Erf: dx = dy·2/√π·exp(−x²)."""
+    x = call.required(0)
+    return op.Mul(dy, op.Mul(op.Exp(op.Neg(op.Mul(x, x))), 2 / math.sqrt(math.pi)))
 
 
 def sqrt_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -134,7 +189,16 @@ def mod_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value | None]
 
 
 RULES: Mapping[str, RuleOrChoice] = {
-    **dict.fromkeys(["Abs", "Add", "Cos", "Erf", "Max", "Min", "Mul", "Neg", "Sin", "Sub"], Trusted()),
+    "Abs": Custom(abs_gradient),
+    "Add": Custom(add_gradient),
+    "Cos": Custom(cos_gradient),
+    "Erf": Custom(erf_gradient),
+    "Max": Custom(extremum_gradient),
+    "Min": Custom(extremum_gradient),
+    "Mul": Custom(mul_gradient),
+    "Neg": Custom(neg_gradient),
+    "Sin": Custom(sin_gradient),
+    "Sub": Custom(sub_gradient),
     "Div": Custom(div_gradient),
     "Exp": Custom(exp_gradient),
     "Log": Custom(log_gradient),

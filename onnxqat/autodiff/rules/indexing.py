@@ -1,4 +1,4 @@
-"""Gradients of Pad, Slice and the scatter operators, where ONNX Runtime's own are wrong or missing.
+"""Gradients of operators that choose elements by their place: Gather, Slice, Pad, TopK, the scatter operators and their like.
 
 Pad and Slice copy elements: applied to the elements' numbers they say where each came from, and the gradient is added up
 there.
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Refused, Rule, RuleOrChoice, Trusted
-from onnxqat.autodiff.shapes import added_up, arange
+from onnxqat.autodiff.rule import Call, Custom, Refused, Rule, RuleOrChoice
+from onnxqat.autodiff.shapes import added_up, arange, zeros
 from onnxqat.graph.ops import Ops
 
 _FIRST = frozenset({0})
@@ -35,26 +35,57 @@ def pad_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     return [dx, None, op.Reshape(rest, op.Shape(call.inputs[2]))]
 
 
-def slice_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient unless steps are negative, or not known."""
-    steps = node.inputs[4] if len(node.inputs) > 4 else None
-    known = None if steps is None else ir.convenience.get_const_tensor(steps)
-    forward = steps is None or (known is not None and bool((known.numpy() > 0).all()))
-    return Trusted(inputs=_FIRST) if forward else Custom(slice_gradient, inputs=_FIRST)
-
-
 def slice_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """Every element of dy goes back to where it came from."""
+    """Every element of dy goes back to where it came from; a slice without gaps is padded."""
     x = call.required(0)
+    if call.input(4) is None or set(call.constant(4) or ()) == {1}:
+        return _uncut(op, call, dy)
     return added_up(op, dy, op.Slice(_numbers(op, x), *call.inputs[1:]), x)
 
 
+def _uncut(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Pads dy in front by where the slice starts, as ONNX counts it, and at the end by what is then missing."""
+    x, starts = call.required(0), op.Cast(call.inputs[1], to=ir.DataType.INT64)
+    shape = op.Shape(x)
+    axes = call.input(3)
+    axes = arange(op, op.Size(starts)) if axes is None else op.Cast(axes, to=ir.DataType.INT64)
+    lengths, none = op.Gather(shape, axes), op.ints([0])
+    starts = op.Where(op.Less(starts, none), op.Add(starts, lengths), starts)
+    starts = op.Min(op.Max(starts, none), lengths)
+    front = op.ScatterElements(zeros(op, op.Shape(shape), ir.DataType.INT64), axes, starts)
+    behind = op.Sub(op.Sub(shape, op.Shape(dy)), front)
+    return op.Pad(dy, op.Concat(front, behind, axis=0))
+
+
+def gather_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Gather: see `kernels.indexing`."""
+    return op.kernel("GatherGrad", op.Shape(call.required(0)), call.inputs[1], dy, axis=call.get("axis", 0))[0]
+
+
+def gather_elements_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """GatherElements: see `kernels.indexing`."""
+    shape = op.Shape(call.required(0))
+    return op.kernel("GatherElementsGrad", dy, shape, call.inputs[1], axis=call.get("axis", 0))[0]
+
+
+def gather_nd_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Every element of dy goes back to where it came from."""
+    x = call.required(0)
+    numbers = op.GatherND(_numbers(op, x), call.inputs[1], batch_dims=call.get("batch_dims", 0))
+    return added_up(op, dy, numbers, x)
+
+
+def top_k_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = None) -> ir.Value:
+    """TopK: dy goes back to the elements that were chosen."""
+    x = call.required(0)
+    blank = zeros(op, op.Shape(x), dy.dtype or ir.DataType.FLOAT)
+    return op.ScatterElements(blank, call.outputs[1], dy, axis=call.get("axis", -1))
+
+
 def scatter_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient without reduction: indices must then be distinct."""
+    """Returns the rule of a scatter operator; without reduction its indices are distinct."""
     reduction = node.attributes.get_string("reduction", "none")
-    if reduction == "none":
-        return Trusted(inputs=frozenset({0, 2}))
-    known = reduction in ("add", "mul", "max", "min")
+    known = reduction in ("none", "add", "mul", "max", "min")
     return (
         Custom(scatter_gradient, inputs=frozenset({0, 2}))
         if known
@@ -65,10 +96,13 @@ def scatter_rule(node: ir.Node) -> Rule:
 def scatter_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     """With G the gather at the same indices: y = x ∘ u₁ ∘ u₂ … for the updates u that meet at an element of x.
 
-    Sum: dx = dy, du = G dy. Product: dy times all other factors, as in `reduce_prod_gradient`. Maximum and minimum: dy for
-    those that are it, divided by their number.
+    None: du = G dy, and dx = dy where no update came. Sum: dx = dy, du = G dy. Product: dy times all other factors, as in
+    `reduce_prod_gradient`. Maximum and minimum: dy for those that are it, divided by their number.
     """
-    x, updates, reduction = call.required(0), call.required(2), call.get("reduction")
+    x, updates, reduction = call.required(0), call.required(2), call.get("reduction", "none")
+    if reduction == "none":
+        blank = zeros(op, op.Shape(updates), dy.dtype or ir.DataType.FLOAT)
+        return [_scattered(op, call, dy, blank, reduction), None, _gathered(op, call, dy)]
     if reduction == "add":
         return [dy, None, _gathered(op, call, dy)]
     if reduction == "mul":
@@ -108,9 +142,12 @@ def _gathered(op: Ops, call: Call, x: ir.Value) -> ir.Value:
 
 
 RULES: Mapping[str, RuleOrChoice] = {
-    **dict.fromkeys(["Gather", "GatherElements", "GatherND", "TopK"], Trusted()),
+    "Gather": Custom(gather_gradient, inputs=_FIRST),
+    "GatherElements": Custom(gather_elements_gradient, inputs=_FIRST),
+    "GatherND": Custom(gather_nd_gradient, inputs=_FIRST),
+    "TopK": Custom(top_k_gradient, inputs=_FIRST),
     "Pad": Custom(pad_gradient, inputs=frozenset({0, 2})),
-    "Slice": slice_rule,
+    "Slice": Custom(slice_gradient, inputs=_FIRST),
     "ScatterElements": scatter_rule,
     "ScatterND": scatter_rule,
 }

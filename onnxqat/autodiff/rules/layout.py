@@ -5,11 +5,11 @@ Each is linear in x, so that the gradient is the transposed map of dy: elements 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, RuleOrChoice, Trusted
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, RuleOrChoice
 from onnxqat.autodiff.shapes import arange, reshape, size, sizes, zeros
 from onnxqat.graph.ops import Ops
 
@@ -20,6 +20,60 @@ def _x(call: Call) -> ir.Value:
     x = call.inputs[0]
     assert x is not None
     return x
+
+
+def identity_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Identity: dx = dy."""
+    return dy
+
+
+def cast_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Cast, CastLike: the gradient in the type of x."""
+    dtype = _x(call).dtype
+    return op.CastLike(dy, _x(call)) if dtype is None else op.Cast(dy, to=dtype)
+
+
+def reshape_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Reshape and its like: the gradient in the shape of x."""
+    return op.Reshape(dy, op.Shape(_x(call)), allowzero=1)
+
+
+def transpose_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Transpose: the inverse permutation; without one the axes are reversed, and reversed again."""
+    perm = call.get("perm")
+    return op.Transpose(dy, **({} if perm is None else {"perm": [perm.index(axis) for axis in range(len(perm))]}))
+
+
+def expand_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Expand: dx = Σ dy over the axes that were repeated."""
+    return op.sum_to(dy, _x(call), call.outputs[0])
+
+
+def tile_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """Tile: an axis that was repeated r times is (r, size) in dy; dx sums over all r."""
+    x, repeats = _x(call), call.inputs[1]
+    pairs = op.Concat(op.Unsqueeze(repeats, op.ints([1])), op.Unsqueeze(op.Shape(x), op.ints([1])), axis=1)
+    apart = op.Reshape(dy, op.Reshape(pairs, op.ints([-1])))
+    last = op.Mul(op.Size(repeats), op.Constant(value_int=2))
+    return op.reduce("Sum", apart, op.Range(op.Constant(value_int=0), last, op.Constant(value_int=2)), keepdims=False)
+
+
+def concat_gradient(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value]:
+    """Concat: every operand gets its part of dy."""
+    axis, operands = call.get("axis"), [value for value in call.inputs if value is not None]
+    lengths = op.Concat(*(sizes(op, x, [axis]) for x in operands), axis=0)
+    parts = op.many("Split", dy, lengths, axis=axis, _outputs=len(operands))
+    for part in parts:
+        part.type = dy.type
+    return parts
+
+
+def split_gradient(op: Ops, call: Call, *upstream: ir.Value | None) -> ir.Value:
+    """Split: the parts' gradients one after the other, zeros for a part that the loss does not read."""
+    parts = [
+        zeros(op, op.Shape(y), _dtype(y)) if dy is None else dy for y, dy in zip(call.outputs, upstream, strict=True)
+    ]
+    return op.Concat(*parts, axis=call.get("axis", 0))
 
 
 def depth_to_space_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -152,11 +206,6 @@ def range_gradient(op: Ops, call: Call, dy: ir.Value) -> list[ir.Value | None]:
     return [dstart, None, ddelta]
 
 
-def cast_like_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
-    """The gradient in the type of x."""
-    return op.CastLike(dy, _x(call))
-
-
 def max_unpool_rule(node: ir.Node) -> Custom | Refused:
     """Returns the rule of MaxUnpool: where windows overlap, ONNX leaves open which of several x an element gets."""
     kernel = node.attributes["kernel_shape"].as_ints()
@@ -177,9 +226,15 @@ def _dtype(x: ir.Value) -> ir.DataType:
     return x.dtype or ir.DataType.FLOAT
 
 
-_TRUSTED = "Cast Concat Expand Flatten Identity Reshape Split Squeeze Tile Transpose Unsqueeze"
 RULES: Mapping[str, RuleOrChoice] = {
-    **dict.fromkeys(_TRUSTED.split(), Trusted()),
+    **dict.fromkeys(["Flatten", "Reshape", "Squeeze", "Unsqueeze"], Custom(reshape_gradient, inputs=_FIRST)),
+    "Cast": Custom(cast_gradient),
+    "Concat": Custom(concat_gradient),
+    "Expand": Custom(expand_gradient, inputs=_FIRST),
+    "Identity": Custom(identity_gradient),
+    "Split": Custom(split_gradient, inputs=_FIRST),
+    "Tile": Custom(tile_gradient, inputs=_FIRST),
+    "Transpose": Custom(transpose_gradient),
     "DepthToSpace": Custom(depth_to_space_gradient),
     "SpaceToDepth": Custom(space_to_depth_gradient),
     "CenterCropPad": Custom(center_crop_pad_gradient),
@@ -190,6 +245,6 @@ RULES: Mapping[str, RuleOrChoice] = {
     "Col2Im": col2im_rule,
     "OneHot": Custom(one_hot_gradient, inputs=frozenset({2}), steering=frozenset({0, 1})),
     "Range": Custom(range_gradient, inputs=frozenset({0, 2}), steering=frozenset({1})),
-    "CastLike": Custom(cast_like_gradient, inputs=_FIRST, steering=frozenset({1})),
+    "CastLike": Custom(cast_gradient, inputs=_FIRST, steering=frozenset({1})),
     "MaxUnpool": max_unpool_rule,
 }

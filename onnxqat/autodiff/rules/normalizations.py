@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from onnxqat.autodiff.kernels.normalizations import through
 from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice
 from onnxqat.autodiff.shapes import reshape, size, zeros
 from onnxqat.graph.ops import Ops
@@ -25,12 +26,6 @@ def _standardized(op: Ops, x: ir.Value, axes: Sequence[int], epsilon: float) -> 
     variance = _mean(op, op.Mul(centered, centered), axes)
     inverse = op.Reciprocal(op.Sqrt(op.Add(variance, epsilon)))
     return op.Mul(centered, inverse), inverse
-
-
-def _through(op: Ops, g: ir.Value, normal: ir.Value, inverse: ir.Value, axes: Sequence[int]) -> ir.Value:
-    """(g − mean g − x̂·mean(g·x̂))/σ."""
-    projected = op.Mul(normal, _mean(op, op.Mul(g, normal), axes))
-    return op.Mul(op.Sub(op.Sub(g, _mean(op, g, axes)), projected), inverse)
 
 
 def _flat(op: Ops, x: ir.Value) -> ir.Value:
@@ -80,7 +75,7 @@ def instance_normalization_gradient(op: Ops, call: Call, dy: ir.Value) -> list[i
     normal, inverse = _standardized(op, _flat(op, x), [2], call.get("epsilon", 1e-5))
     dx = None
     if 0 in call.wanted:
-        dx = op.Reshape(_through(op, op.Mul(flat, _channel(op, scale)), normal, inverse, [2]), op.Shape(x))
+        dx = op.Reshape(through(op, op.Mul(flat, _channel(op, scale)), normal, inverse, [2]), op.Shape(x))
     dscale = op.reduce("Sum", op.Mul(flat, normal), [0, 2], keepdims=False)
     return [dx, dscale, op.reduce("Sum", flat, [0, 2], keepdims=False)]
 
@@ -107,15 +102,13 @@ def mean_variance_normalization(op: Ops, call: Call) -> ir.Value:
 def layer_normalization_gradient(
     op: Ops, call: Call, dy: ir.Value | None, dmean: ir.Value | None, dinverse: ir.Value | None
 ) -> list[ir.Value | None]:
-    """Ba et al. 2016: y = s·x̂ + b, by ONNX Runtime's kernel; the outputs μ and r = 1/σ add dμ/n − dr·r³·(x − μ)/n."""
+    """Ba et al. 2016: y = s·x̂ + b, see `kernels.normalizations`; the outputs μ and r = 1/σ add dμ/n − dr·r³·(x − μ)/n."""
     x, scale = call.required(0), call.required(1)
     mean, inverse = call.outputs[1:3]
     dx = dscale = dbias = None
     if dy is not None:
         attributes = {"axis": call.get("axis", -1)}
-        dx, dscale, dbias = op.many(
-            "LayerNormalizationGrad", dy, x, scale, mean, inverse, _domain="com.microsoft", _outputs=3, **attributes
-        )
+        dx, dscale, dbias = op.kernel("LayerNormalizationGrad", dy, x, scale, mean, inverse, _outputs=3, **attributes)
     if 0 in call.wanted and (dmean is not None or dinverse is not None):
         share = _statistics_gradient(op, call, dmean, dinverse)
         dx = share if dx is None else op.Add(dx, share)

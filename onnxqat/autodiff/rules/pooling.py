@@ -1,8 +1,7 @@
 """Gradients of pooling (ONNX specification: AveragePool, LpPool, GlobalLpPool, GlobalMaxPool, MaxPool).
 
 Sum pooling is linear in x; the transposed map `_spread` lays every output's gradient on all elements of its window. The
-others follow by the chain rule. ONNX Runtime's kernels take sizes from the model, not from the data, the batch's too: where one
-is dynamic its MaxPoolGrad crashes the process. Its AveragePoolGrad knows at most two dimensions, without dilation.
+others follow by the chain rule.
 """
 
 from __future__ import annotations
@@ -12,22 +11,16 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice, Trusted
-from onnxqat.autodiff.shapes import added_up, reshape
+from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice
+from onnxqat.autodiff.shapes import added_up, averaged, reshape
 from onnxqat.autodiff.windows import Window, begins_and_ends, padded, spatial, window
 from onnxqat.graph.ops import Ops
 
 
-def average_pool_rule(node: ir.Node) -> Rule:
-    """ONNX Runtime's gradient where it is right."""
-    attributes = node.attributes
-    plain = (
-        _is_fixed_plane(node.inputs[0])
-        and set(attributes.get_ints("dilations", ())) <= {1}
-        and not attributes.get_int("ceil_mode", 0)
-        and "auto_pad" not in attributes
-    )
-    return Trusted() if plain else Custom(average_pool_gradient)
+def global_average_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """GlobalAveragePool, y = Σ x / n: dx = dy / n."""
+    x = call.required(0)
+    return op.Expand(averaged(op, dy, x), op.Shape(x))
 
 
 def average_pool_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -77,7 +70,7 @@ def max_pool_rule(node: ir.Node) -> Rule:
     used = len(node.outputs) > 1 and (bool(node.outputs[1].uses()) or node.outputs[1].is_graph_output())
     padded_later = "auto_pad" in node.attributes or _may_pool_padding_alone(node)
     if not padded_later and not node.attributes.get_int("storage_order", 0):
-        return Trusted(outputs=2) if _is_fixed_plane(node.inputs[0]) else Custom(max_pool_gradient, outputs=2)
+        return Custom(max_pool_gradient, outputs=2)
     if padded_later and used:
         return Refused("its indices are used, and depend on padding that the model does not state; state pads")
     return Expanded(padded_max_pool if padded_later else row_major_max_pool)
@@ -86,12 +79,6 @@ def max_pool_rule(node: ir.Node) -> Rule:
 def max_pool_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = None) -> ir.Value:
     """MaxPool: dy goes to the maximum of its window, whose number the second output tells."""
     return added_up(op, dy, call.outputs[1], call.required(0))
-
-
-def _is_fixed_plane(x: ir.Value | None) -> bool:
-    """Whether all sizes are known, and at most two of them are spatial."""
-    sizes = [None] if x is None or x.shape is None else list(x.shape)
-    return len(sizes) <= 4 and all(isinstance(size, int) for size in sizes)
 
 
 def _may_pool_padding_alone(node: ir.Node) -> bool:
@@ -160,8 +147,8 @@ def _inner(op: Ops, x: ir.Value, p: int) -> ir.Value:
 
 
 RULES: Mapping[str, RuleOrChoice] = {
-    "GlobalAveragePool": Trusted(),
-    "AveragePool": average_pool_rule,
+    "GlobalAveragePool": Custom(global_average_pool_gradient),
+    "AveragePool": Custom(average_pool_gradient),
     "MaxPool": max_pool_rule,
     "LpPool": Custom(lp_pool_gradient),
     "GlobalLpPool": Custom(global_lp_pool_gradient),

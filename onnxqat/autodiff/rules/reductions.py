@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.rule import Call, Custom, RuleOrChoice, Trusted
+from onnxqat.autodiff.rule import Call, Custom, RuleOrChoice
+from onnxqat.autodiff.shapes import averaged
 from onnxqat.graph.ops import Ops
 
 
@@ -31,6 +32,17 @@ def _kept(op: Ops, call: Call, *values: ir.Value) -> list[ir.Value]:
 def _reduce(op: Ops, call: Call, kind: str, x: ir.Value) -> ir.Value:
     """Reduces as the node does, with the axes kept."""
     return op.reduce(kind, x, _axes(call), keepdims=True)
+
+
+def reduce_sum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """ReduceSum, y = Σxᵢ: dxᵢ = dy."""
+    (dy,) = _kept(op, call, dy)
+    return op.Expand(dy, op.Shape(call.required(0)))
+
+
+def reduce_mean_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
+    """ReduceMean, y = Σxᵢ/n: dxᵢ = dy/n, n the number of elements of x over that of y."""
+    return reduce_sum_gradient(op, call, averaged(op, dy, call.required(0)))
 
 
 def reduce_l1_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
@@ -88,7 +100,8 @@ def reduce_extremum_gradient(op: Ops, call: Call, dy: ir.Value) -> ir.Value:
 
 
 RULES: Mapping[str, RuleOrChoice] = {
-    **dict.fromkeys(["ReduceMean", "ReduceSum"], Trusted()),
+    "ReduceMean": Custom(reduce_mean_gradient),
+    "ReduceSum": Custom(reduce_sum_gradient),
     "ReduceL1": Custom(reduce_l1_gradient),
     "ReduceL2": Custom(reduce_l2_gradient),
     "ReduceLogSum": Custom(reduce_log_sum_gradient),

@@ -112,7 +112,7 @@ def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None)
     graph.insert_before(quantizer.dequantize, call)
     ir.convenience.replace_all_uses_with(quantizer.output, output, replace_graph_outputs=True)
     quantizer.output.name, output.name = f"{name}_replaced", name
-    model.graph.opset_imports.update({fakequant.DOMAIN: 1, "com.microsoft": 1})
+    model.graph.opset_imports[fakequant.DOMAIN] = 1
     return output
 
 

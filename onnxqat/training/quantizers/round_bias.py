@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxqat.autodiff.functions import give_gradient
+from onnxqat.autodiff.rule import Custom
 from onnxqat.graph.biases import Bias
 from onnxqat.graph.edit import fresh_name, fresh_value_name
 from onnxqat.graph.io import opset
@@ -41,16 +42,12 @@ def call_rounding(model: ir.Model, biases: list[Bias]) -> None:
 
 
 def _function(version: int) -> ir.Function:
-    bias, data_scale, weight_scale, upstream = (ir.val(name) for name in ("b", "sx", "sw", "db"))
+    bias, data_scale, weight_scale = (ir.val(name) for name in ("b", "sx", "sw"))
     op = Ops(version)
     step = op.Mul(data_scale, weight_scale)
-    forward = _named(NAME, [bias, data_scale, weight_scale], op.Mul(op.Round(op.Div(bias, step)), step), op)
-    op = Ops(version)
-    gradient = _named(f"{NAME}_gradient", [upstream], op.Identity(upstream), op)
-    give_gradient(forward, gradient, arguments=("GO(0)",), results=("GI(0)",), steering=(1, 2))
-    return forward
-
-
-def _named(name: str, inputs: list[ir.Value], output: ir.Value, op: Ops) -> ir.Function:
-    graph = ir.Graph(inputs, [output], nodes=op.nodes, opset_imports={"": op.opset}, name=name)
-    return ir.Function(DOMAIN, name, graph=graph, attributes=())
+    rounded = op.Mul(op.Round(op.Div(bias, step)), step)
+    inputs = [bias, data_scale, weight_scale]
+    graph = ir.Graph(inputs, [rounded], nodes=op.nodes, opset_imports={"": version}, name=NAME)
+    function = ir.Function(DOMAIN, NAME, graph=graph, attributes=())
+    give_gradient(function, Custom(lambda op, call, db: db, inputs=frozenset({0}), steering=frozenset({1, 2})))
+    return function

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
+from onnxqat.autodiff.lowering import OF_TRAINING, lower
 from onnxqat.graph.nesting import captured_values, owners
-from onnxqat.training.blocked.lower import lower
+from onnxqat.training.blocked.lower import lower as to_blocks
 from onnxqat.training.quantizers import fakequant
 
 #: Operators that ONNX Runtime would expand itself, and so move to the end of its order, written as what it has kernels for.
@@ -46,8 +46,10 @@ def schedule(model: ir.Model, forward_outputs: Iterable[str], block: int = 0) ->
             graph.remove(call)
             graph.insert_before(min(ahead, key=position.__getitem__), call)
     if block:
-        lower(model, block)
-    _inline(model)
+        to_blocks(model, block)
+    lower(model, OF_TRAINING)
+    for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
+        _write_as_cast(model.graph, node)
 
 
 def _again(call: ir.Node) -> ir.Node:
@@ -73,20 +75,6 @@ def ancestors(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
         producers = (value.producer() for value in (*node.inputs, *captured_values(node)) if value is not None)
         pending.extend(producer for producer in producers if producer is not None)
     return reached
-
-
-def _inline(model: ir.Model) -> None:
-    """Inlines all functions; an output that nobody asked for gets a name first, or the inliner would join them all."""
-    for number, node in enumerate(model.graph):
-        for index, output in enumerate(node.outputs):
-            if not output.name and node.op_identifier() in model.functions:
-                output.name = f"unused_{number}_{index}"
-    passes.InlinePass()(model)
-    model.functions.clear()
-    for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
-        _write_as_cast(model.graph, node)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.RemoveUnusedOpsetsPass()(model)
 
 
 def _write_as_cast(graph: ir.Graph, node: ir.Node) -> None:
