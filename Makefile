@@ -1,8 +1,8 @@
 # `make demo`, `make test`, `make docs`: each sets up what it needs, and needs nothing beforehand but a supported Python.
-SUPPORTED := 3.11 3.12 3.10
+SUPPORTED := 3.11 3.12 3.10 3.13 3.14
 # The first one on the path that can make environments; `make PYTHON=...` names another.
 PYTHON ?= $(shell for one in $(SUPPORTED:%=python%) python3; do \
-	$$one -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' && echo $$one && break; \
+	$$one -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' && echo $$one && break; \
 	done 2>/dev/null)
 VENV := .venv
 RUNTIME := .venv-runtime

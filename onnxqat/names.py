@@ -15,6 +15,8 @@ TARGETS = tuple(
     )
 )
 RuntimeName = Literal["ort", "openvino"]
+#: What runs a training graph; see `runtime.engines`.
+EngineName = Literal["auto", "training", "runtime"]
 OptimizerName = Literal["adamw", "sgd"]
 #: How training lays out the data of convolutions.
 LayoutName = Literal["auto", "plain"]

@@ -1,6 +1,6 @@
 """Checks onnxqat's gradients on ONNX's own operator tests and prints, operator by operator, what is right.
 
-    python tools/gradient_coverage.py [--only OPERATOR ...] [--verbose]
+    python tools/gradient_coverage.py [--only OPERATOR ...] [--engine runtime] [--verbose]
 
 Each case runs in a child process, so that a crash costs only that case.
 """
@@ -17,12 +17,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import get_args
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxqat.names import EngineName
+from onnxqat.training.gradients import gradients
 from tools.gradient_check.check import Verdict, check_gradients
 
 NEWEST_OPSET, NEWEST_IR = 21, 10
@@ -113,13 +116,13 @@ def at_opset_21(model: onnx.ModelProto) -> onnx.ModelProto | None:
     return lowered
 
 
-def verdicts(cases: Sequence[Case]) -> list[Verdict]:
+def verdicts(cases: Sequence[Case], engine: EngineName = "auto") -> list[Verdict]:
     """Checks each case in a child process; after a crash the next case gets a new child."""
     found: list[Verdict] = []
     context = multiprocessing.get_context("fork")
     while len(found) < len(cases):
         ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_work, args=(cases[len(found) :], theirs))
+        child = context.Process(target=_work, args=(cases[len(found) :], theirs, engine))
         child.start()
         theirs.close()
         try:
@@ -133,12 +136,13 @@ def verdicts(cases: Sequence[Case]) -> list[Verdict]:
     return found
 
 
-def _work(cases: Sequence[Case], connection: object) -> None:
+def _work(cases: Sequence[Case], connection: object, engine: EngineName) -> None:
+    compute = partial(gradients, engine=engine)
     for case in cases:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                verdict = check_gradients(case.model, case.feeds, case.expected)
+                verdict = check_gradients(case.model, case.feeds, case.expected, compute=compute)
         except Exception as error:
             verdict = Verdict("wrong", f"{type(error).__name__}: {error}")
         connection.send(verdict)  # type: ignore[attr-defined]
@@ -149,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", help="check only these operators")
     parser.add_argument("--verbose", action="store_true", help="print each case that is not correct")
+    parser.add_argument("--engine", default="auto", choices=get_args(EngineName), help="whose kernels are used")
     parser.add_argument("--processes", type=int, default=2, help="how many operators to check at the same time")
     options = parser.parse_args(arguments)
     for noisy in ("onnx_ir", "onnxqat"):  # the latter says which models it upgrades
@@ -161,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"ONNX has no tests of {', '.join(unknown)}")
     results = {}
     with ThreadPoolExecutor(options.processes) as pool:
-        found = pool.map(lambda operator: verdicts(cases[operator]), operators)
+        found = pool.map(lambda operator: verdicts(cases[operator], options.engine), operators)
         for operator, verdict in zip(operators, found, strict=True):
             results[operator] = verdict
             print_operator(operator, cases[operator], verdict, verbose=options.verbose)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from onnxqat.names import TARGETS, LayoutName, OptimizerName, RuntimeName
+from onnxqat.names import TARGETS, EngineName, LayoutName, OptimizerName, RuntimeName
 
 #: The option --help of a group has a value where it is not given, for which typer then loads no pydantic.
 HELP = {"default_map": {"help": False}}
@@ -148,6 +148,10 @@ class Training:
     layout: Annotated[
         LayoutName,
         Option(help="auto: blocked convolutions where this processor has them and they are faster; or plain."),
+    ] = "auto"
+    engine: Annotated[
+        EngineName,
+        Option(help="Kernels of onnxruntime-training, operators of any onnxruntime, or the first where installed."),
     ] = "auto"
 
 

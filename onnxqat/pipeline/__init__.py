@@ -250,6 +250,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         teacher=training.teacher,
         threads=training.threads,
         layout=training.layout,
+        engine=training.engine,
         distributed=training.distributed,
         **asdict(training.labelling),
     )

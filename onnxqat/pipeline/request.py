@@ -14,7 +14,7 @@ from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.names import LayoutName, OptimizerName, RuntimeName
+from onnxqat.names import EngineName, LayoutName, OptimizerName, RuntimeName
 from onnxqat.training.goal import Until, check_until
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Length
@@ -80,6 +80,7 @@ class Training:
         teacher: model for the loss `distill`.
         threads: number of cores to use; 0: all.
         layout: of convolutions; see `Trainer`.
+        engine: what runs the training graph; see `Trainer`.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
         labelling: how labels belong to the first output.
 
@@ -101,6 +102,7 @@ class Training:
     teacher: str | Path | None = None
     threads: int = 0
     layout: LayoutName = "auto"
+    engine: EngineName = "auto"
     distributed: bool = False
     labelling: Labelling = field(default_factory=Labelling)
 

@@ -20,8 +20,24 @@ from onnxqat.graph.without import without_quantizers
 
 #: Bytes of weights up to which the result of a stage is loaded whole; beyond, large weights are left out.
 LOADED_WHOLE = 2**28
-TRAINING_PACKAGES = ("onnxruntime-training-cpu", "onnxruntime-training")
+#: Packages that provide the module `onnxruntime`, and so overwrite each other; of several, the first here is kept.
+PACKAGES = tuple(
+    f"onnxruntime{kind}"
+    for kind in (
+        "-training-cpu",
+        "-training",
+        "-gpu",
+        "-directml",
+        "-openvino",
+        "-qnn",
+        "-migraphx",
+        "-rocm",
+        "-cann",
+        "",
+    )
+)
 TRAINING_VERSION = "1.19.2"
+TRAINING_PYTHONS = "3.10 to 3.12"
 
 
 class Inference:
@@ -231,12 +247,13 @@ def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> 
 
 
 def check_packages() -> None:
-    """Raises InputError where plain onnxruntime overwrote the training package, whose import name it shares."""
-    training = [name for name in TRAINING_PACKAGES if _installed(name)]
-    if training and _installed("onnxruntime"):
+    """Raises InputError where several packages provide the module `onnxruntime`: each has overwritten part of the other."""
+    kept, *others = [name for name in PACKAGES if _installed(name)] or [""]
+    if others:
+        version = f"=={TRAINING_VERSION}" if "training" in kept else ""
         raise InputError(
-            f"onnxruntime and {training[0]} are installed side by side and overwrite each other; run "
-            f"`pip uninstall -y onnxruntime {training[0]} && pip install {training[0]}=={TRAINING_VERSION}`"
+            f"{' and '.join([*others[::-1], kept])} are installed side by side and overwrite each other; run "
+            f"`pip uninstall -y {' '.join([*others[::-1], kept])} && pip install {kept}{version}`"
         )
 
 

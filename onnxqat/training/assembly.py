@@ -11,6 +11,7 @@ from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.names import EngineName
 from onnxqat.runtime import explained
 from onnxqat.training.feeds import feeds_for
 from onnxqat.training.optimize.optimizers import Optimizer
@@ -55,15 +56,17 @@ class Arguments:
         return {**given, "freeze": tuple(self.freeze), "teacher": teacher, **asdict(self.labelling)}
 
 
-def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, threads: int, block: int) -> Steps:
-    """Returns what takes the steps of a trainer with these arguments; `block` as in `TrainingGraph`.
+def assembled(
+    qdq: io.ModelLike, arguments: Arguments, workers: Workers, threads: int, block: int, engine: EngineName
+) -> Steps:
+    """Returns what takes the steps of a trainer with these arguments; `block` and `engine` as in `TrainingGraph`.
 
     Raises:
-        InputError: the model has no quantizers, or an argument does not fit it.
+        InputError: the model has no quantizers, an argument does not fit it, or the engine is not installed.
         UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
     """
     with explained(qdq):
-        graph = training_graph(load_qdq(qdq), arguments.loss, arguments.freeze, arguments.labelling, block)
+        graph = training_graph(load_qdq(qdq), arguments.loss, arguments.freeze, arguments.labelling, block, engine)
     graph = same_graph(graph, workers)
     return Steps(
         graph,

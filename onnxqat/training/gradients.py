@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxqat.autodiff.differentiate import differentiate
-from onnxqat.autodiff.lowering import OF_TRAINING, lower
+from onnxqat.autodiff.lowering import lower
 from onnxqat.autodiff.names import SUFFIX
 from onnxqat.errors import InputError
 from onnxqat.graph.edit import fresh_value_name
@@ -17,8 +17,10 @@ from onnxqat.graph.empty import check_not_empty, fatal_when_empty
 from onnxqat.graph.io import ModelLike, load
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import is_quantized
+from onnxqat.names import EngineName
 from onnxqat.runtime import run_exactly
 from onnxqat.runtime.conversion import modern
+from onnxqat.runtime.engines import kernels
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.restore_float import restore_float
 from onnxqat.training.training_graph.losses import LOSS
@@ -32,6 +34,8 @@ def gradients(
     feeds: Mapping[str, Array],
     wrt: Sequence[str],
     cotangents: Mapping[str, Array] | None = None,
+    *,
+    engine: EngineName = "auto",
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Computes a model's outputs and the gradients of Σ output·cotangent over its float outputs.
 
@@ -44,6 +48,7 @@ def gradients(
         wrt: names of float inputs or initializers.
         cotangents: output name to an array of that output's shape; once given, outputs left out do not count.
             None: ones for every float output.
+        engine: whose kernels are used; see `Trainer`.
 
     Returns:
         Outputs by name, and gradients by name: each of the shape and type of the value it belongs to.
@@ -56,7 +61,8 @@ def gradients(
 
     Raises:
         UnsupportedModelError: nodes on the path have no gradient; all are named.
-        InputError: a name is not in the model, or an input is empty where ONNX Runtime cannot take that.
+        InputError: a name is not in the model, the engine is not installed, or an input is empty where ONNX Runtime cannot
+            take that.
     """
     forward = modern(load(model, oldest_opset=7))
     graph = forward.graph
@@ -69,7 +75,7 @@ def gradients(
     aliases = _without_suffix(graph)
     weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}
     trained = differentiate(forward, LOSS, wrt)
-    lower(trained, OF_TRAINING)
+    lower(trained, kernels(engine))
     bound = {name: value.numpy() for name, value in weights.items() if value is not None}
     bound |= {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
     results = run_exactly(ir.to_proto(trained), {**bound, **feeds})

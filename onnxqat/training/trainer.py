@@ -19,7 +19,7 @@ from onnxqat.data.batch import Batch, check_batch
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
-from onnxqat.names import LayoutName
+from onnxqat.names import EngineName, LayoutName
 from onnxqat.runtime import check_packages, checked
 from onnxqat.training import evaluation
 from onnxqat.training.assembly import Arguments, assembled
@@ -69,6 +69,8 @@ class Trainer:
         threads: number of cores to use; 0: all.
         layout: "auto": convolutions run in the blocked layout where this processor has kernels for it and they are faster;
             "plain": in the layout that ONNX describes. Results agree up to rounding.
+        engine: `training`, the kernels of onnxruntime-training; `runtime`, operators that every onnxruntime has; or `auto`, the
+            first where it is installed. Both give the same gradients but for rounding.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
 
@@ -85,7 +87,7 @@ class Trainer:
         ```
 
     Raises:
-        InputError: the model has no quantizers, or an argument does not fit it.
+        InputError: the model has no quantizers, an argument does not fit it, or the engine is not installed.
         UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
     """
 
@@ -106,6 +108,7 @@ class Trainer:
         seed: int = 0,
         threads: int = 0,
         layout: LayoutName = "auto",
+        engine: EngineName = "auto",
         distributed: bool = False,
     ) -> None:
         check_packages()
@@ -122,7 +125,7 @@ class Trainer:
             seed,
         )
         threads = self._workers.threads(threads)
-        self._steps = assembled(qdq, arguments, self._workers, threads, block_for(layout))
+        self._steps = assembled(qdq, arguments, self._workers, threads, block_for(layout), engine)
         self._record = Record(self._steps, arguments.named(), threads)
         self._callers: Callers | None = None
 

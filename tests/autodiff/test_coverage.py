@@ -1,13 +1,16 @@
 """Every operator that has a gradient, on a few of ONNX's own tests of it; `tools/gradient_coverage.py` runs all of them."""
 
+import functools
 import logging
 import os
 
 import numpy as np
 import pytest
 
+from onnxqat import gradients
 from onnxqat.autodiff.rule import Refused, Stopped
 from onnxqat.autodiff.rules.table import TABLE
+from tests.autodiff.rules.against_torch import WITH_KERNELS
 from tools import gradient_coverage
 from tools.gradient_check.check import Verdict, check_gradients
 from tools.gradient_coverage import node_cases
@@ -46,6 +49,13 @@ def test_the_gradient_is_right(operator, cases):
     assert "correct" in {verdict.outcome for verdict in verdicts.values()}
 
 
+@pytest.mark.parametrize("operator", sorted(WITH_KERNELS))
+def test_the_gradient_is_right_in_standard_operators(operator, cases):
+    compute = functools.partial(gradients, engine="runtime")
+    found = {c.name: check_gradients(c.model, c.feeds, c.expected, compute=compute) for c in few(cases[operator])}
+    assert not {name: v.reason for name, v in found.items() if v.outcome in ("wrong", "unchecked")}
+
+
 @pytest.mark.parametrize("operator", sorted(WITHOUT_CASES))
 def test_what_is_said_to_lack_cases_lacks_them(operator, cases):
     assert few(cases.get(operator, [])) == []
@@ -55,10 +65,10 @@ def test_a_crash_costs_one_case_alone(cases, monkeypatch):
     three = cases["Clip"][:3]
     check = check_gradients
 
-    def crash_on_second(model, *arguments):
+    def crash_on_second(model, *arguments, **named):
         if model is three[1].model:
             os._exit(1)
-        return check(model, *arguments)
+        return check(model, *arguments, **named)
 
     monkeypatch.setattr(gradient_coverage, "check_gradients", crash_on_second)
     found = gradient_coverage.verdicts(three)
@@ -68,6 +78,8 @@ def test_a_crash_costs_one_case_alone(cases, monkeypatch):
 
 @pytest.mark.parametrize(("outcome", "status"), [("correct", 0), ("refused", 0), ("wrong", 1), ("unchecked", 1)])
 def test_the_exit_status_says_whether_all_is_right(outcome, status, monkeypatch, capsys):
-    monkeypatch.setattr(gradient_coverage, "verdicts", lambda cases: [Verdict(outcome, "so it is")] * len(cases))
+    monkeypatch.setattr(
+        gradient_coverage, "verdicts", lambda cases, engine: [Verdict(outcome, "so it is")] * len(cases)
+    )
     assert gradient_coverage.main(["--only", "Relu", "Abs"]) == status
     assert f"'{outcome}': 2" in capsys.readouterr().out

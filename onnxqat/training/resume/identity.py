@@ -78,13 +78,14 @@ class Origin:
             "layout": [[p.name, p.offset, list(p.shape)] for p in self.graph.layout.parameters],
             "arguments": json.loads(json.dumps(arguments)),
             "threads": self.threads,
+            "engine": self.graph.engine,
             "processes": self.processes,
             "block": self.graph.used_block,
             "cores": cores(),
         }
 
     def check(self, facts: Facts) -> None:
-        """Raises InputError where a checkpoint is of another run; warns where it was made with other threads or processes."""
+        """Raises InputError where a checkpoint is of another run; warns where it was made in another way."""
         path, theirs, ours = facts["path"], facts["arguments"], self.facts["arguments"]
         for name in sorted({*theirs, *ours}):
             if theirs.get(name) != ours.get(name):
@@ -109,6 +110,8 @@ class Origin:
     @staticmethod
     def _division(facts: Facts) -> str:
         threads = f"{facts['threads'] or facts['cores']} threads"
+        if facts.get("engine", "training") != "training":
+            threads += f" of the engine {facts['engine']}"
         layout = f" with blocks of {facts['block']} channels" if facts.get("block") else ""
         return (
             f"{threads}{layout}" if facts["processes"] == 1 else f"{facts['processes']} processes of {threads}{layout}"
@@ -122,7 +125,9 @@ def arguments_of(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> di
         InputError: one is missing.
     """
     layout = "auto" if facts.get("block") else "plain"
-    found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"], "layout": layout}
+    engine = "runtime" if facts.get("engine") == "runtime" else "auto"
+    found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"]}
+    found |= {"layout": layout, "engine": engine}
     for name, value in facts["arguments"].items():
         if name not in given:
             found[name] = _rebuilt(value, tensors)

@@ -26,6 +26,8 @@ from onnxqat.graph.ops import BLOCKED
 from onnxqat.graph.qdq import Quantizer, is_quantized, quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
+from onnxqat.names import EngineName
+from onnxqat.runtime.engines import chosen, kernels
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.quantizers.restore_float import restore_float
@@ -50,6 +52,7 @@ class TrainingGraph:
         loss: what the loss needs.
         labelling: what the user says about labels.
         block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
+        engine: engine that the training graph is for.
     """
 
     qdq: ir.Model
@@ -60,7 +63,8 @@ class TrainingGraph:
     initial: NDArray[np.float32]
     loss: AttachedLoss
     labelling: Labelling
-    block: int = 0
+    block: int
+    engine: EngineName
 
     @property
     def used_block(self) -> int:
@@ -86,14 +90,20 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
 
 
 def training_graph(
-    qdq: ir.Model, loss: Loss, freeze: Sequence[str] = (), labelling: Labelling | None = None, block: int = 0
+    qdq: ir.Model,
+    loss: Loss,
+    freeze: Sequence[str] = (),
+    labelling: Labelling | None = None,
+    block: int = 0,
+    engine: EngineName = "auto",
 ) -> TrainingGraph:
     """Builds the training graph of a model that `load_qdq` returned.
 
     Raises:
         UnsupportedModelError: a node between a parameter and the loss has no gradient; the message names all of them.
-        InputError: the loss or `freeze` does not fit the model.
+        InputError: the loss or `freeze` does not fit the model, or the engine is not installed.
     """
+    runs_on = chosen(engine)
     forward, layout = forward_graph(qdq, freeze)
     initial = initial_values(forward.graph, layout)
     labelling = labelling or Labelling()
@@ -101,9 +111,9 @@ def training_graph(
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
     names = [parameter.name for parameter in layout.parameters]
     evaluation = _evaluation(forward, names, outputs, block)
-    training = _differentiated(forward, names, block)
+    training = _differentiated(forward, names, block, runs_on)
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling, block)
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling, block, runs_on)
 
 
 def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
@@ -117,13 +127,13 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
     names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
     if not names:
         raise InputError("model: only scales of quantizers that are not switched on yet are trained; freeze less")
-    return _differentiated(forward, names, graph.block)
+    return _differentiated(forward, names, graph.block, graph.engine)
 
 
-def _differentiated(forward: ir.Model, names: Sequence[str], block: int) -> ir.Model:
+def _differentiated(forward: ir.Model, names: Sequence[str], block: int, engine: EngineName) -> ir.Model:
     forward.graph.outputs[:] = [_loss_value(forward.graph)]
     training = differentiate(forward, LOSS, names)
-    schedule(training, [LOSS], block)
+    schedule(training, [LOSS], block, kernels(engine))
     return training
 
 

@@ -28,6 +28,7 @@ from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.graph.samplewise.kinds import Rows
 from onnxqat.runtime.splitting import rows_of, sample_axes
 from onnxqat.training.blocked.probe import block
+from onnxqat.runtime.engines import kernels
 from onnxqat.training.engine import Floats, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Division, Program
@@ -152,7 +153,7 @@ class Function:
             model = self._forward.clone()
             add_weighted_sum(model.graph, self.differentiable)
             training = differentiate(model, LOSS, sorted(wrt))
-            schedule(training, self.computed, self._block)
+            schedule(training, self.computed, self._block, kernels("auto"))
             make_inputs(training.graph, self._parameters)
             self._halves[wrt] = self._split(training)
         return self._halves[wrt]

@@ -7,11 +7,11 @@ The session runs nodes in the order of the file (`engine.py`), which makes this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
-from onnxqat.autodiff.lowering import OF_TRAINING, lower
+from onnxqat.autodiff.lowering import lower
 from onnxqat.graph.nesting import captured_values, owners
 from onnxqat.training.blocked.lower import lower as to_blocks
 from onnxqat.training.quantizers import fakequant
@@ -20,13 +20,16 @@ from onnxqat.training.quantizers import fakequant
 _CAST_LIKE = "CastLike"
 
 
-def schedule(model: ir.Model, forward_outputs: Iterable[str], block: int = 0) -> None:
-    """Makes quantizers' outputs short-lived, inlines all functions and fixes the order; in place.
+def schedule(
+    model: ir.Model, forward_outputs: Iterable[str], block: int = 0, kernels: Collection[str] = ()
+) -> None:
+    """Makes quantizers' outputs short-lived, inlines functions and fixes the order; in place.
 
     Args:
         model: a training graph as `differentiate` returns it.
         forward_outputs: names of the values that the forward pass computes.
         block: channels of a block of the layout that convolutions get; 0: the plain layout.
+        kernels: backward kernels that the engine has.
     """
     graph = model.graph
     graph.sort()
@@ -47,7 +50,7 @@ def schedule(model: ir.Model, forward_outputs: Iterable[str], block: int = 0) ->
             graph.insert_before(min(ahead, key=position.__getitem__), call)
     if block:
         to_blocks(model, block)
-    lower(model, OF_TRAINING)
+    lower(model, kernels)
     for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
         _write_as_cast(model.graph, node)
 
