@@ -35,6 +35,7 @@ _HOMES = {
     "callbacks": "onnxqat.callbacks",
     "data": "onnxqat.data",
     "evaluate": "onnxqat.verification.run",
+    "export_training": "onnxqat.training.portable.export",
     "fold": "onnxqat.folding",
     "gradients": "onnxqat.training.gradients",
     "insert": "onnxqat.insertion",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from onnxqat.training.optimize.schedules import Constant as Constant
     from onnxqat.training.optimize.schedules import Cosine as Cosine
     from onnxqat.training.optimize.schedules import StepDecay as StepDecay
+    from onnxqat.training.portable.export import export_training as export_training
     from onnxqat.training.trainer import Trainer as Trainer
     from onnxqat.verification.report import Report as Report
     from onnxqat.verification.run import evaluate as evaluate

@@ -17,6 +17,8 @@ TARGETS = tuple(
 RuntimeName = Literal["ort", "openvino"]
 #: What runs a training graph; see `runtime.engines`.
 EngineName = Literal["auto", "training", "runtime"]
+#: What operators a training graph is written in: those of an engine, or of the ONNX standard alone.
+OperatorsOf = Literal["auto", "training", "runtime", "standard"]
 OptimizerName = Literal["adamw", "sgd"]
 #: How training lays out the data of convolutions.
 LayoutName = Literal["auto", "plain"]

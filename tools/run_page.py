@@ -4,7 +4,7 @@
 
 - `console`: each line behind `$ onnxqat` is a call of the command line, in this process; lines without `$` are its output.
 - `python`: run; the blocks of a page share their names. With a title (`python title="net.py"`) the block is a file, and written.
-- `json title=...`, `text title=...`: files as well.
+- `json title=...`, `text title=...`, `js title=...`: files as well.
 - `sh` and `text` are not run: set-up, and what programs print. Nor are parts of the package: their titles begin
   with `onnxqat/`, and a `diff` changes lines of it.
 
@@ -29,7 +29,7 @@ from onnxqat import cli
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.M | re.S)
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 RUN = {"console", "python"}
-SHOWN = {"sh", "text", "json", "diff"}
+SHOWN = {"sh", "text", "json", "js", "diff"}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ def training(given: options.Training, labels: options.Labels) -> request.Trainin
     return request.Training(**plain, distributed=launched(), labelling=labelling(labels))
 
 
+def learning(given: options.Learning, labels: options.Labels) -> request.Training:
+    """Settings of training that its graphs depend on."""
+    from onnxqat.pipeline import request
+
+    return request.Training(**asdict(given), labelling=labelling(labels))
+
+
 def judge(
     given: options.Execution, metric: str, labels: options.Labels, max_drop: float | None = None
 ) -> request.Judge:

@@ -87,6 +87,30 @@ def train(
     pipeline.train(model, files, asked.training(training, labels), asked.keeping(keeping, output))
 
 
+@app.command("export-training")
+@grouped
+def export_training(
+    model: options.Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False)],
+    learning: options.Learning,
+    labels: options.Labels,
+) -> None:
+    """Write the training of a Q/DQ model as files that any ONNX Runtime runs, in any language."""
+    outputs.check(models=[model])
+    from onnxqat.training.portable.export import export_training as stage
+
+    settings = asked.learning(learning, labels)
+    stage(
+        model,
+        output,
+        loss=settings.loss,
+        optimizer=settings.built_optimizer,
+        freeze=settings.freeze,
+        labelling=settings.labelling,
+    )
+    outputs.console.print(f"wrote {output}")
+
+
 @app.command()
 def fold(model: options.Model, output: options.Output) -> None:
     """Fold a Q/DQ model into the deployed one: integer weights, int32 biases."""

@@ -106,13 +106,24 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Training:
-    """Settings of training, the same for `train` and for `run`; the fields are those of `request.Training`."""
+class Learning:
+    """Settings of training that its graphs depend on."""
 
     loss: Annotated[
         list[str],
         Option(help="A named loss, such as cross_entropy, mse, l1, bce_with_logits and distill; several add up."),
     ] = field(default_factory=lambda: ["cross_entropy"])
+    optimizer: Annotated[OptimizerName, Option(help="Optimizer that takes the steps.")] = "adamw"
+    weight_decay: Annotated[float, Option(help="Weight decay of the optimizer.")] = 0.0
+    freeze: Annotated[
+        list[str], Option(help="Name or pattern of nodes or initializers to leave as they are.", show_default=False)
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Training(Learning):
+    """Settings of training, the same for `train` and for `run`; the fields are those of `request.Training`."""
+
     epochs: Annotated[int | None, Option(help="Passes over the data. (default: 3)", show_default=False)] = None
     steps: Annotated[
         int | None,
@@ -127,16 +138,11 @@ class Training:
         ),
     ] = None
     lr: Annotated[float, Option(help="Largest learning rate; warm-up, then a cosine to 0.")] = 1e-4
-    optimizer: Annotated[OptimizerName, Option(help="Optimizer that takes the steps.")] = "adamw"
-    weight_decay: Annotated[float, Option(help="Weight decay of the optimizer.")] = 0.0
     clip_norm: Annotated[
         float | None, Option(help="Largest norm of the gradient. (default: no limit)", show_default=False)
     ] = None
     accumulate: Annotated[int, Option(help="Batches whose gradients make one optimizer step.")] = 1
     seed: Annotated[int, Option(help="Seed of the data's order.")] = 0
-    freeze: Annotated[
-        list[str], Option(help="Name or pattern of nodes or initializers to leave as they are.", show_default=False)
-    ] = field(default_factory=list)
     teacher: Annotated[
         Path | None,
         Option(

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from onnxqat.autodiff.lowering import OF_RUNTIME, OF_TRAINING
 from onnxqat.errors import InputError, UnsupportedModelError
-from onnxqat.names import EngineName
+from onnxqat.names import EngineName, OperatorsOf
 from onnxqat.runtime import TRAINING_PYTHONS, session
 
 _PROBE = """
@@ -35,8 +35,10 @@ def chosen(engine: EngineName) -> EngineName:
     return "runtime" if engine == "runtime" or not _has_training_kernels() else "training"
 
 
-def kernels(engine: EngineName) -> frozenset[str]:
-    """Backward kernels that an engine has (see `chosen`)."""
+def kernels(engine: OperatorsOf) -> frozenset[str]:
+    """Backward kernels that an engine has (see `chosen`); the standard has none."""
+    if engine == "standard":
+        return frozenset()
     return OF_TRAINING if chosen(engine) == "training" else OF_RUNTIME
 
 

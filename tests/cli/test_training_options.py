@@ -35,6 +35,7 @@ GIVEN = {
     "--checkpoint-every": "1",
     "--threads": "1",
     "--layout": "plain",
+    "--engine": "runtime",
 }
 
 

@@ -176,6 +176,37 @@ class AdamW:
         return Update(rate["keep"], op.Mul(op.Div(mean, width), rate["lr"]), [mean, variance])
 
 
+def updated(
+    op: Ops,
+    optimizer: Optimizer,
+    p: ir.Value,
+    g: ir.Value,
+    moments: list[ir.Value],
+    rate: dict[str, ir.Value],
+    unit: ir.Value | None,
+) -> list[ir.Value]:
+    """Writes an update of weights or biases; returns the new ones and the new moments. `unit` is a factor on steps."""
+    update = optimizer.direction(op, p, g, moments, rate)
+    step = update.step if unit is None else op.Mul(update.step, unit)
+    return [op.Sub(p if update.kept is None else op.Mul(p, update.kept), step), *update.moments]
+
+
+def updated_scales(
+    op: Ops,
+    optimizer: Optimizer,
+    p: ir.Value,
+    g: ir.Value,
+    moments: list[ir.Value],
+    rate: dict[str, ir.Value],
+    low: ir.Value,
+    high: ir.Value,
+) -> list[ir.Value]:
+    """Writes an update of scales by their logarithms, within bounds; returns the new ones and the new moments."""
+    update = optimizer.direction(op, p, op.Mul(g, p), moments, rate)
+    step = op.Clip(update.step, _float(op, -LARGEST_LOG_STEP), _float(op, LARGEST_LOG_STEP))
+    return [op.Min(op.Max(op.Mul(p, op.Exp(op.Neg(step))), low), high), *update.moments]
+
+
 def update_graph(optimizer: Optimizer, *, logarithmic: bool) -> onnx.ModelProto:
     """The update of a stretch of the flat arrays.
 
@@ -197,17 +228,11 @@ def update_graph(optimizer: Optimizer, *, logarithmic: bool) -> onnx.ModelProto:
     if logarithmic:
         low, high = _vector("low"), _vector("high")
         inputs += [low, high]
-        update = optimizer.direction(op, p, op.Mul(scaled, p), moments, rate)
-        step = op.Clip(update.step, _float(op, -LARGEST_LOG_STEP), _float(op, LARGEST_LOG_STEP))
-        changed = op.Min(op.Max(op.Mul(p, op.Exp(op.Neg(step))), low), high)
+        outputs = updated_scales(op, optimizer, p, scaled, moments, rate, low, high)
     else:
-        update = optimizer.direction(op, p, scaled, moments, rate)
-        step = update.step
-        if optimizer.relative:
-            inputs.append(_vector("unit"))
-            step = op.Mul(step, inputs[-1])
-        changed = op.Sub(p if update.kept is None else op.Mul(p, update.kept), step)
-    outputs = [changed, *update.moments]
+        unit = _vector("unit") if optimizer.relative else None
+        inputs += [] if unit is None else [unit]
+        outputs = updated(op, optimizer, p, scaled, moments, rate, unit)
     for name, value in zip(["p_new", *(f"m{i}_new" for i in range(len(moments)))], outputs, strict=True):
         value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N"])
     graph = ir.Graph(inputs, outputs, nodes=op.nodes, opset_imports={"": _OPSET}, name="update")

@@ -26,7 +26,7 @@ from onnxqat.graph.ops import BLOCKED
 from onnxqat.graph.qdq import Quantizer, is_quantized, quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
-from onnxqat.names import EngineName
+from onnxqat.names import OperatorsOf
 from onnxqat.runtime.engines import chosen, kernels
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.pair_safety import PairSafety
@@ -52,7 +52,7 @@ class TrainingGraph:
         loss: what the loss needs.
         labelling: what the user says about labels.
         block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
-        engine: engine that the training graph is for.
+        engine: whose operators the training graph has.
     """
 
     qdq: ir.Model
@@ -64,7 +64,7 @@ class TrainingGraph:
     loss: AttachedLoss
     labelling: Labelling
     block: int
-    engine: EngineName
+    engine: OperatorsOf
 
     @property
     def used_block(self) -> int:
@@ -95,7 +95,7 @@ def training_graph(
     freeze: Sequence[str] = (),
     labelling: Labelling | None = None,
     block: int = 0,
-    engine: EngineName = "auto",
+    engine: OperatorsOf = "auto",
 ) -> TrainingGraph:
     """Builds the training graph of a model that `load_qdq` returned.
 
@@ -103,7 +103,7 @@ def training_graph(
         UnsupportedModelError: a node between a parameter and the loss has no gradient; the message names all of them.
         InputError: the loss or `freeze` does not fit the model, or the engine is not installed.
     """
-    runs_on = chosen(engine)
+    written_for = engine if engine == "standard" else chosen(engine)
     forward, layout = forward_graph(qdq, freeze)
     initial = initial_values(forward.graph, layout)
     labelling = labelling or Labelling()
@@ -111,9 +111,9 @@ def training_graph(
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
     names = [parameter.name for parameter in layout.parameters]
     evaluation = _evaluation(forward, names, outputs, block)
-    training = _differentiated(forward, names, block, runs_on)
+    training = _differentiated(forward, names, block, written_for)
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling, block, runs_on)
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling, block, written_for)
 
 
 def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
@@ -130,7 +130,7 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
     return _differentiated(forward, names, graph.block, graph.engine)
 
 
-def _differentiated(forward: ir.Model, names: Sequence[str], block: int, engine: EngineName) -> ir.Model:
+def _differentiated(forward: ir.Model, names: Sequence[str], block: int, engine: OperatorsOf) -> ir.Model:
     forward.graph.outputs[:] = [_loss_value(forward.graph)]
     training = differentiate(forward, LOSS, names)
     schedule(training, [LOSS], block, kernels(engine))
