@@ -87,7 +87,7 @@ def test_every_training_option_reaches_the_trainer(command, called, tmp_path, mo
     facts = trainer._record.origin().facts
     wanted = {"clip_norm": 0.5, "accumulate": 2, "seed": 3, "freeze": ["b"], "loss": ["distill"]}
     assert {name: facts["arguments"][name] for name in wanted} == wanted
-    assert facts["threads"] == 1
+    assert (facts["threads"], facts["engine"]) == (1, "runtime")
     assert facts["arguments"]["teacher"]
     assert called(command, *given, "--resume") == 0
     assert made[1][0].resumed_from is not None
