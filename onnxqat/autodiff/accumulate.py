@@ -29,7 +29,7 @@ def accumulate(graph: ir.Graph, loss: ir.Value, steps: Sequence[Step]) -> dict[i
     opset = graph.opset_imports[""]
     op = Ops(opset)
     found = {loss: op.like(1.0, loss)}
-    _append(graph, op, str(loss.name))
+    graph.extend(op.named(f"{loss.name}/backward"))
     for step in reversed(steps):
         op = Ops(opset)
         for value, gradient in _contributions(op, step, found):
@@ -38,7 +38,7 @@ def accumulate(graph: ir.Graph, loss: ir.Value, steps: Sequence[Step]) -> dict[i
                 total.name = fresh_value_name(graph, f"{value.name}{SUFFIX}")
                 total.type, total.shape = value.type, None if value.shape is None else value.shape.copy()
             found[value] = total
-        _append(graph, op, str(step.node.name))
+        graph.extend(op.named(f"{step.node.name}/backward"))
     return found
 
 
@@ -56,9 +56,3 @@ def _contributions(op: Ops, step: Step, found: dict[ir.Value, ir.Value]) -> Iter
         gradient = gradients[index]
         assert gradient is not None, f"{node.op_type}: its rule promises a gradient for input {index} and gives none"
         yield call.required(index), gradient
-
-
-def _append(graph: ir.Graph, op: Ops, name: str) -> None:
-    for number, node in enumerate(op.nodes):
-        node.name = f"{name}/backward/{node.op_type}_{number}"
-    graph.extend(op.nodes)

@@ -65,6 +65,8 @@ def blocking_nodes(model: ir.Model, wrt: Iterable[str]) -> list[Blocked]:
 def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
     """Returns a plain model that computes the model's outputs and `<name>_grad` for every name in `wrt`.
 
+    All operators are standard; what an engine may have faster is a call of a function of them (see `kernels.table`, `lowering`).
+
     Args:
         model: the forward model, opset 13 to 21; left as it is.
         loss: name of a float scalar in the graph.
@@ -99,9 +101,7 @@ def _add_output(graph: ir.Graph, parameter: ir.Value, gradient: ir.Value | None)
         gradient = zeros(op, op.Shape(parameter), parameter.dtype or ir.DataType.FLOAT)
     elif gradient.is_graph_output():  # it is that of another parameter, too
         gradient = op.Identity(gradient)
-    for number, node in enumerate(op.nodes):
-        node.name = f"{name}/{node.op_type}_{number}"
-    graph.extend(op.nodes)
+    graph.extend(op.named(name))
     gradient.name, gradient.type, gradient.shape = name, parameter.type, parameter.shape
     graph.outputs.append(gradient)
 

@@ -18,9 +18,8 @@ def expand(graph: ir.Graph, step: Step, rule: Expanded, opset: int) -> None:
     values = [results] if isinstance(results, ir.Value) else list(results)
     made = {value for new in op.nodes for value in new.outputs}
     values = [value if value in made else op.Identity(value) for value in values]
-    for number, new in enumerate(op.nodes):
-        new.name = f"{node.name}/{new.op_type}_{number}"
-    ir.convenience.replace_nodes_and_values(graph, node, [node], op.nodes, node.outputs[: len(values)], values)
+    new = op.named(str(node.name))
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs[: len(values)], values)
 
 
 def complete_outputs(step: Step, opset: int) -> None:

@@ -33,6 +33,12 @@ class Ops(TapeBuilder):  # type: ignore[misc]  # onnxscript is not typed
         """All nodes written so far."""
         return tuple(self._nodes)
 
+    def named(self, place: str) -> Sequence[ir.Node]:
+        """Names the nodes after the place that they are written for, and returns them."""
+        for number, node in enumerate(self.nodes):
+            node.name = f"{place}/{node.op_type}_{number}"
+        return self.nodes
+
     def _get_default_opset_version(self, domain: str = "") -> int | None:
         return None if domain else self.opset
 

@@ -72,6 +72,7 @@ def _of_groups(op: Ops, dy: ir.Value, x: ir.Value, weight: ir.Value, w: Window, 
     columns = []
     for tap in _taps(op, x, dy, w):
         right = reshape(op, tap, [0, groups], _per_group(op, x, groups), [-1])  # (N, G, C/G, positions)
+        right.shape = ir.Shape([None] * 4)
         columns.append(op.kernel("FusedMatMul", left, right, transB=1)[0])
     taps = [op.Unsqueeze(column, op.ints([-1])) for column in columns]
     summed = op.reduce("Sum", op.Concat(*taps, axis=-1) if len(taps) > 1 else taps[0], [0], keepdims=False)

@@ -24,8 +24,7 @@ def evaluation(model: ir.Model, layout: Layout) -> ir.Model:
         part = op.Slice(whole, op.ints([parameter.offset]), op.ints([parameter.offset + parameter.size]))
         ir.convenience.replace_all_uses_with(value, op.Reshape(part, op.ints(parameter.shape)))
     graph.inputs[:] = [*given.values(), whole]
-    _name(op, PARAMETERS)
-    graph.insert_before(graph[0], op.nodes)
+    graph.insert_before(graph[0], op.named(PARAMETERS))
     return copy
 
 
@@ -41,8 +40,7 @@ def training(model: ir.Model, layout: Layout) -> ir.Model:
         reached = parameter.offset + parameter.size
     whole = op.Concat(*parts, *_gap(op, layout.size - reached), axis=0)
     whole.name, whole.type, whole.shape = GRADIENTS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([layout.size])
-    _name(op, GRADIENTS)
-    graph.extend(op.nodes)
+    graph.extend(op.named(GRADIENTS))
     graph.outputs[:] = [results[LOSS], whole]
     return copy
 
@@ -54,8 +52,3 @@ def vector(name: str, size: int) -> ir.Value:
 
 def _gap(op: Ops, size: int) -> list[ir.Value]:
     return [op.Constant(value=ir.tensor([0.0] * size, dtype=ir.DataType.FLOAT))] if size else []
-
-
-def _name(op: Ops, name: str) -> None:
-    for number, node in enumerate(op.nodes):
-        node.name = f"{name}/{node.op_type}_{number}"

@@ -86,9 +86,7 @@ def _append(graph: ir.Graph, op: Ops, total: ir.Value) -> None:
     """Appends the written nodes, and the scalar `LOSS` made of their result."""
     scalar = op.Reshape(total, op.Constant(value=ir.tensor(np.zeros(0, np.int64))))
     scalar.name, scalar.type, scalar.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-    for number, node in enumerate(op.nodes):
-        node.name = f"{LOSS}/{node.op_type}_{number}"
-    graph.extend(op.nodes)
+    graph.extend(op.named(LOSS))
 
 
 def _check_apart(labels: Iterable[str], inputs: Container[str | None]) -> None:
