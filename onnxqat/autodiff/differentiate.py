@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.autodiff.accumulate import accumulate
+from onnxqat.autodiff.functions import add_called
 from onnxqat.autodiff.kernels.table import define
 from onnxqat.autodiff.names import SUFFIX, reserve_gradient_names
 from onnxqat.autodiff.path import Step, may_be_float, trace
@@ -77,6 +78,7 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
         InputError: a name is not in the graph.
     """
     result = prepare(model)
+    add_called(result)
     graph = result.graph
     reserve_gradient_names(graph, wrt)
     parameters = _parameters(graph, wrt)
@@ -88,6 +90,7 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
         _add_output(graph, parameter, found.get(parameter))
     make_inputs(graph, wrt)
     define(result)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(result)
     passes.RemoveUnusedNodesPass()(result)
     passes.RemoveUnusedOpsetsPass()(result)
     return result

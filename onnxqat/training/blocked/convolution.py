@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxqat.graph.ops import KERNELS
+
 Pair = tuple[int, int]
 
 
@@ -105,7 +107,7 @@ def forward_of(node: ir.Node) -> Convolution | None:
 
 def gradient_of(node: ir.Node) -> tuple[Convolution, Gradient] | None:
     """Returns geometry and values of a convolution's gradient, None if the node is none."""
-    if (node.domain, node.op_type) != ("com.microsoft", "ConvGrad"):
+    if (node.domain, node.op_type) != (KERNELS, "ConvGrad"):
         return None
     dy, x, weight = node.inputs[:3]
     convolution = convolution_of(node, weight)

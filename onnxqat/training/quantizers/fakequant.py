@@ -16,18 +16,18 @@ Three things make it cheap:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxqat.autodiff.functions import give_gradient
 from onnxqat.autodiff.rule import Call, Custom
-from onnxqat.graph.ops import Ops
+from onnxqat.graph.ops import KERNELS, Ops
 
 DOMAIN = "onnxqat"
+_GRADIENT = "_gradient"
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Variant:
 
 
 def is_call(node: ir.Node) -> bool:
-    """Whether the node is a call of one of these functions."""
-    return node.domain == DOMAIN
+    """Whether the node is a call of one of these functions (not of a gradient)."""
+    return node.domain == DOMAIN and not node.op_type.endswith(_GRADIENT)
 
 
 def function(variant: Variant, opset: int) -> ir.Function:
@@ -83,15 +83,21 @@ def function(variant: Variant, opset: int) -> ir.Function:
     y = op.one("DequantizeLinear", codes, scale, zero_point, **along)
     inputs = [x, scale, zero_point] + ([ceiling] if variant.rectified else [])
     forward = _function(variant.name, inputs, [y], op)
-    give_gradient(forward, Custom(partial(_gradient, variant), inputs=frozenset({0, 1})))
+    give_gradient(forward, Custom(_called, inputs=frozenset({0, 1})), [_gradient(variant, opset)])
     return forward
 
 
-def _gradient(variant: Variant, op: Ops, call: Call, dy: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Gradients of x and scale: the formula follows the shape of the scale."""
-    x, scale, y = call.required(0), call.required(1), call.outputs[0]
+def _called(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value]:
+    """A call of the gradient function: (dy, x, y, scale, and the ceiling where it is rectified) → (dx, dscale)."""
+    inputs = [dy, call.required(0), call.outputs[0], call.required(1), *call.inputs[3:]]
+    return op.many(f"{call.op_type}{_GRADIENT}", *inputs, _domain=DOMAIN, _outputs=2)
+
+
+def _gradient(variant: Variant, opset: int) -> ir.Function:
+    """The gradient function: its body follows the shape of the scale."""
+    dy, x, y, scale, ceiling = (ir.val(name) for name in ("dy", "x", "y", "scale", "ceiling"))
+    op = Ops(opset)
     if variant.rectified:
-        ceiling = call.required(3)
         dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _rectified(op, variant, scale, ceiling, *rows))
         dscale = op.Div(op.ReduceSum(total, keepdims=0), scale)
     elif variant.axis in (None, 0):
@@ -100,7 +106,8 @@ def _gradient(variant: Variant, op: Ops, call: Call, dy: ir.Value) -> tuple[ir.V
         dscale = op.Div(reduced, scale)
     else:
         dx, dscale = _along_inner_axis(op, variant, scale, dy, x, y)
-    return dx, dscale
+    inputs = [dy, x, y, scale] + ([ceiling] if variant.rectified else [])
+    return _function(f"{variant.name}{_GRADIENT}", inputs, [dx, dscale], op)
 
 
 def _in_rows(
@@ -185,5 +192,6 @@ def _number(op: Ops, number: int, dtype: ir.DataType) -> ir.Value:
 def _function(name: str, inputs: list[ir.Value], outputs: list[ir.Value], op: Ops) -> ir.Function:
     for number, node in enumerate(op.nodes):
         node.name = f"{node.op_type}_{number}"
-    graph = ir.Graph(inputs, outputs, nodes=op.nodes, opset_imports={"": op.opset}, name=name)
+    imports = {"": op.opset, KERNELS: 1}
+    graph = ir.Graph(inputs, outputs, nodes=op.nodes, opset_imports=imports, name=name)
     return ir.Function(DOMAIN, name, graph=graph, attributes=())

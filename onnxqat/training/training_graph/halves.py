@@ -26,9 +26,9 @@ from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.graph.samplewise.kinds import Rows
+from onnxqat.runtime.engines import kernels
 from onnxqat.runtime.splitting import rows_of, sample_axes
 from onnxqat.training.blocked.probe import block
-from onnxqat.runtime.engines import kernels
 from onnxqat.training.engine import Floats, Value
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Division, Program

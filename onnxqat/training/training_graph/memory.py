@@ -20,9 +20,7 @@ from onnxqat.training.quantizers import fakequant
 _CAST_LIKE = "CastLike"
 
 
-def schedule(
-    model: ir.Model, forward_outputs: Iterable[str], block: int = 0, kernels: Collection[str] = ()
-) -> None:
+def schedule(model: ir.Model, forward_outputs: Iterable[str], block: int = 0, kernels: Collection[str] = ()) -> None:
     """Makes quantizers' outputs short-lived, inlines functions and fixes the order; in place.
 
     Args:
