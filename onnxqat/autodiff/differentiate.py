@@ -22,7 +22,7 @@ from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.nesting import captured_values
 from onnxqat.graph.ops import Ops
-from onnxqat.graph.types import infer
+from onnxqat.graph.types import infer, infer_more
 
 _SHOWN = 12  # names of parameters in a message, at most
 
@@ -90,7 +90,7 @@ def differentiate(model: ir.Model, loss: str, wrt: Sequence[str]) -> ir.Model:
         _add_output(graph, parameter, found.get(parameter))
     make_inputs(graph, wrt)
     define(result)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(result)
+    infer_more(result)
     passes.RemoveUnusedNodesPass()(result)
     passes.RemoveUnusedOpsetsPass()(result)
     return result

@@ -54,9 +54,21 @@ def infer(model: ir.Model) -> None:
     for node in model.graph:
         if any(value.dtype is None for value in node.outputs) and onnx.defs.has(node.op_type, version):
             _complete(node, onnx.defs.get_schema(node.op_type, version))
+    _clear_sequences(model)
+
+
+def infer_more(model: ir.Model) -> None:
+    """Infers, in place, what follows from the types and shapes that are known; nothing is checked."""
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    _clear_sequences(model)
+
+
+def _clear_sequences(model: ir.Model) -> None:
+    """Takes types from sequences: the pass takes one for a tensor like its elements."""
+    for node in model.graph:
         if node.op_type in _NOT_TENSORS:
             for value in node.outputs:
-                value.type, value.shape = None, None  # the pass takes a sequence for a tensor like its elements
+                value.type, value.shape = None, None
 
 
 def check_ranks(model: ir.Model) -> None:
