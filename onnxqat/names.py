@@ -22,3 +22,5 @@ OperatorsOf = Literal["auto", "training", "runtime", "standard"]
 OptimizerName = Literal["adamw", "sgd"]
 #: How training lays out the data of convolutions.
 LayoutName = Literal["auto", "plain"]
+#: What training keeps from the forward to the backward pass.
+MemoryName = Literal["auto", "low"]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from onnxqat.names import TARGETS, EngineName, LayoutName, OptimizerName, RuntimeName
+from onnxqat.names import TARGETS, EngineName, LayoutName, MemoryName, OptimizerName, RuntimeName
 
 #: The option --help of a group has a value where it is not given, for which typer then loads no pydantic.
 HELP = {"default_map": {"help": False}}
@@ -158,6 +158,9 @@ class Training(Learning):
     engine: Annotated[
         EngineName,
         Option(help="Kernels of onnxruntime-training, operators of any onnxruntime, or the first where installed."),
+    ] = "auto"
+    memory: Annotated[
+        MemoryName, Option(help="low: less memory for up to a tenth more time, with the same results; or auto.")
     ] = "auto"
 
 

@@ -251,6 +251,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         threads=training.threads,
         layout=training.layout,
         engine=training.engine,
+        memory=training.memory,
         distributed=training.distributed,
         **asdict(training.labelling),
     )

@@ -14,7 +14,7 @@ from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.names import EngineName, LayoutName, OptimizerName, RuntimeName
+from onnxqat.names import EngineName, LayoutName, MemoryName, OptimizerName, RuntimeName
 from onnxqat.training.goal import Until, check_until
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Length
@@ -81,6 +81,7 @@ class Training:
         threads: number of cores to use; 0: all.
         layout: of convolutions; see `Trainer`.
         engine: what runs the training graph; see `Trainer`.
+        memory: what is kept for the backward pass; see `Trainer`.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
         labelling: how labels belong to the first output.
 
@@ -103,6 +104,7 @@ class Training:
     threads: int = 0
     layout: LayoutName = "auto"
     engine: EngineName = "auto"
+    memory: MemoryName = "auto"
     distributed: bool = False
     labelling: Labelling = field(default_factory=Labelling)
 

@@ -57,16 +57,24 @@ class Arguments:
 
 
 def assembled(
-    qdq: io.ModelLike, arguments: Arguments, workers: Workers, threads: int, block: int, engine: EngineName
+    qdq: io.ModelLike,
+    arguments: Arguments,
+    workers: Workers,
+    threads: int,
+    block: int,
+    engine: EngineName,
+    *,
+    twice: bool,
 ) -> Steps:
-    """Returns what takes the steps of a trainer with these arguments; `block` and `engine` as in `TrainingGraph`.
+    """Returns what takes the steps of a trainer with these arguments; `block`, `engine` and `twice` as in `TrainingGraph`.
 
     Raises:
         InputError: the model has no quantizers, an argument does not fit it, or the engine is not installed.
         UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
     """
     with explained(qdq):
-        graph = training_graph(load_qdq(qdq), arguments.loss, arguments.freeze, arguments.labelling, block, engine)
+        loaded, (loss, freeze) = load_qdq(qdq), (arguments.loss, arguments.freeze)
+        graph = training_graph(loaded, loss, freeze, arguments.labelling, block, engine, twice=twice)
     graph = same_graph(graph, workers)
     return Steps(
         graph,

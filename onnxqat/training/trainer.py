@@ -19,7 +19,7 @@ from onnxqat.data.batch import Batch, check_batch
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
-from onnxqat.names import EngineName, LayoutName
+from onnxqat.names import EngineName, LayoutName, MemoryName
 from onnxqat.runtime import check_packages, checked
 from onnxqat.training import evaluation
 from onnxqat.training.assembly import Arguments, assembled
@@ -37,6 +37,7 @@ from onnxqat.training.resume.state import State
 from onnxqat.training.statistics import Statistics, statistics
 from onnxqat.training.training_graph.build import with_values
 from onnxqat.training.training_graph.losses import Loss
+from onnxqat.training.training_graph.memory import recomputes
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class Trainer:
             "plain": in the layout that ONNX describes. Results agree up to rounding.
         engine: `training`, the kernels of onnxruntime-training; `runtime`, operators that every onnxruntime has; or `auto`, the
             first where it is installed. Both give the same gradients but for rounding.
+        memory: "auto": outputs of quantizers are kept for the backward pass; "low": they are computed again, which takes up to a
+            tenth longer. The results are the same.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
 
@@ -109,6 +112,7 @@ class Trainer:
         threads: int = 0,
         layout: LayoutName = "auto",
         engine: EngineName = "auto",
+        memory: MemoryName = "auto",
         distributed: bool = False,
     ) -> None:
         check_packages()
@@ -125,7 +129,9 @@ class Trainer:
             seed,
         )
         threads = self._workers.threads(threads)
-        self._steps = assembled(qdq, arguments, self._workers, threads, block_for(layout), engine)
+        self._steps = assembled(
+            qdq, arguments, self._workers, threads, block_for(layout), engine, twice=recomputes(memory)
+        )
         self._record = Record(self._steps, arguments.named(), threads)
         self._callers: Callers | None = None
 

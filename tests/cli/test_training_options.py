@@ -36,6 +36,7 @@ GIVEN = {
     "--threads": "1",
     "--layout": "plain",
     "--engine": "runtime",
+    "--memory": "low",
 }
 
 

@@ -79,6 +79,7 @@ class Origin:
             "arguments": json.loads(json.dumps(arguments)),
             "threads": self.threads,
             "engine": self.graph.engine,
+            "memory": "low" if self.graph.twice else "auto",
             "processes": self.processes,
             "block": self.graph.used_block,
             "cores": cores(),
@@ -127,7 +128,7 @@ def arguments_of(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> di
     layout = "auto" if facts.get("block") else "plain"
     engine = "runtime" if facts.get("engine") == "runtime" else "auto"
     found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"]}
-    found |= {"layout": layout, "engine": engine}
+    found |= {"layout": layout, "engine": engine, "memory": facts.get("memory", "auto")}
     for name, value in facts["arguments"].items():
         if name not in given:
             found[name] = _rebuilt(value, tensors)

@@ -53,6 +53,7 @@ class TrainingGraph:
         labelling: what the user says about labels.
         block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
         engine: whose operators the training graph has.
+        twice: whether quantizers' outputs are computed again for the backward pass.
     """
 
     qdq: ir.Model
@@ -65,6 +66,7 @@ class TrainingGraph:
     labelling: Labelling
     block: int
     engine: OperatorsOf
+    twice: bool = False
 
     @property
     def used_block(self) -> int:
@@ -96,6 +98,8 @@ def training_graph(
     labelling: Labelling | None = None,
     block: int = 0,
     engine: OperatorsOf = "auto",
+    *,
+    twice: bool = False,
 ) -> TrainingGraph:
     """Builds the training graph of a model that `load_qdq` returned.
 
@@ -111,9 +115,11 @@ def training_graph(
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
     names = [parameter.name for parameter in layout.parameters]
     evaluation = _evaluation(forward, names, outputs, block)
-    training = _differentiated(forward, names, block, written_for)
+    training = _differentiated(forward, names, block, written_for, twice=twice)
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(qdq, training, evaluation, outputs, layout, initial, attached, labelling, block, written_for)
+    return TrainingGraph(
+        qdq, training, evaluation, outputs, layout, initial, attached, labelling, block, written_for, twice
+    )
 
 
 def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
@@ -127,13 +133,15 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
     names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
     if not names:
         raise InputError("model: only scales of quantizers that are not switched on yet are trained; freeze less")
-    return _differentiated(forward, names, graph.block, graph.engine)
+    return _differentiated(forward, names, graph.block, graph.engine, twice=graph.twice)
 
 
-def _differentiated(forward: ir.Model, names: Sequence[str], block: int, engine: OperatorsOf) -> ir.Model:
+def _differentiated(
+    forward: ir.Model, names: Sequence[str], block: int, engine: OperatorsOf, *, twice: bool
+) -> ir.Model:
     forward.graph.outputs[:] = [_loss_value(forward.graph)]
     training = differentiate(forward, LOSS, names)
-    schedule(training, [LOSS], block, kernels(engine))
+    schedule(training, [LOSS], block, kernels(engine), twice=twice)
     return training
 
 

@@ -1,18 +1,22 @@
 """Order of execution of a training graph, and what is computed twice so that less is kept.
 
-Between the forward pass and the backward pass a quantizer would keep its input and its output. The output is cheap to
-compute again from the input, so each quantizer is called a second time right before the backward pass first reads it.
-The session runs nodes in the order of the file (`engine.py`), which makes this late and the result's memory predictable.
+Between the forward pass and the backward pass a quantizer keeps its input and its output. The output can be computed again from
+the input, at the price of up to a tenth of a step: where memory counts more, each quantizer is called a second time right before
+the backward pass first reads it. The session runs nodes in the order of the file (`engine.py`), which makes this late and the
+result's memory predictable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import get_args
 
 import onnx_ir as ir
 
 from onnxqat.autodiff.lowering import lower
+from onnxqat.errors import InputError
 from onnxqat.graph.nesting import captured_values, owners
+from onnxqat.names import MemoryName
 from onnxqat.training.blocked.lower import lower as to_blocks
 from onnxqat.training.quantizers import fakequant
 
@@ -20,14 +24,33 @@ from onnxqat.training.quantizers import fakequant
 _CAST_LIKE = "CastLike"
 
 
-def schedule(model: ir.Model, forward_outputs: Iterable[str], block: int = 0, kernels: Collection[str] = ()) -> None:
-    """Makes quantizers' outputs short-lived, inlines functions and fixes the order; in place.
+def recomputes(memory: MemoryName) -> bool:
+    """Whether quantizers' outputs are computed again for the backward pass, for what the user says about memory.
+
+    Raises:
+        InputError: there is no such choice.
+    """
+    if memory not in get_args(MemoryName):
+        raise InputError(f"memory is {memory!r}; it must be one of {', '.join(get_args(MemoryName))}")
+    return memory == "low"
+
+
+def schedule(
+    model: ir.Model,
+    forward_outputs: Iterable[str],
+    block: int = 0,
+    kernels: Collection[str] = (),
+    *,
+    twice: bool = True,
+) -> None:
+    """Brings quantizers close to what reads them, inlines functions and fixes the order; in place.
 
     Args:
         model: a training graph as `differentiate` returns it.
         forward_outputs: names of the values that the forward pass computes.
         block: channels of a block of the layout that convolutions get; 0: the plain layout.
         kernels: backward kernels that the engine has.
+        twice: whether quantizers' outputs are computed again for the backward pass, so that they are short-lived.
     """
     graph = model.graph
     graph.sort()
@@ -37,12 +60,12 @@ def schedule(model: ir.Model, forward_outputs: Iterable[str], block: int = 0, ke
     for call in [node for node in graph if fakequant.is_call(node) and node in forward]:
         uses = [use for use in call.outputs[0].uses() if use.node in owner]  # a removed branch still counts there
         backward = [use for use in uses if owner[use.node] not in forward]
-        if backward:
+        if backward and twice:
             again = _again(call)
             graph.insert_before(min((owner[use.node] for use in backward), key=position.__getitem__), again)
             for use in backward:
                 use.node.replace_input_with(use.idx, again.outputs[0])
-        ahead = [owner[use.node] for use in uses if owner[use.node] in forward]
+        ahead = [owner[use.node] for use in uses if owner[use.node] in forward or not twice]
         if ahead and not call.outputs[0].is_graph_output():
             graph.remove(call)
             graph.insert_before(min(ahead, key=position.__getitem__), call)
