@@ -45,7 +45,7 @@ def _of_data(op: Ops, dy: ir.Value, x: ir.Value, weight: ir.Value, w: Window, gr
 
 
 def _tail(x: ir.Value, w: Window) -> list[int] | None:
-    """How much of the padded X lies behind the last window, for each axis; None where the shapes do not tell."""
+    """Returns how much of the padded X lies behind the last window, for each axis; None where the shapes do not tell."""
     if all(stride == 1 for stride in w.strides):
         return [0] * w.rank
     if x.shape is None or not all(isinstance(size, int) for size in x.shape[2:]):
