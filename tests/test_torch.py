@@ -50,7 +50,7 @@ TARGET = torch.tensor(random(16, 5, scale=1.0))
 
 def same(parameter, initializer):
     """A scalar initializer is a parameter of one element."""
-    return np.array_equal(parameter, np.atleast_1d(initializer))
+    return np.array_equal(np.atleast_1d(parameter), np.atleast_1d(initializer))
 
 
 def gradients(module):
@@ -523,7 +523,9 @@ def test_a_compiled_module_is_compiled_again_for_a_stage_and_not_for_an_epoch():
 def operands(module):
     """What `onnxqat::run` is given by a call of the module."""
     x = X.clone().requires_grad_()
-    known = {"x": x} | {module._names[name]: parameter for name, parameter in module.named_parameters()}
+    shapes = module._graph.parameters
+    own = {module._names[name]: parameter for name, parameter in module.named_parameters()}
+    known = {"x": x} | {name: one.detach().reshape(shapes[name]).requires_grad_() for name, one in own.items()}
     known |= {name: module.get_buffer(key) for key, name in module._buffer_names.items()}
     tensors = [known[name] for name in module._graph.tensors]
     return module._graph.name, "activations weights", [tensor.requires_grad for tensor in tensors], tensors

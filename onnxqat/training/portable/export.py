@@ -54,6 +54,11 @@ def export_training(
         freeze: as of `Trainer`.
         labelling: how labels belong to the first output.
 
+    Example:
+        ```python
+        onnxqat.export_training("model.qdq.onnx", "device", optimizer=onnxqat.AdamW(lr=1e-4))
+        ```
+
     Raises:
         InputError: an argument does not fit the model, or the folder cannot be written.
         UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
