@@ -86,7 +86,7 @@ def test_restoring_gives_back_every_part_of_the_state(qdq, tmp_path):
 def test_every_argument_of_a_trainer_is_in_its_checkpoints(qdq, tmp_path):
     Trainer(qdq).save(tmp_path / "x")
     _, facts = checkpoint_files.read(tmp_path / "x")
-    elsewhere = {"self", "qdq", "threads", "layout", "engine", "distributed"}
+    elsewhere = {"self", "qdq", "threads", "layout", "engine", "memory", "distributed"}
     assert {*inspect.signature(Trainer.__init__).parameters} - elsewhere == {*facts["arguments"]}
 
 
