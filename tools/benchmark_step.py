@@ -108,7 +108,7 @@ def write_models(network: str, folder: Path) -> dict[str, Path]:
 def main() -> None:
     """Prints one line per network."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=0, help="cores to use, 0: all")
+    parser.add_argument("--threads", type=int, default=0, help="threads inside operators, 0: one for each core")
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each kind")
     parser.add_argument("--cpu", action="store_true", help="processor time of one thread instead of elapsed time")
     parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)

@@ -486,3 +486,8 @@ def test_training_recovers_what_four_bits_lost_on_a_real_model():
     before = trainer.evaluate(fashion_mnist.validation_nhwc())["accuracy"]
     trainer.fit(fashion_mnist.train_nhwc(), epochs=1)
     assert trainer.evaluate(fashion_mnist.validation_nhwc())["accuracy"] > before + 0.05
+
+
+def test_a_trainer_is_made_without_warnings_of_the_libraries_below(qdq, caplog):
+    Trainer(qdq)
+    assert [record.message for record in caplog.records if not record.name.startswith("onnxqat")] == []

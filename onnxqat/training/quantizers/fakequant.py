@@ -177,7 +177,7 @@ def _tie(op: Ops, variant: Variant, scale: ir.Value) -> ir.Value:
 def _dot(op: Ops, a: ir.Value, b: ir.Value) -> ir.Value:
     """Row-wise dot products [N, K] · [N, K] → [N, 1, 1]."""
     a, b = (op.Unsqueeze(x, op.ints([1])) for x in (a, b))
-    b.shape = ir.Shape([None, 1, None])
+    b.type, b.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, 1, None])
     return op.kernel("FusedMatMul", a, b, transB=1)[0]
 
 
