@@ -22,6 +22,7 @@ _HOMES = {
     "Config": "onnxqat.config",
     "Constant": "onnxqat.training.optimize.schedules",
     "Cosine": "onnxqat.training.optimize.schedules",
+    "Execution": "onnxqat.training.execution",
     "InputError": "onnxqat.errors",
     "MissingExtraError": "onnxqat.errors",
     "OnnxqatError": "onnxqat.errors",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from onnxqat.folding import fold as fold
     from onnxqat.graph.io import save as save
     from onnxqat.insertion import insert as insert
+    from onnxqat.training.execution import Execution as Execution
     from onnxqat.training.gradients import gradients as gradients
     from onnxqat.training.optimize.optimizers import SGD as SGD
     from onnxqat.training.optimize.optimizers import AdamW as AdamW

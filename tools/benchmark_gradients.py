@@ -84,9 +84,8 @@ def runner(case: Case, threads: int, write: Callable[[onnx.ModelProto, Sequence[
     forward = Session.of(ir.from_proto(model(case)), threads)
     forward.bind(arrays)
     (y,) = forward.run(["y"])
-    gradients = {f"{name}_grad": np.empty(shape, np.float32) for name, shape in shapes.items()}
-    session.bind({**arrays, "y_grad": np.ones_like(y)}, {**gradients, "y": np.empty_like(y)})
-    return lambda: session.run() and None
+    session.bind({**arrays, "y_grad": np.ones_like(y)})
+    return lambda: session.run(["y", *(f"{name}_grad" for name in shapes)]) and None
 
 
 def model(case: Case) -> onnx.ModelProto:

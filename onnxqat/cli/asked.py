@@ -30,12 +30,14 @@ def labelling(given: options.Labels) -> Labelling:
     return Labelling(**asdict(given))
 
 
-def training(given: options.Training, labels: options.Labels) -> request.Training:
+def training(given: options.Training, execution: options.Execution, labels: options.Labels) -> request.Training:
     """Settings of training."""
     from onnxqat.pipeline import request
+    from onnxqat.training.execution import Execution
 
     plain = asdict(given) | {"until": None if given.until is None else request.bound(given.until)}
-    return request.Training(**plain, distributed=launched(), labelling=labelling(labels))
+    how = Execution(**asdict(execution))
+    return request.Training(**plain, distributed=launched(), labelling=labelling(labels), execution=how)
 
 
 def learning(given: options.Learning, labels: options.Labels) -> request.Training:
@@ -45,9 +47,7 @@ def learning(given: options.Learning, labels: options.Labels) -> request.Trainin
     return request.Training(**asdict(given), labelling=labelling(labels))
 
 
-def judge(
-    given: options.Execution, metric: str, labels: options.Labels, max_drop: float | None = None
-) -> request.Judge:
+def judge(given: options.Judging, metric: str, labels: options.Labels, max_drop: float | None = None) -> request.Judge:
     """Settings of verification."""
     from onnxqat.pipeline import request
 
@@ -71,4 +71,5 @@ def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:
         ),
         given.checkpoint if given.resume else None,
         recovery.of_call(sys.argv[1:], given.checkpoint, output),
+        given.strict,
     )

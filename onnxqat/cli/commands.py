@@ -75,6 +75,7 @@ def train(
     validation: options.ValidationData = None,
     batch_size: options.BatchSize = 64,
     training: options.Training,
+    execution: options.Execution,
     keeping: options.Keeping,
     labels: options.Labels,
 ) -> None:
@@ -84,7 +85,7 @@ def train(
     from onnxqat.pipeline.request import Data
 
     files = Data(data, None, validation, None, batch_size)
-    pipeline.train(model, files, asked.training(training, labels), asked.keeping(keeping, output))
+    pipeline.train(model, files, asked.training(training, execution, labels), asked.keeping(keeping, output))
 
 
 @app.command("export-training")
@@ -128,14 +129,14 @@ def evaluate(
     *,
     metric: options.MetricName = "accuracy",
     labels: options.Labels,
-    execution: options.Execution,
+    judging: options.Judging,
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Print the metric of a model on labelled data."""
     outputs.check(models=[model])
     from onnxqat.data import sources
 
-    judge = asked.judge(execution, metric, labels)
+    judge = asked.judge(judging, metric, labels)
     outputs.console.print(f"{metric} {judge.score(model, sources.read(data, batch_size)):.4f}")
 
 
@@ -152,7 +153,7 @@ def verify(
     max_drop: options.MaxDrop = None,
     metric: options.MetricName = "accuracy",
     labels: options.Labels,
-    execution: options.Execution,
+    judging: options.Judging,
     batch_size: options.BatchSize = 64,
     json: options.Json = None,
 ) -> None:
@@ -161,7 +162,7 @@ def verify(
     from onnxqat.data import sources
     from onnxqat.pipeline import conclude
 
-    judge = asked.judge(execution, metric, labels, max_drop)
+    judge = asked.judge(judging, metric, labels, max_drop)
     report = judge.compare((trained, deployed), float_model, sources.read(data, batch_size))
     outputs.write_report(report, json)
     outputs.console.print(report)
@@ -181,11 +182,12 @@ def run(
     batch_size: options.BatchSize = 64,
     quantization: options.Quantization,
     training: options.Training,
+    execution: options.Execution,
     keeping: options.Keeping,
     labels: options.Labels,
     metric: options.MetricOfLoss = None,
     max_drop: options.MaxDrop = None,
-    execution: options.Execution,
+    judging: options.Judging,
     json: options.Json = None,
 ) -> None:
     """Run all stages: insert, train, fold, verify.
@@ -199,13 +201,13 @@ def run(
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
-    settings = asked.training(training, labels)
+    settings = asked.training(training, execution, labels)
     outcome = pipeline.run(
         model,
         Data(data, calibration, validation, test, batch_size),
         asked.configuration(quantization),
         settings,
-        asked.judge(execution, metric or settings.metric, labels, max_drop),
+        asked.judge(judging, metric or settings.metric, labels, max_drop),
         asked.keeping(keeping, output),
     )
     if outcome is None:

@@ -93,7 +93,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Execution:
+class Judging:
     """Runtime and environment in which models are judged."""
 
     runtime: Annotated[
@@ -150,6 +150,12 @@ class Training(Learning):
             show_default=False,
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Settings of how training runs; the fields are those of `training.execution.Execution`."""
+
     threads: Annotated[int, Option(help="Cores to use: parts of a batch at once; 0: all.")] = 0
     layout: Annotated[
         LayoutName,
@@ -162,6 +168,9 @@ class Training(Learning):
     memory: Annotated[
         MemoryName, Option(help="low: less memory for up to a tenth more time, with the same results; or auto.")
     ] = "auto"
+    provider: Annotated[
+        str, Option(help="Execution provider that runs training: cpu, cuda, or any that ONNX Runtime lists.")
+    ] = "cpu"
 
 
 @dataclass(frozen=True)
@@ -178,3 +187,7 @@ class Keeping:
         int | None, Option(help="Also write a checkpoint each time this many batches are done.")
     ] = None
     resume: Annotated[bool, Option("--resume", help="Resume from the newest checkpoint.")] = False
+    strict: Annotated[
+        bool,
+        Option("--strict", help="Refuse a checkpoint of another engine, provider or number of threads, not only warn."),
+    ] = False

@@ -122,7 +122,7 @@ def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -
     """Runs only the train stage (see `run`); the trainer that is returned holds the result."""
     made = trainer(qdq, training)
     if keeping.resume is not None:
-        made.resume(keeping.resume)
+        made.resume(keeping.resume, strict=keeping.strict)
     validation = None if data.validation is None else data.read(data.validation)
     fit(made, training.length, data.read(data.train), validation, keeping, training.until)
     return made
@@ -248,12 +248,9 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
         clip_norm=training.clip_norm,
         accumulate=training.accumulate,
         teacher=training.teacher,
-        threads=training.threads,
-        layout=training.layout,
-        engine=training.engine,
-        memory=training.memory,
         distributed=training.distributed,
         **asdict(training.labelling),
+        **asdict(training.execution),
     )
 
 

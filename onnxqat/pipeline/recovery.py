@@ -46,12 +46,14 @@ class Keeping:
         callbacks: see `Trainer.fit`.
         resume: folder of checkpoints to resume from; None: a new run.
         recovery: how to resume a run that a signal ends; None: it cannot be resumed.
+        strict: whether a checkpoint is refused that was made in another way (see `Trainer.resume`).
     """
 
     write: Callable[[onnx.ModelProto], None]
     callbacks: Sequence[Callback] = ()
     resume: Path | None = None
     recovery: Recovery | None = None
+    strict: bool = False
 
 
 def of_call(arguments: Sequence[str], checkpoint: Path | None, output: Path) -> Recovery | None:

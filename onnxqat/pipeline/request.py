@@ -14,7 +14,8 @@ from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.names import EngineName, LayoutName, MemoryName, OptimizerName, RuntimeName
+from onnxqat.names import OptimizerName, RuntimeName
+from onnxqat.training.execution import Execution
 from onnxqat.training.goal import Until, check_until
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Length
@@ -78,11 +79,8 @@ class Training:
         seed: seed of the order of the data.
         freeze: names or patterns of initializers or nodes that are not trained.
         teacher: model for the loss `distill`.
-        threads: number of cores to use; 0: all.
-        layout: of convolutions; see `Trainer`.
-        engine: what runs the training graph; see `Trainer`.
-        memory: what is kept for the backward pass; see `Trainer`.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
+        execution: how graphs run.
         labelling: how labels belong to the first output.
 
     Raises:
@@ -101,11 +99,8 @@ class Training:
     seed: int = 0
     freeze: Sequence[str] = ()
     teacher: str | Path | None = None
-    threads: int = 0
-    layout: LayoutName = "auto"
-    engine: EngineName = "auto"
-    memory: MemoryName = "auto"
     distributed: bool = False
+    execution: Execution = field(default_factory=Execution)
     labelling: Labelling = field(default_factory=Labelling)
 
     @property

@@ -17,6 +17,7 @@ from onnxqat.errors import InputError, OnnxqatError, UnsupportedModelError, shor
 from onnxqat.graph import external, files, io
 from onnxqat.graph.validity import check_valid
 from onnxqat.graph.without import without_quantizers
+from onnxqat.runtime.devices import CPU, Device
 
 #: Bytes of weights up to which the result of a stage is loaded whole; beyond, large weights are left out.
 LOADED_WHOLE = 2**28
@@ -41,7 +42,7 @@ TRAINING_PYTHONS = "3.10 to 3.12"
 
 
 class Inference:
-    """A model loaded for inference on the CPU; call it with a batch.
+    """A model loaded for inference; call it with a batch.
 
     Args:
         model: the model.
@@ -51,6 +52,7 @@ class Inference:
         exactly: whether the nodes run as the model has them, none fused.
         called: what messages call it.
         threads: threads inside an operator; 0: one for each core.
+        device: device that it runs on.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Inference:
         exactly: bool = False,
         called: str = "model",
         threads: int = 0,
+        device: Device = CPU,
     ) -> None:
         self._called = called
         options = exact_options() if exactly else ort.SessionOptions()
@@ -70,7 +73,7 @@ class Inference:
             options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         if not integer_kernels and _reads_quantized_outputs(model):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self._session = session(model, options)
+        self._session = session(model, options, device)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
 
@@ -172,19 +175,24 @@ def explained(model: io.ModelLike) -> Iterator[None]:
         raise
 
 
-def session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on the CPU, for inference and training; worker processes open their own.
+def session(
+    model: ir.Model | onnx.ModelProto, options: ort.SessionOptions, device: Device = CPU
+) -> ort.InferenceSession:
+    """A session, for inference and training; worker processes open their own.
 
     Raises:
         UnsupportedModelError: ONNX Runtime cannot load the model; the message says its reason.
+        InputError: the device's provider is installed, but does not start.
     """
     check_packages()
     # What goes wrong is in the exception too; the log would repeat it.
     options.log_severity_level = 4
     try:
-        return _session(model, options)
+        loaded = _session(model, options, device)
     except Exception as error:
         raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
+    device.check_started(loaded.get_providers())
+    return loaded
 
 
 def optimized(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -232,9 +240,9 @@ def exact_options(threads: int = 0) -> ort.SessionOptions:
     return options
 
 
-def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
     """A session straight from memory, by way of a file only for a model that protobuf cannot hold in one piece."""
-    providers = ["CPUExecutionProvider"]
+    providers = device.providers
     if external.weight_bytes(model) <= external.TOO_LARGE:
         proto = model if isinstance(model, onnx.ModelProto) else io.to_proto(model)
         return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)

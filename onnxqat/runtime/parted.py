@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import Inference
+from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Arrays, Splitting
 
 
@@ -23,6 +24,7 @@ class Parted:
         splitting: parts of a batch; None: it stays in one piece, and threads work inside operators.
         threads: number of cores to use; 0: all.
         called: what messages call it.
+        device: device that it runs on.
 
     Attributes:
         inputs: names of the inputs.
@@ -35,10 +37,11 @@ class Parted:
         splitting: Splitting | None,
         threads: int = 0,
         called: str = "model",
+        device: Device = CPU,
     ) -> None:
         self._crew, self._splitting = Crew(threads or cores()), splitting
         inside = 1 if splitting is not None else threads
-        self._run = Inference(model, outputs, called=called, threads=inside)
+        self._run = Inference(model, outputs, called=called, threads=inside, device=device)
         self.inputs = self._run.inputs
 
     def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.names import EngineName
 from onnxqat.runtime import explained
+from onnxqat.training.execution import Execution
 from onnxqat.training.feeds import feeds_for
 from onnxqat.training.optimize.optimizers import Optimizer
 from onnxqat.training.optimize.schedules import Rate, Schedule
@@ -21,6 +22,8 @@ from onnxqat.training.staging import Stages
 from onnxqat.training.steps import Steps
 from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph
 from onnxqat.training.training_graph.losses import Loss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,8 @@ class Arguments:
         return {**given, "freeze": tuple(self.freeze), "teacher": teacher, **asdict(self.labelling)}
 
 
-def assembled(
-    qdq: io.ModelLike,
-    arguments: Arguments,
-    workers: Workers,
-    threads: int,
-    block: int,
-    engine: EngineName,
-    *,
-    twice: bool,
-) -> Steps:
-    """Returns what takes the steps of a trainer with these arguments; `block`, `engine` and `twice` as in `TrainingGraph`.
+def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, execution: Execution) -> Steps:
+    """Returns what takes the steps of a trainer with these arguments.
 
     Raises:
         InputError: the model has no quantizers, an argument does not fit it, or the engine is not installed.
@@ -74,11 +68,17 @@ def assembled(
     """
     with explained(qdq):
         loaded, (loss, freeze) = load_qdq(qdq), (arguments.loss, arguments.freeze)
-        graph = training_graph(loaded, loss, freeze, arguments.labelling, block, engine, twice=twice)
+        block, engine = execution.block, execution.engine
+        graph = training_graph(loaded, loss, freeze, arguments.labelling, block, engine, twice=execution.twice)
     graph = same_graph(graph, workers)
+    if not execution.device.is_cpu:
+        log.info(
+            "graphs run on %s, convolutions in the plain layout and batches in one piece; optimizer steps run on the CPU",
+            execution.device.name,
+        )
     return Steps(
         graph,
-        feeds_for(graph, arguments.teacher, threads),
+        feeds_for(graph, arguments.teacher, execution),
         Stages(graph, arguments.loss),
         arguments.optimizer,
         Schedule(arguments.schedule),
@@ -86,5 +86,5 @@ def assembled(
         clip_norm=arguments.clip_norm,
         accumulate=arguments.accumulate,
         seed=arguments.seed,
-        threads=threads,
+        execution=execution,
     )

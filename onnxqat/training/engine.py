@@ -1,8 +1,9 @@
 """The door to ONNX Runtime for training: sessions whose parameters and gradients are bound in place.
 
-Parameters are views of one flat array, gradients of another. A session reads and writes them where they lie, so nothing is
-copied between steps, and an optimizer, an all-reduce or a checkpoint touches one array. A
-`Program` (see `program`), in contrast, is given its arrays again on each run.
+Parameters are views of one flat array, gradients of another: an optimizer, an all-reduce or a checkpoint touches one array. On
+the CPU a session reads and writes them where they lie, so that nothing is copied between steps. Another device has both in its
+own memory (see `Double`): parameters are sent there before a step and gradients fetched after it, each in one piece. A `Program`
+(see `program`), in contrast, is given its arrays again on each run.
 
 Cores are used by cutting a batch, where its samples know nothing of each other (see `splitting`): each thread runs a part of it,
 on one session, and writes gradients of its own. These are summed in the same order every time, so that a run is repeatable to
@@ -24,12 +25,14 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError, short_reason
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
+from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Part, Splitting
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+Views: TypeAlias = Mapping[str, Floats]
 Value: TypeAlias = ort.OrtValue
 Loaded: TypeAlias = ort.InferenceSession
 Binding: TypeAlias = ort.IOBinding
@@ -57,8 +60,41 @@ TYPES = {
 }
 
 
+class Double:
+    """A flat array as a device has it: on the CPU the array itself, elsewhere a copy in memory that the device works on.
+
+    Args:
+        array: the array; it lives as long as this does.
+        device: the device.
+    """
+
+    def __init__(self, array: Floats, device: Device) -> None:
+        self._array, self._memory, self._own = array, device.memory, not device.is_cpu
+        shape = list(array.shape)
+        self._value = (
+            ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *self._memory)
+            if self._own
+            else as_value(array)
+        )
+
+    def send(self) -> None:
+        """Brings the copy up to date."""
+        if self._own:
+            self._value.update_inplace(self._array)
+
+    def fetch(self) -> None:
+        """Brings the array up to date."""
+        if self._own:
+            self._array[:] = self._value.numpy()
+
+    def place(self, view: Floats) -> tuple[Any, ...]:
+        """The place of what a view of the array shows, as a binding takes it."""
+        offset = view.ctypes.data - self._array.ctypes.data
+        return *self._memory, np.float32, view.shape, self._value.data_ptr() + offset
+
+
 class Session:
-    """A training or evaluation graph on the CPU, with the arrays that it runs on.
+    """A training or evaluation graph, with the arrays that it runs on.
 
     Args:
         loaded: a session of ONNX Runtime's, which several may share that run at once.
@@ -78,23 +114,26 @@ class Session:
         """Loads a graph whose nodes stand in the order in which they are to run; `threads` inside an operator, 0: all cores."""
         return cls(session(model, exact_options(threads)))
 
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array] | None = None) -> None:
-        """Binds arrays for all runs to come, aliased, not copied."""
+    def bind(self, inputs: Mapping[str, Array]) -> None:
+        """Binds arrays for all runs to come: on the CPU aliased, not copied; elsewhere as they are now."""
         for name, array in inputs.items():
             if name in self.inputs:
-                self._binding.bind_ortvalue_input(name, self._keep(f"in {name}", array))
-        for name, array in (outputs or {}).items():
+                self._binding.bind_ortvalue_input(name, self._keep(name, array))
+
+    def bind_parts(self, inputs: tuple[Double, Views], outputs: tuple[Double, Views]) -> None:
+        """Binds views of flat arrays, which outlive this, at their places on the device."""
+        for name, view in inputs[1].items():
+            if name in self.inputs:
+                self._binding.bind_input(name, *inputs[0].place(view))
+        for name, view in outputs[1].items():
             if name in self.outputs:
-                self._binding.bind_ortvalue_output(name, self._keep(f"out {name}", array))
+                self._binding.bind_output(name, *outputs[0].place(view))
 
     def run(self, fetch: Sequence[str] = ()) -> list[Array]:
         """Runs the graph on what is bound; returns the outputs `fetch`, whose arrays ONNX Runtime makes."""
         for name in fetch:
             self._binding.bind_output(name)
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
+        run_bound(self._session, self._binding)
         values = self._binding.get_outputs() if fetch else []
         return [value.numpy() for value in values[-len(fetch) :]] if fetch else []
 
@@ -115,29 +154,34 @@ class Lanes:
     Args:
         model: graph whose nodes stand in the order in which they are to run.
         threads: number of cores.
-        inputs: arrays that all of them read.
-        outputs: arrays that each of them writes, by the number of its part.
+        device: device that they run on.
+        inputs: views of a flat array that all of them read.
+        outputs: views of a flat array that each of them writes, by the number of its part.
     """
 
     def __init__(
         self,
         model: ir.Model,
         threads: int,
-        inputs: Mapping[str, Array],
-        outputs: Callable[[int], Mapping[str, Array]] = lambda number: {},
+        device: Device,
+        inputs: tuple[Double, Views],
+        outputs: Callable[[int], tuple[Double, Views]],
     ) -> None:
-        self._model, self._threads, self._inputs, self._outputs = model, threads, inputs, outputs
+        self._model, self._threads, self._device = model, threads, device
+        self._inputs, self._outputs = inputs, outputs
         self._lanes: dict[int, list[Session]] = {}
 
     def of(self, parts: int) -> list[Session]:
         """A session for each part, with more threads inside operators where there are fewer parts than cores."""
-        if parts not in self._lanes:
+        new = parts not in self._lanes
+        if new:
             inside = max(self._threads - parts + 1, 1)
-            loaded = session(self._model, exact_options(inside))
-            lanes = [Session(loaded) for _ in range(parts)]
-            for number, lane in enumerate(lanes):
-                lane.bind(self._inputs, self._outputs(number))
-            self._lanes[parts] = lanes
+            loaded = session(self._model, exact_options(inside), self._device)
+            self._lanes[parts] = [Session(loaded) for _ in range(parts)]
+        # What a node on the CPU reads of another device's memory, ONNX Runtime copies when it is bound.
+        if new or not self._device.is_cpu:
+            for number, lane in enumerate(self._lanes[parts]):
+                lane.bind_parts(self._inputs, self._outputs(number))
         return self._lanes[parts]
 
 
@@ -151,6 +195,7 @@ class Engine:
         initial: values of the parameters.
         threads: number of cores to use; 0: all.
         splitting: how batches are cut into parts; None: they are not, and threads work inside operators.
+        device: device that the graphs run on.
 
     Attributes:
         parameters: the flat array; changing it changes the next run.
@@ -167,30 +212,36 @@ class Engine:
         initial: Floats,
         threads: int = 0,
         splitting: Splitting | None = None,
+        device: Device = CPU,
     ) -> None:
         self.layout = layout
         self.parameters = aligned(layout.size)
         self.parameters[:] = initial
         self.results = aligned(layout.size + 1)
         self.gradients = self.results[:-1]
-        self._copies = [self.results]
-        self._threads, self._splitting = threads or cores(), splitting
+        self._threads, self._splitting, self._device = threads or cores(), splitting, device
+        self._read = Double(self.parameters, device), layout.named(self.parameters)
+        self._copies, self._written = [self.results], [Double(self.results, device)]
         self._crew = Crew(self._threads)
-        self._evaluation = Lanes(evaluation, self._threads, layout.named(self.parameters))
+        self._evaluation = Lanes(evaluation, self._threads, device, self._read, lambda number: (self._written[0], {}))
         self.use(training)
 
     def use(self, training: ir.Model) -> None:
         """Runs this training graph from the next step on; gradients of parameters that it does not have are 0."""
-        for copy in self._copies:
+        for copy, double in zip(self._copies, self._written, strict=True):
             copy[:] = 0
+            double.send()
         self.training = training
-        self._training = Lanes(training, self._threads, self.layout.named(self.parameters), self._results_of)
+        self._training = Lanes(training, self._threads, self._device, self._read, self._results_of)
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
         parts = [part for part in self._parts(batch, 1 + LARGEST_COPIES // self.results.nbytes) if part.share]
+        self._read[0].send()
         lanes = self._training.of(len(parts))
         self._crew([partial(_run, lane, part.arrays) for lane, part in zip(lanes, parts, strict=True)])
+        for double in self._written[: len(parts)]:
+            double.fetch()
         if len(parts) > 1 or parts[0].share != 1:
             self._add_up([part.share for part in parts])
         return self.loss
@@ -203,6 +254,7 @@ class Engine:
     def evaluate(self, batch: Mapping[str, Array], fetch: Sequence[str]) -> list[Array]:
         """Forward only; returns the named outputs (the loss is one of them)."""
         parts = self._parts(batch)
+        self._read[0].send()
         lanes = self._evaluation.of(len(parts))
         found = self._crew([partial(_run, lane, part.arrays, fetch) for lane, part in zip(lanes, parts, strict=True)])
         if self._splitting is None or len(parts) == 1:
@@ -215,13 +267,14 @@ class Engine:
             for name, arrays in zip(fetch, zip(*found, strict=True), strict=True)
         ]
 
-    def _results_of(self, number: int) -> dict[str, Array]:
+    def _results_of(self, number: int) -> tuple[Double, Views]:
         """The results of a part, in an array of its own; the first part's are where those of the batch will be."""
         if number == len(self._copies):
             self._copies.append(aligned(self.results.size))
+            self._written.append(Double(self._copies[number], self._device))
         copy = self._copies[number]
         gradients = {f"{name}_grad": view for name, view in self.layout.named(copy[:-1]).items()}
-        return {**gradients, LOSS: copy[-1:].reshape(())}
+        return self._written[number], {**gradients, LOSS: copy[-1:].reshape(())}
 
     def _parts(self, batch: Mapping[str, Array], most: int | None = None) -> list[Part]:
         count = self._threads if most is None else min(self._threads, most)
@@ -246,6 +299,20 @@ class Engine:
 def _run(lane: Session, arrays: Mapping[str, Array], fetch: Sequence[str] = ()) -> list[Array]:
     lane.bind(arrays)
     return lane.run(fetch)
+
+
+def run_bound(loaded: Loaded, binding: Binding) -> None:
+    """Runs a session on what is bound.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        binding.synchronize_inputs()
+        loaded.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+    except Exception as error:
+        raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
 
 
 def as_value(array: Array) -> Value:

@@ -17,6 +17,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.runtime import Inference
 from onnxqat.runtime.splitting import sample_axes
+from onnxqat.training.execution import Execution
 from onnxqat.training.teacher import Teacher, teacher_of
 from onnxqat.training.training_graph.logits import CLASS_AXIS
 from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
@@ -231,13 +232,13 @@ class Feeds:
             )
 
 
-def feeds_for(graph: Forward, teacher: io.ModelLike | None, threads: int = 0) -> Feeds:
+def feeds_for(graph: Forward, teacher: io.ModelLike | None, execution: Execution | None = None) -> Feeds:
     """Returns the preparation of batches for a training graph; the default teacher is its model without quantizers.
 
     Args:
         graph: the training graph.
         teacher: model that teaches; None: the default.
-        threads: number of cores that the teacher may use; 0: all.
+        execution: how the teacher runs.
 
     Raises:
         InputError: the teacher lacks an output, or is given to a loss that does not distill.
@@ -246,7 +247,7 @@ def feeds_for(graph: Forward, teacher: io.ModelLike | None, threads: int = 0) ->
     output = next(value for value in graph.evaluation.graph.outputs if value.name == graph.outputs[0])
     sizes = None if output.shape is None else tuple(d if isinstance(d, int) else None for d in output.shape)
     axis = graph.labelling.sample_axis
-    taught = teacher_of(graph.qdq, graph.loss.distilled, teacher, threads, axis)
+    taught = teacher_of(graph.qdq, graph.loss.distilled, teacher, execution or Execution(), axis)
     return Feeds(graph, base, sizes, _rows_axis(graph.qdq, output, base), taught)
 
 

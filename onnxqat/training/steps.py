@@ -12,6 +12,7 @@ from onnxqat.errors import TrainingError
 from onnxqat.process import interruption
 from onnxqat.runtime.splitting import splitting_of
 from onnxqat.training.engine import Engine
+from onnxqat.training.execution import Execution
 from onnxqat.training.feeds import Feeds
 from onnxqat.training.health.divergence import LossWatch
 from onnxqat.training.health.finite import norm_of, not_finite
@@ -53,12 +54,15 @@ class Steps:
         clip_norm: float | None,
         accumulate: int,
         seed: int,
-        threads: int,
+        execution: Execution,
     ) -> None:
         self.graph, self.feeds, self.workers, self.accumulate = graph, feeds, workers, accumulate
         self.stages, self.optimizer, self._clip_norm = stages, optimizer, clip_norm
-        splitting = splitting_of(graph.evaluation, feeds.axes(), LOSS) if threads != 1 else None
-        self.engine = engine = Engine(graph.training, graph.evaluation, graph.layout, graph.initial, threads, splitting)
+        threads, device = execution.threads, execution.device
+        splitting = splitting_of(graph.evaluation, feeds.axes(), LOSS) if execution.cuts else None
+        self.engine = engine = Engine(
+            graph.training, graph.evaluation, graph.layout, graph.initial, threads, splitting, device
+        )
         self._safety = PairSafety(graph.qdq)
         self._update = Updater(optimizer, graph.layout, engine.parameters, engine.gradients, threads, self.hold)
         accumulated = np.zeros_like(engine.gradients) if accumulate > 1 else None

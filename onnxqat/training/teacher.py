@@ -18,6 +18,7 @@ from onnxqat.graph.without import without_quantizers
 from onnxqat.numerics import fake_quantize
 from onnxqat.runtime.parted import Parted
 from onnxqat.runtime.splitting import sample_axes, splitting_of
+from onnxqat.training.execution import Execution
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def teacher_of(
     qdq: ir.Model,
     distilled: Sequence[str],
     given: io.ModelLike | None,
-    threads: int = 0,
+    execution: Execution,
     sample_axis: int | None = None,
 ) -> Teacher | None:
     """Returns the teacher of a model: the one that is given, or else the model without its quantizers.
@@ -38,7 +39,7 @@ def teacher_of(
         qdq: the model that learns.
         distilled: outputs that it learns; there is no teacher where it learns none.
         given: model that the user names as the teacher.
-        threads: number of cores to use; 0: all.
+        execution: how the teacher runs.
         sample_axis: axis of the first input that counts samples; None: it follows from the model.
 
     Raises:
@@ -53,8 +54,8 @@ def teacher_of(
     missing = [name for name in distilled if name not in present]
     if missing:
         raise InputError(f"teacher: has no output {missing[0]!r}; give a model with the same outputs")
-    splitting = None if threads == 1 else splitting_of(model, sample_axes(model, sample_axis))
-    return Parted(model, distilled, splitting, threads, called="teacher")
+    splitting = splitting_of(model, sample_axes(model, sample_axis)) if execution.cuts else None
+    return Parted(model, distilled, splitting, execution.threads, called="teacher", device=execution.device)
 
 
 def _own_teacher(qdq: ir.Model) -> ir.Model:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -19,13 +19,12 @@ from onnxqat.data.batch import Batch, check_batch
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
-from onnxqat.names import EngineName, LayoutName, MemoryName
 from onnxqat.runtime import check_packages, checked
 from onnxqat.training import evaluation
 from onnxqat.training.assembly import Arguments, assembled
-from onnxqat.training.blocked.probe import block_for
 from onnxqat.training.callbacks import BestModel, Callback, Progress, checked_callbacks
 from onnxqat.training.calling import Callers
+from onnxqat.training.execution import Execution, Options
 from onnxqat.training.fit import Fit
 from onnxqat.training.goal import Until, goal
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
@@ -37,7 +36,9 @@ from onnxqat.training.resume.state import State
 from onnxqat.training.statistics import Statistics, statistics
 from onnxqat.training.training_graph.build import with_values
 from onnxqat.training.training_graph.losses import Loss
-from onnxqat.training.training_graph.memory import recomputes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +68,9 @@ class Trainer:
         ignore_label: label that is ignored, such as -100 or 255; None: all count.
         sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
         seed: seed of the order of the data.
-        threads: number of cores to use; 0: all.
-        layout: "auto": convolutions run in the blocked layout where this processor has kernels for it and they are faster;
-            "plain": in the layout that ONNX describes. Results agree up to rounding.
-        engine: `training`, the kernels of onnxruntime-training; `runtime`, operators that every onnxruntime has; or `auto`, the
-            first where it is installed. Both give the same gradients but for rounding.
-        memory: "auto": outputs of quantizers are kept for the backward pass; "low": they are computed again, which takes up to a
-            tenth longer. The results are the same.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
+        execution: `threads`, `layout`, `engine`, `memory`, `provider`: see `onnxqat.Execution`.
 
     Attributes:
         optimizer: the optimizer.
@@ -109,13 +104,11 @@ class Trainer:
         ignore_label: int | None = None,
         sample_axis: int | None = None,
         seed: int = 0,
-        threads: int = 0,
-        layout: LayoutName = "auto",
-        engine: EngineName = "auto",
-        memory: MemoryName = "auto",
         distributed: bool = False,
+        **execution: Unpack[Options],
     ) -> None:
         check_packages()
+        how = Execution(**execution)
         self._workers = Workers.join() if distributed else Workers()
         arguments = Arguments(
             loss,
@@ -128,11 +121,9 @@ class Trainer:
             Labelling(class_axis, ignore_label, sample_axis),
             seed,
         )
-        threads = self._workers.threads(threads)
-        self._steps = assembled(
-            qdq, arguments, self._workers, threads, block_for(layout), engine, twice=recomputes(memory)
-        )
-        self._record = Record(self._steps, arguments.named(), threads)
+        how = replace(how, threads=self._workers.threads(how.threads))
+        self._steps = assembled(qdq, arguments, self._workers, how)
+        self._record = Record(self._steps, arguments.named(), how)
         self._callers: Callers | None = None
 
     def fit(
@@ -254,12 +245,14 @@ class Trainer:
         self._record.write(Path(path), [] if self._callers is None else self._callers.states())
 
     @classmethod
-    def restore(cls, path: str | os.PathLike[str], **given: Any) -> Trainer:
+    def restore(cls, path: str | os.PathLike[str], *, strict: bool = False, **given: Any) -> Trainer:
         """Returns the trainer of a checkpoint, ready to resume as if it had never stopped.
 
         Args:
             path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
-            given: arguments of `Trainer` that a file cannot hold: a teacher, and an optimizer or a schedule of your own class.
+            strict: as of `resume`.
+            given: arguments of `Trainer` that a file cannot hold: a teacher, and an optimizer or a schedule of your own class;
+                or other options of execution than the checkpoint has.
 
         Raises:
             InputError: there is no whole checkpoint, another version wrote it, or an argument must be given.
@@ -269,19 +262,21 @@ class Trainer:
         with checkpoint_files.understood(facts["path"]):
             arguments = arguments_of(tensors, facts, given)
         trainer = cls(**arguments)
-        trainer._record.take(tensors, facts)
+        trainer._record.take(tensors, facts, strict=strict)
         return trainer
 
-    def resume(self, path: str | os.PathLike[str]) -> None:
+    def resume(self, path: str | os.PathLike[str], *, strict: bool = False) -> None:
         """Resumes from a checkpoint of the same model and arguments; `restore` makes a trainer from a checkpoint alone.
 
         Args:
             path: file that `save` wrote, or a folder of `Checkpoints`, of which the newest whole one counts.
+            strict: whether to refuse a checkpoint of another engine, layout, provider, or number of threads or processes, instead
+                of a warning: from there on, results differ by rounding from those of a run that never stopped.
 
         Raises:
             InputError: there is no whole checkpoint, or it is of another run; the message says in what it differs.
         """
-        self._record.take(*self._workers.from_first(lambda: checkpoint.load(path)))
+        self._record.take(*self._workers.from_first(lambda: checkpoint.load(path)), strict=strict)
 
     @property
     def state(self) -> State:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from onnxqat import SGD, Trainer, callbacks, cli, insert
-from onnxqat.cli.options import Keeping, Training
+from onnxqat.cli.options import Execution, Keeping, Training
 from tests.command_line import status_of
 from tests.models import model, random
 
@@ -37,6 +37,7 @@ GIVEN = {
     "--layout": "plain",
     "--engine": "runtime",
     "--memory": "low",
+    "--provider": "cpu",
 }
 
 
@@ -45,8 +46,8 @@ def options_of(command: str) -> set[str]:
 
 
 def test_every_training_option_is_one_of_both_commands():
-    named = {f"--{field.name.replace('_', '-')}" for group in (Training, Keeping) for field in fields(group)}
-    assert named == {*GIVEN, "--resume", "--steps", "--until"}
+    named = {f"--{field.name.replace('_', '-')}" for group in (Training, Execution, Keeping) for field in fields(group)}
+    assert named == {*GIVEN, "--resume", "--strict", "--steps", "--until"}
     assert named <= options_of("train") & options_of("run")
 
 
@@ -67,7 +68,7 @@ def called(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["train", "run"])
-def test_every_training_option_reaches_the_trainer(command, called, tmp_path, monkeypatch):
+def test_every_training_option_reaches_the_trainer(command, called, tmp_path, monkeypatch, capsys):
     made, fit = [], Trainer.fit
 
     def watched(trainer, batches, epochs, validation, callbacks, steps, until):
@@ -88,10 +89,12 @@ def test_every_training_option_reaches_the_trainer(command, called, tmp_path, mo
     facts = trainer._record.origin().facts
     wanted = {"clip_norm": 0.5, "accumulate": 2, "seed": 3, "freeze": ["b"], "loss": ["distill"]}
     assert {name: facts["arguments"][name] for name in wanted} == wanted
-    assert (facts["threads"], facts["engine"]) == (1, "runtime")
+    assert (facts["threads"], facts["engine"], facts["provider"]) == (1, "runtime", "cpu")
     assert facts["arguments"]["teacher"]
-    assert called(command, *given, "--resume") == 0
+    assert called(command, *given, "--resume", "--strict") == 0
     assert made[1][0].resumed_from is not None
+    assert called(command, *given, "--resume", "--strict", "--threads", "2") == 2
+    assert "1 threads of the engine runtime, this run is of 2 threads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

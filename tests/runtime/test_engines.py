@@ -104,6 +104,23 @@ def test_a_checkpoint_of_another_engine_is_resumed_with_a_warning(tmp_path, capl
     assert "was made by 1 threads of the engine runtime, this run is of 1 threads; it continues" in caplog.text
 
 
+@pytest.mark.parametrize("how", [{"engine": "training"}, {"threads": 2}], ids=["engine", "threads"])
+def test_a_checkpoint_of_another_engine_or_number_of_threads_is_refused_where_bits_count(how, tmp_path):
+    qdq, batch = case("LSTM")
+    trainer = onnxqat.Trainer(qdq, engine="runtime", threads=1)
+    trainer.step(batch)
+    trainer.save(tmp_path / "at.ckpt")
+    other = onnxqat.Trainer(qdq, **{"engine": "runtime", "threads": 1, **how})
+    with pytest.raises(
+        InputError, match=r"of the engine runtime, this run is of .* would not be bit-identical; use the same"
+    ):
+        other.resume(tmp_path / "at.ckpt", strict=True)
+    assert not other.has_begun
+    with pytest.raises(InputError, match="would not be bit-identical"):
+        onnxqat.Trainer.restore(tmp_path / "at.ckpt", strict=True, **how)
+    assert onnxqat.Trainer.restore(tmp_path / "at.ckpt", strict=True).step(batch) == trainer.step(batch)
+
+
 def test_gradients_of_a_model_are_computed_by_the_engine_asked_for():
     text = "(float[4,3] x) => (float[4,2] y) { h = MatMul (x, w) y = Softmax (h) }"
     proto, feeds = model(text, w=random(3, 2)), {"x": random(4, 3)}

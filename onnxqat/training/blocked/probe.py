@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import get_args
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxqat.errors import InputError, OnnxqatError
+from onnxqat.errors import OnnxqatError
 from onnxqat.graph.ops import BLOCKED, Ops
-from onnxqat.names import LayoutName
 from onnxqat.runtime import optimized, run_exactly
 from onnxqat.training.blocked import weights
 from onnxqat.training.blocked.convolution import Convolution
@@ -23,17 +21,6 @@ _OPSET = 13
 _CHANNELS = 32  # holds whole blocks of any size
 _FEW = 8  # channels that the optimizer rounds up to one block
 _TOLERANCE = 1e-5
-
-
-def block_for(layout: LayoutName) -> int:
-    """Channels of a block for a layout that the user names; 0: the plain layout.
-
-    Raises:
-        InputError: there is no such layout.
-    """
-    if layout not in get_args(LayoutName):
-        raise InputError(f"layout is {layout!r}; it must be one of {', '.join(get_args(LayoutName))}")
-    return 0 if layout == "plain" else block()
 
 
 @cache

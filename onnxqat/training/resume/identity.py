@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.process.crew import cores
+from onnxqat.training.execution import Execution
 from onnxqat.training.optimize import optimizers, schedules
 from onnxqat.training.resume.checkpoint_files import Facts, Tensors
 from onnxqat.training.training_graph.build import TrainingGraph
@@ -45,13 +46,13 @@ class Origin:
     Attributes:
         graph: the model and its initial values.
         arguments: those of `Trainer` that decide on the result, by name.
-        threads: number of cores to use; 0: all.
+        execution: how its graphs run.
         processes: how many processes share the work.
     """
 
     graph: TrainingGraph
     arguments: Mapping[str, Any]
-    threads: int
+    execution: Execution
     processes: int = 1
 
     @cached_property
@@ -77,16 +78,17 @@ class Origin:
             "initial": _sha256(self.tensors["initial"]),
             "layout": [[p.name, p.offset, list(p.shape)] for p in self.graph.layout.parameters],
             "arguments": json.loads(json.dumps(arguments)),
-            "threads": self.threads,
+            "threads": self.execution.threads,
             "engine": self.graph.engine,
-            "memory": "low" if self.graph.twice else "auto",
+            "memory": self.execution.memory,
+            "provider": self.execution.device.name,
             "processes": self.processes,
             "block": self.graph.used_block,
             "cores": cores(),
         }
 
-    def check(self, facts: Facts) -> None:
-        """Raises InputError where a checkpoint is of another run; warns where it was made in another way."""
+    def check(self, facts: Facts, *, strict: bool = False) -> None:
+        """Raises InputError where a checkpoint is of another run; warns where it was made in another way, or raises it too."""
         path, theirs, ours = facts["path"], facts["arguments"], self.facts["arguments"]
         for name in sorted({*theirs, *ours}):
             if theirs.get(name) != ours.get(name):
@@ -100,12 +102,18 @@ class Origin:
             raise InputError(
                 f"{path}: is of a model with other weights or scales to begin with; give the one that it was made from"
             )
-        if self._division(facts) != self._division(self.facts):
+        made, now = self._division(facts), self._division(self.facts)
+        if made != now and strict:
+            raise InputError(
+                f"{path}: was made by {made}, this run is of {now}, so that results would not be bit-identical; "
+                "use the same, or resume without strict"
+            )
+        if made != now:
             log.warning(
                 "%s: was made by %s, this run is of %s; it continues, but results are not bit-identical",
                 path,
-                self._division(facts),
-                self._division(self.facts),
+                made,
+                now,
             )
 
     @staticmethod
@@ -113,6 +121,8 @@ class Origin:
         threads = f"{facts['threads'] or facts['cores']} threads"
         if facts.get("engine", "training") != "training":
             threads += f" of the engine {facts['engine']}"
+        if facts.get("provider", "cpu") != "cpu":
+            threads += f" on {facts['provider']}"
         layout = f" with blocks of {facts['block']} channels" if facts.get("block") else ""
         return (
             f"{threads}{layout}" if facts["processes"] == 1 else f"{facts['processes']} processes of {threads}{layout}"
@@ -129,6 +139,7 @@ def arguments_of(tensors: Tensors, facts: Facts, given: Mapping[str, Any]) -> di
     engine = "runtime" if facts.get("engine") == "runtime" else "auto"
     found: dict[str, Any] = {"qdq": _model(tensors, facts), "threads": facts["threads"]}
     found |= {"layout": layout, "engine": engine, "memory": facts.get("memory", "auto")}
+    found["provider"] = facts.get("provider", "cpu")
     for name, value in facts["arguments"].items():
         if name not in given:
             found[name] = _rebuilt(value, tensors)

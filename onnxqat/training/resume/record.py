@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxqat.training.execution import Execution
 from onnxqat.training.resume import checkpoint, checkpoint_files
 from onnxqat.training.resume.checkpoint_files import Facts, Tensors
 from onnxqat.training.resume.identity import Origin
@@ -21,17 +22,17 @@ class Record:
     Args:
         steps: takes the steps of the run.
         arguments: arguments of `Trainer` that decide on the result, by name.
-        threads: number of cores to use; 0: all.
+        execution: how its graphs run.
 
     Attributes:
         resumed_from: checkpoint that the run goes on from; None: none.
         remembered: what that checkpoint holds besides the state, until `fit` has used it.
     """
 
-    def __init__(self, steps: Steps, arguments: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, steps: Steps, arguments: Mapping[str, Any], execution: Execution) -> None:
         self.resumed_from: Path | None = None
         self.remembered: checkpoint.Remembered | None = None
-        self._steps, self._arguments, self._threads = steps, arguments, threads
+        self._steps, self._arguments, self._execution = steps, arguments, execution
         self._made_from: Origin | None = None
 
     def origin(self) -> Origin:
@@ -39,7 +40,7 @@ class Record:
         optimizer = self._steps.optimizer
         if self._made_from is None or self._made_from.arguments["optimizer"] != optimizer:
             arguments = {**self._arguments, "optimizer": optimizer}
-            self._made_from = Origin(self._steps.graph, arguments, self._threads, self._steps.workers.size)
+            self._made_from = Origin(self._steps.graph, arguments, self._execution, self._steps.workers.size)
         return self._made_from
 
     def write(self, path: Path, callbacks: Sequence[tuple[str, Facts]]) -> None:
@@ -54,14 +55,14 @@ class Record:
         tensors, facts = checkpoint.collect(self._steps.state, self._steps.last, callbacks)
         checkpoint_files.write(path, {**origin.tensors, **tensors}, {**origin.facts, **facts})
 
-    def take(self, tensors: Tensors, facts: Facts) -> None:
+    def take(self, tensors: Tensors, facts: Facts, *, strict: bool = False) -> None:
         """Takes in a checkpoint that `checkpoint.load` has read.
 
         Raises:
-            InputError: it is of another run; the message says in what it differs.
+            InputError: it is of another run, or was made in another way, and `strict` asks; the message says in what it differs.
         """
         with checkpoint_files.understood(facts["path"]):
-            self.origin().check(facts)
+            self.origin().check(facts, strict=strict)
             self.remembered = checkpoint.restore(self._steps.state, tensors, facts)
         self.resumed_from = Path(facts["path"])
         position = self._steps.state.schedule.position

@@ -3,6 +3,7 @@ import inspect
 import logging
 import random
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from onnxqat.config import Config
 from onnxqat.errors import InputError
 from onnxqat.insertion import insert
 from onnxqat.training.callbacks import Callback
+from onnxqat.training.execution import Execution
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.resume import checkpoint_files, random_state
@@ -86,8 +88,9 @@ def test_restoring_gives_back_every_part_of_the_state(qdq, tmp_path):
 def test_every_argument_of_a_trainer_is_in_its_checkpoints(qdq, tmp_path):
     Trainer(qdq).save(tmp_path / "x")
     _, facts = checkpoint_files.read(tmp_path / "x")
-    elsewhere = {"self", "qdq", "threads", "layout", "engine", "memory", "distributed"}
+    elsewhere = {"self", "qdq", "distributed", "execution"}
     assert {*inspect.signature(Trainer.__init__).parameters} - elsewhere == {*facts["arguments"]}
+    assert {field.name for field in fields(Execution)} - {"layout"} <= facts.keys()  # the block says what layout it was
 
 
 LENGTHS = {name: {"epochs": 3} for name in ARGUMENTS} | {"so many steps": {"steps": 13}}

@@ -1,0 +1,108 @@
+"""Devices: providers by name, and a device whose memory is not the arrays': the CPU in the clothes of another."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import onnxqat
+from onnxqat.errors import InputError
+from onnxqat.runtime import devices
+from onnxqat.runtime.devices import Device
+from tests.models import model, random
+from tests.runtime.test_engines import case
+
+OTHER = "OtherExecutionProvider"
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """A provider with memory of its own, whose kernels are the CPU's."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [OTHER, "CPUExecutionProvider"])
+    monkeypatch.setattr(Device, "providers", ["CPUExecutionProvider"])
+    monkeypatch.setattr(Device, "check_started", lambda device, providers: None)
+
+
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("name", ["convolutions", "LSTM"])
+def test_a_device_with_memory_of_its_own_trains_as_the_cpu_does(name):
+    qdq, batch = case(name)
+    ours, expected = (
+        onnxqat.Trainer(qdq, layout="plain", threads=1, provider=provider) for provider in ("other", "cpu")
+    )
+    for _ in range(3):  # what the optimizer changes reaches the device, and gradients come back
+        assert ours.step(batch) == expected.step(batch)
+    np.testing.assert_array_equal(ours.state.parameters, expected.state.parameters)
+    assert ours.evaluate([batch]) == expected.evaluate([batch])
+
+
+@pytest.mark.usefixtures("other")
+def test_what_only_the_cpu_does_is_off_elsewhere_and_the_log_says_so(caplog):
+    qdq, batch = case("convolutions")
+    with caplog.at_level(logging.INFO, "onnxqat"):
+        trainer = onnxqat.Trainer(qdq, provider="Other", threads=2)
+    trainer.step(batch)
+    assert trainer._steps.graph.block == 0
+    assert list(trainer._steps.engine._training._lanes) == [1]
+    assert "graphs run on other, convolutions in the plain layout and batches in one piece; optimizer" in caplog.text
+
+
+@pytest.mark.usefixtures("other")
+def test_scales_that_a_stage_does_not_use_have_gradient_0_on_a_device_too():
+    body, weights = "(float[N,8] x) => (float[N,5] y) { y = MatMul (x, w) }", {"w": random(8, 5)}
+    batch = {"x": random(4, 8), "label": np.arange(4)}
+    config = onnxqat.Config(activation_start_epoch=1)
+    trainer = onnxqat.Trainer(onnxqat.insert(model(body, **weights), [batch], config), provider="other")
+    _, gradients = trainer.gradients(batch)
+    assert [not gradient.any() for name, gradient in gradients.items() if name.startswith("x")] == [True]
+    assert gradients["w"].any()
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider"])
+def test_a_provider_has_its_short_and_its_full_name_in_any_case(name):
+    assert Device.named(name) == devices.CPU
+
+
+def test_a_provider_that_is_not_installed_is_refused_with_what_is_there_and_the_remedy():
+    with pytest.raises(
+        InputError,
+        match=r"provider 'CUDA': is not installed, onnxruntime \S+ lists .*cpu; use one of these, or install",
+    ):
+        onnxqat.Trainer(case("LSTM")[0], provider="CUDA")
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """A build of ONNX Runtime that lists CUDA."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize(("rank", "number"), [(None, 0), ("3", 3)], ids=["alone", "under torchrun"])
+def test_each_process_takes_the_gpu_of_its_local_rank(rank, number, monkeypatch):
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    cuda = Device.named("cuda")
+    assert cuda.memory == ("cuda", number)
+    assert cuda.providers == [("CUDAExecutionProvider", {"device_id": str(number)}), "CPUExecutionProvider"]
+    assert Device.named("cpu").providers == ["CPUExecutionProvider"]
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_provider_that_does_not_start_is_refused_rather_than_left_out():
+    with pytest.raises(
+        InputError, match=r"provider 'cuda': onnxruntime .* lists it, but cannot start it; install driver"
+    ):
+        Device("cuda").check_started(["CPUExecutionProvider"])
+
+
+def test_what_the_runtime_lists_trains():
+    qdq, batch = case("LSTM")
+    losses = [
+        onnxqat.Trainer(qdq, provider=name, threads=1, layout="plain").step(batch)
+        for name in ort.get_available_providers()
+    ]
+    np.testing.assert_allclose(losses, losses[-1], rtol=1e-5)
