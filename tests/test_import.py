@@ -38,6 +38,12 @@ def test_nothing_heavy_loads_before_it_is_used(code):
     assert said in ("", "error: nofile.onnx: no such file; check the path\n")
 
 
+def test_training_loads_no_framework_and_leaves_the_training_builds_own_module_to_others():
+    modules, _ = loaded("import onnxqat; onnxqat.Trainer; onnxqat.insert; onnxqat.fold; onnxqat.verify")
+    assert "onnxruntime" in modules
+    assert not {"tensorflow", "torch", "onnxruntime.training.ortmodule"} & modules
+
+
 @pytest.mark.parametrize("start", ["import", "help", "help of a command", "help of an export", "version"])
 def test_import_and_help_load_about_as_many_modules_as_onnx_does(start):
     of_onnx = loaded("import onnx")[0]

@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, OnnxqatError, UnsupportedModelError, short_reason
 from onnxqat.graph import external, files, io
 from onnxqat.graph.validity import check_valid
 from onnxqat.graph.without import without_quantizers
+from onnxqat.process.unneeded import kept_out
+
+with kept_out("onnxruntime.training.ortmodule"):  # the training build tries it, and so imports torch: seconds
+    import onnxruntime as ort
+
+# isort: split
 from onnxqat.runtime.devices import CPU, Device
 
 #: Bytes of weights up to which the result of a stage is loaded whole; beyond, large weights are left out.

@@ -165,6 +165,8 @@ def main() -> None:
     os.dup2(2, 1)
     # this folder is first in the search path of a script, where `openvino.py` would hide the package of that name
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+    # the training build of onnxruntime tries this module, and so imports torch: seconds, for nothing that is done here
+    sys.modules["onnxruntime.training.ortmodule"] = None  # type: ignore[assignment]
     serve(sys.argv[1], sys.stdin, replies)
 
 
