@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxqat.errors import UnsupportedModelError
+from onnxqat.errors import InputError
 from onnxqat.training.gradients import gradients
 from tools.gradient_check.evaluators import Array, Arrays, Evaluate, evaluator, is_float, is_floating, moved, seeded
 
@@ -103,7 +103,7 @@ def check_gradients(
 def _unevaluated(model: onnx.ModelProto, feeds: Mapping[str, Array], wrt: Sequence[str]) -> Verdict:
     try:
         gradients(model, feeds, wrt)
-    except UnsupportedModelError as error:
+    except InputError as error:
         return Verdict("refused", str(error))
     return Verdict("unchecked", "no evaluator reproduces the expected outputs")
 
@@ -129,7 +129,7 @@ def _check_input(
         try:
             given = {key: value.astype(_dtype(model, key)) for key, value in cotangents.items()}
             _, computed = compute(model, point, [name], given)
-        except UnsupportedModelError as error:
+        except InputError as error:
             return Verdict("refused", str(error))
         gradient = computed[name]
         if gradient.shape != np.shape(point[name]) or gradient.dtype != point[name].dtype:
