@@ -34,7 +34,7 @@ def backward(op: Ops, cell: Cell) -> CellGradients:
     """Finds the cell states, forward; then goes backward with the gradients of h and c."""
     a = pre_activations(op, cell)
     peepholes = [None] * 3 if cell.peepholes is None else split(op, cell.peepholes, 3)
-    _, (c,) = scan(op, lambda op, s, x: _forward(op, cell, peepholes, s[0], x[0]), [cell.c0], [a])
+    c = _cell_states(op, cell, peepholes, a)
     earlier = op.Slice(c, op.ints([0]), op.ints([-1]), op.ints([0]))
     c_before = op.Concat(op.Unsqueeze(cell.c0, op.ints([0])), earlier, axis=0)
     factors = _factors(op, cell, peepholes, a, c_before, c)
@@ -52,15 +52,33 @@ def _peeping(op: Ops, a: ir.Value, peephole: ir.Value | None, c: ir.Value) -> ir
     return a if peephole is None else op.Add(a, op.Mul(peephole, c))
 
 
-def _forward(
-    op: Ops, cell: Cell, peepholes: Sequence[ir.Value | None], c: ir.Value, a: ir.Value
-) -> tuple[Values, Values]:
-    """Returns the cell state after a step, once as the state and once as the result."""
+def _cell_states(op: Ops, cell: Cell, peepholes: Sequence[ir.Value | None], a: ir.Value) -> ir.Value:
+    """The cell state after each step; without peepholes, gates are known beforehand, those of all steps at once."""
+
+    def with_peepholes(op: Ops, states: Values, now: Values) -> tuple[Values, Values]:
+        f, added = _gates(op, cell, peepholes, now[0], states[0])
+        after = op.Add(op.Mul(f, states[0]), added)
+        return [after], [after]
+
+    def without(op: Ops, states: Values, now: Values) -> tuple[Values, Values]:
+        after = op.Add(op.Mul(now[0], states[0]), now[1])
+        return [after], [after]
+
+    if cell.peepholes is None:
+        _, (c,) = scan(op, without, [cell.c0], _gates(op, cell, peepholes, a, cell.c0))
+    else:
+        _, (c,) = scan(op, with_peepholes, [cell.c0], [a])
+    return c
+
+
+def _gates(
+    op: Ops, cell: Cell, peepholes: Sequence[ir.Value | None], a: ir.Value, c: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The forget gate, and what the input gate lets in."""
     a_i, _, a_f, a_g = split(op, a, 4)
     i = cell.activate(op, _F, _peeping(op, a_i, peepholes[0], c))
     f = op.Sub(1.0, i) if cell.input_forget else cell.activate(op, _F, _peeping(op, a_f, peepholes[2], c))
-    after = op.Add(op.Mul(f, c), op.Mul(i, cell.activate(op, _G, a_g)))
-    return [after], [after]
+    return f, op.Mul(i, cell.activate(op, _G, a_g))
 
 
 def _factors(

@@ -31,7 +31,9 @@ def scan(op: Ops, body: Body, states: Values, sequences: Values, *, backwards: b
     step = Ops(op.opset)
     formals = [ir.Value(name=f"step_in{i}", type=value.type) for i, value in enumerate((*states, *sequences))]
     after, results = body(step, formals[: len(states)], formals[len(states) :])
-    outputs = [step.Identity(value) for value in (*after, *results)]
+    outputs: list[ir.Value] = []
+    for value in (*after, *results):  # each must be a value of its own that a node of the body computes
+        outputs.append(value if value.producer() in step.nodes and value not in outputs else step.Identity(value))
     for value in outputs:
         value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
         value.shape = ir.Shape([None] * _RANK)  # ONNX Runtime wants to know the rank where it cannot infer it

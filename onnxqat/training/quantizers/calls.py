@@ -133,11 +133,16 @@ def _may_be_infinite(value: ir.Value) -> bool:
             return True
         if node is None or node in seen or node.op_type == "DequantizeLinear" or fakequant.is_call(node):
             continue
-        if node.op_type in _POLES:
+        if node.op_type in _POLES and not _divides_by_constant(node):
             return True
         seen.add(node)
         pending += [value for value in node.inputs if value is not None]
     return False
+
+
+def _divides_by_constant(node: ir.Node) -> bool:
+    by = constant(node.inputs[1]) if node.op_type == "Div" else None
+    return by is not None and bool((np.abs(by) > np.finfo(np.float32).tiny).all())
 
 
 def _bounded(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:

@@ -3,8 +3,9 @@
 A quantizer becomes one call of `FakeQuantize_…(x, scale, zero_point)`, whose body is QuantizeLinear → (Clip) →
 DequantizeLinear itself; its gradient is LSQ's (Esser et al. 2020, eqs. 3 and 5, for any zero point). With u = y - x, the gradient
 of a code that was not clipped is dx = dy and d y/d scale = u/scale; that of a clipped one is dx = 0 and d y/d scale = y/scale.
-Three things make it cheap:
+Four things make it cheap:
 
+- Channels that are not rows (of a MatMul's weight, say) are quantized by elementwise operators, to the same bits.
 - An element is clipped where |u| > scale/2, and QuantizeLinear(u, scale) is 0 exactly where it is not: one pass over
   the data, one byte written. The half is widened by the rounding error of y (`_tie`), or ties would lose their gradient.
 - The sum over elements is one dot product per row of the batch. Summing dy·u instead of the difference of Σ dy·y and
@@ -76,15 +77,35 @@ def function(variant: Variant, opset: int) -> ir.Function:
     """
     x, scale, zero_point, ceiling = (ir.val(name) for name in ("x", "scale", "zero_point", "ceiling"))
     op = Ops(opset)
-    along = {} if variant.axis is None else {"axis": variant.axis}
-    codes = op.one("QuantizeLinear", x, scale, zero_point, **along)
-    if variant.bounds != variant.carrier:
-        codes = op.Clip(codes, *(_number(op, bound, variant.dtype) for bound in variant.bounds))
-    y = op.one("DequantizeLinear", codes, scale, zero_point, **along)
+    on_grid = _on_grid if variant.axis in (None, 0) else _on_inner_grids
+    y = on_grid(op, variant, x, scale, zero_point)
     inputs = [x, scale, zero_point] + ([ceiling] if variant.rectified else [])
     forward = _function(variant.name, inputs, [y], op)
     give_gradient(forward, Custom(_called, inputs=frozenset({0, 1})), [_gradient(variant, opset)])
     return forward
+
+
+def _on_grid(op: Ops, variant: Variant, x: ir.Value, scale: ir.Value, zero_point: ir.Value) -> ir.Value:
+    along = {} if variant.axis is None else {"axis": variant.axis}
+    codes = op.one("QuantizeLinear", x, scale, zero_point, **along)
+    if variant.bounds != variant.carrier:
+        codes = op.Clip(codes, *(_number(op, bound, variant.dtype) for bound in variant.bounds))
+    return op.one("DequantizeLinear", codes, scale, zero_point, **along)
+
+
+def _on_inner_grids(op: Ops, variant: Variant, x: ir.Value, scale: ir.Value, zero_point: ir.Value) -> ir.Value:
+    """The same to the bit where channels are not rows: there QuantizeLinear takes 50 ns for each element."""
+    scales = _per_channel(op, variant, scale)
+    zeros = _per_channel(op, variant, op.Cast(zero_point, to=ir.DataType.FLOAT))
+    low, high = (op.Sub(_float(op, bound), zeros) for bound in variant.bounds)
+    return op.Mul(op.Min(op.Max(op.Round(op.Div(x, scales)), low), high), scales)
+
+
+def _per_channel(op: Ops, variant: Variant, vector: ir.Value) -> ir.Value:
+    """A number for each channel, in a shape that broadcasts over the data."""
+    assert variant.axis is not None
+    assert variant.rank is not None
+    return op.Reshape(vector, op.ints([-1] + [1] * (variant.rank - 1 - variant.axis)))
 
 
 def _called(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value]:
@@ -148,11 +169,12 @@ def _rectified(
 def _along_inner_axis(
     op: Ops, variant: Variant, scale: ir.Value, dy: ir.Value, x: ir.Value, y: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """The same where channels are not rows."""
+    """The same where channels are not rows: dx, and the gradient of the scale."""
     assert variant.rank is not None
-    u, inside, outside = _masks(op, variant, scale, x, y)
-    dx = op.masked(dy, inside)
-    summands = op.Add(op.Mul(dx, u), op.Mul(dy, op.masked(y, outside)))
+    u = op.Sub(y, x)
+    half = op.Mul(_per_channel(op, variant, _tie(op, variant, scale)), _float(op, 0.5))
+    dx = op.masked(dy, op.LessOrEqual(op.Abs(u), half))
+    summands = op.Add(op.Mul(dx, u), op.Mul(op.Sub(dy, dx), y))  # what is not passed on is 0 inside
     others = [axis for axis in range(variant.rank) if axis != variant.axis]
     return dx, op.Div(op.reduce("Sum", summands, others, keepdims=False), scale)
 
@@ -164,7 +186,7 @@ def _masks(op: Ops, variant: Variant, scale: ir.Value, x: ir.Value, y: ir.Value)
         codes = op.one("QuantizeLinear", u, _tie(op, variant, scale), _number(op, 0, ir.DataType.INT8))
     else:
         zeros = op.ConstantOfShape(op.Shape(scale), value=ir.tensor([0], dtype=ir.DataType.INT8))
-        codes = op.one("QuantizeLinear", u, _tie(op, variant, scale), zeros, axis=variant.axis)
+        codes = op.one("QuantizeLinear", u, _tie(op, variant, scale), zeros, axis=0)
     outside = op.Cast(codes, to=ir.DataType.BOOL)
     return u, op.Equal(outside, op.Constant(value=ir.tensor(False))), outside
 

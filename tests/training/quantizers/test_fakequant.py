@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from onnxqat.autodiff.differentiate import differentiate
+from onnxqat.autodiff.lowering import lower
 from onnxqat.numerics import fake_quantize, fake_quantize_gradient
 from onnxqat.runtime import exact_options, session
 from onnxqat.training.quantizers import fakequant
@@ -51,6 +52,15 @@ def gradients(model, x, dy, scale):
     )
 
 
+def values(model, x, scale):
+    """y."""
+    graph = model.graph
+    graph.initializers["scale"].const_value = ir.tensor(scale, name="scale")
+    graph.outputs[:] = [value for node in graph for value in node.outputs if value.name == "y"]
+    graph.outputs[0].type, graph.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(x.shape)
+    return session(model, exact_options()).run(["y"], {"x": x, "dy": x})[0]
+
+
 def data(shape, scale, zero_point, bounds, axis, seed=0):
     """Data that fills the range and goes half as far beyond it on both sides; away from the edge by 1e-3 of a step."""
     random = np.random.default_rng(seed)
@@ -90,12 +100,15 @@ QUANTIZERS = [
     pytest.param("uint8", (0, 7), 3, id="3 bits"),
     pytest.param("int8", (-2, 1), 0, id="2 bits"),
 ]
+INNER = [
+    pytest.param((6, 5, 3), 1, id="per channel, axis 1"),
+    pytest.param((4, 5), 1, id="per channel, last axis"),
+]
 SCALES = [
     pytest.param((6, 5, 7), None, id="per tensor"),
     pytest.param((), None, id="of a scalar"),
     pytest.param((6, 5, 1, 1), 0, id="per channel, axis 0"),
-    pytest.param((6, 5, 3), 1, id="per channel, axis 1"),
-    pytest.param((4, 5), 1, id="per channel, last axis"),
+    *INNER,
 ]
 
 
@@ -114,6 +127,22 @@ def test_gradients_are_those_of_torch(shape, axis, dtype, bounds, zero_point):
     np.testing.assert_array_equal(dx, torch_dx)
     # 1e-5 of the sum's terms: torch adds them up in float32 too
     np.testing.assert_allclose(dscale, torch_dscale, rtol=1e-5, atol=1e-5 * np.abs(torch_dscale).max())
+
+
+@pytest.mark.parametrize(("dtype", "bounds", "zero_point"), QUANTIZERS)
+@pytest.mark.parametrize(("shape", "axis"), INNER)
+def test_values_are_the_deployed_ones_ties_included(shape, axis, dtype, bounds, zero_point):
+    channels = (shape[axis],)
+    scale, zero_points = np.full(channels, 0.3, np.float32), np.full(channels, zero_point)
+    halves = np.arange(np.prod(shape)).reshape(shape) / 2
+    x = np.asarray(0.3 * (halves - halves.mean()), np.float32)
+
+    deployed, trained = (quantized_graph(shape, dtype, bounds, axis, channels, zero_points) for _ in range(2))
+    call_quantizers(trained)
+    lower(trained, ())
+
+    expected, actual = (values(model, x, scale) for model in (deployed, trained))
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("opset", [13, 18, 21])
