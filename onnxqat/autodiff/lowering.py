@@ -26,7 +26,7 @@ def lower(model: ir.Model, kernels: Collection[str]) -> None:
         kernels: names of the kernels that the engine has; none for standard operators only.
     """
     _name_outputs(model)
-    passes.InlinePass(lambda function: function.domain != KERNELS)(model)
+    passes.InlinePass(lambda function: function.domain != KERNELS or function.name not in kernels)(model)
     passes.RemoveUnusedNodesPass()(model)
     for node in model.graph.all_nodes():
         if is_kernel(node) and node.op_type in kernels and _is_single(node):

@@ -51,6 +51,40 @@ def test_convolution_of_every_rank(rank):
     assert_matches_torch(proto, feeds, lambda x, w: convolve(x, w, stride=2, padding=1, groups=2), tolerance=1e-4)
 
 
+#: Shapes of data and weight, and what a node says besides: the gradient of the weight is written in a way of its own for each.
+WEIGHTS = {
+    "few positions": ((2, 4, 5, 4), (13, 4, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "many outputs": ((2, 4, 13, 12), (15, 4, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "few outputs": ((2, 4, 13, 12), (3, 4, 3, 3), {}),
+    "window of one": ((2, 4, 13, 12), (3, 4, 1, 1), {}),
+    "window of one, stride": ((2, 4, 26, 25), (9, 4, 1, 1), {"strides": [2, 2]}),
+    "window of one, few positions": ((2, 4, 5, 4), (3, 4, 1, 1), {"pads": [1, 1, 1, 1]}),
+    "dilated rows, uneven padding": ((2, 4, 13, 12), (6, 4, 3, 2), {"pads": [1, 0, 2, 1], "dilations": [2, 1]}),
+    "stride of rows": ((2, 4, 14, 12), (6, 4, 3, 2), {"strides": [3, 1]}),
+    "stride of columns": ((2, 4, 13, 12), (6, 4, 2, 3), {"strides": [1, 2], "dilations": [1, 2]}),
+    "one axis": ((2, 4, 150), (3, 4, 5), {"pads": [2, 2]}),
+    "three axes": ((2, 3, 6, 7, 5), (4, 3, 2, 3, 2), {"strides": [1, 2, 1], "pads": [1, 0, 0, 0, 1, 0]}),
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_gradients_of_convolutions_of_all_geometries(name, known):
+    data, weight, attributes = WEIGHTS[name]
+    rank = len(data) - 2
+    sizes = ",".join(map(str, data)) if known else ",".join("nchvu"[: rank + 2])
+    text = f"(float[{sizes}] x, float[{','.join(map(str, weight))}] w) => (float[{','.join('abijk'[: rank + 2])}] y)"
+    stated = ", ".join(f"{key}={value}" for key, value in attributes.items())
+    proto = model(f"{text} {{ y = Conv{f' <{stated}>' if stated else ''} (x, w) }}")
+    pads = attributes.get("pads", [0] * 2 * rank)
+    around = [pads[axis + end] for axis in reversed(range(rank)) for end in (0, rank)]
+    options = {"stride": attributes.get("strides", 1), "dilation": attributes.get("dilations", 1)}
+    feeds = {"x": normal(*data), "w": normal(*weight, seed=1)}
+    assert_matches_torch(
+        proto, feeds, lambda x, w: RANKS[rank][0](functional.pad(x, around), w, **options), tolerance=1e-4
+    )
+
+
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize(
     ("attributes", "options"),
