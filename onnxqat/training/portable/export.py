@@ -4,7 +4,8 @@
 - `optimizer.onnx`: parameters, gradients, moments, learning rate, number of the step (from 1) → new parameters and moments;
 - `evaluation.onnx`: inputs of a batch, its labels, parameters → the model's outputs, loss;
 - `parameters.bin`: the flat array to begin with, float32, little-endian;
-- `training.json`: names of all of these inputs and outputs, and the place of each initializer in the array.
+- `training.json`: names of all of these inputs and outputs, the place of each initializer in the array, and the scales that
+  are raised at the end (see `_places`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
+from onnxqat.graph.pairs import held_weights
 from onnxqat.runtime import check_loads
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
 from onnxqat.training.portable import flat
@@ -137,5 +139,7 @@ def _described(graph: TrainingGraph, models: dict[str, ir.Model]) -> dict[str, A
 
 
 def _places(graph: TrainingGraph) -> dict[str, Any]:
+    """Where each initializer lies, and which scales weights may outgrow, as the exported step does not raise them."""
     places = [{"name": p.name, "offset": p.offset, "shape": list(p.shape)} for p in graph.layout.parameters]
-    return {"file": "parameters.bin", "size": graph.layout.size, "initializers": places}
+    outgrown = [str(held.quantizer.scale.name) for held in held_weights(graph.qdq)]
+    return {"file": "parameters.bin", "size": graph.layout.size, "initializers": places, "outgrown": outgrown}

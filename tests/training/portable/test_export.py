@@ -83,7 +83,8 @@ def test_onnxruntime_alone_trains_as_trainer_does(expected):
 
 
 @pytest.mark.skipif(
-    NODE is None or not (NODE_MODULES / "onnxruntime-web").is_dir(), reason="no node with onnxruntime-web"
+    NODE is None or not (NODE_MODULES / "onnxruntime-web").is_dir(),
+    reason="node or onnxruntime-web is not there; `make test` installs the latter where npm can (ONNXQAT_NODE_MODULES: another folder)",
 )
 def test_node_trains_as_trainer_does(folder, expected):
     (folder / "node_modules").symlink_to(NODE_MODULES)
@@ -118,6 +119,22 @@ def test_files_are_valid_models_of_standard_operators(qdq, tmp_path):
         proto = onnx.load(tmp_path / f"{name}.onnx")
         onnx.checker.check_model(proto, full_check=True)
         assert {imported.domain for imported in proto.opset_import} == {""}
+
+
+def test_scales_that_the_exported_step_does_not_hold_are_named_and_held_at_the_end(qdq, tmp_path):
+    weights = {"w": random(8, 2, 3, 3), "b": random(8), "v": random(32, 4), "d": random(4)}
+    held = onnxqat.insert(model(TEXT, **weights), [{"image": data()["image"]}])
+    for proto, count in ((qdq, 0), (held, 2)):
+        onnxqat.export_training(proto, tmp_path)
+        named = json.loads((tmp_path / "training.json").read_text())["parameters"]["outgrown"]
+        assert len(named) == count
+    for initializer in held.graph.initializer:  # as training may leave it: weights that have outgrown their scales
+        if initializer.name in named:
+            scale = onnx.numpy_helper.to_array(initializer) / 2
+            initializer.CopyFrom(onnx.numpy_helper.from_array(scale, initializer.name))
+    ended = {i.name: onnx.numpy_helper.to_array(i) for i in onnxqat.Trainer(held).model().graph.initializer}
+    started = {i.name: onnx.numpy_helper.to_array(i) for i in held.graph.initializer}
+    assert all((ended[name] > started[name]).any() for name in named)
 
 
 def test_evaluation_gives_the_outputs_of_the_model(qdq, tmp_path):
