@@ -152,8 +152,6 @@ def saved_model(make: Callable[[], keras.Model]) -> Callable[[Path], Original]:
 WAYS = {
     "PyTorch module": from_torch,
     "Keras Sequential, .keras file": keras_file(sequential),
-    "Keras Sequential, SavedModel": saved_model(sequential),
-    "Keras Functional, .keras file": keras_file(functional_api),
     "Keras Functional, SavedModel": saved_model(functional_api),
 }
 

@@ -84,7 +84,7 @@ def test_onnxruntime_alone_trains_as_trainer_does(expected):
 
 @pytest.mark.skipif(
     NODE is None or not (NODE_MODULES / "onnxruntime-web").is_dir(),
-    reason="node or onnxruntime-web is not there; `make test` installs the latter where npm can (ONNXQAT_NODE_MODULES: another folder)",
+    reason="node or onnxruntime-web is not there; `make test` installs the latter where npm can",
 )
 def test_node_trains_as_trainer_does(folder, expected):
     (folder / "node_modules").symlink_to(NODE_MODULES)
