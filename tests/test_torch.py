@@ -24,7 +24,8 @@ from onnxqat.training.trainer import Trainer
 from onnxqat.verification import run
 from tests.models import model, outputs, random
 from tests.test_model_shapes import SHAPES, data
-from tests.training.test_trainer import BODY, WEIGHTS, batches, torch_gradients
+from tests.training.test_quantized_gradients import torch_gradients
+from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 
 def quantized(body, config=None, **weights):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -148,11 +149,14 @@ def save_linked(model: ir.Model, path: Path) -> None:
 
 
 def _linked(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
-    """The same weight behind a link in `folder` to the file that holds it."""
+    """The same weight behind a link in `folder` to the file that holds it, or in a copy where links are not allowed."""
     file = Path(tensor.path).resolve()
     link = folder / f"{zlib.crc32(str(file).encode())}_{file.name}"
     if not link.exists():
-        link.symlink_to(file)
+        try:
+            link.symlink_to(file)
+        except OSError:  # Windows lets few users make links
+            shutil.copyfile(file, link)
     return _at(tensor, link)
 
 

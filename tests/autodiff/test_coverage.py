@@ -10,7 +10,7 @@ import pytest
 from onnxqat import gradients
 from onnxqat.autodiff.rule import Refused, Stopped
 from onnxqat.autodiff.rules.table import TABLE
-from tests.autodiff.rules.against_torch import WITH_KERNELS
+from tests.autodiff.kernels import WITH_KERNELS
 from tools import gradient_coverage
 from tools.gradient_check.check import Verdict, check_gradients
 from tools.gradient_coverage import node_cases

@@ -9,12 +9,8 @@ import onnx
 import torch
 
 from onnxqat import gradients
+from tests.autodiff.kernels import WITH_KERNELS
 
-#: Operators whose gradients differ between engines.
-WITH_KERNELS = {
-    *("Conv", "ConvTranspose", "Gather", "GatherElements", "LayerNormalization", "LogSoftmax", "MatMul", "MaxPool"),
-    *("Relu", "Slice", "Softmax", "SoftmaxCrossEntropyLoss"),
-}
 _HEADER = '<ir_version: 10, opset_import: ["": {}]>'
 
 

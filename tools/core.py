@@ -1,0 +1,92 @@
+"""Runs the core of the test suite on the oldest and the newest Python that can be had, in both engines.
+
+    python -m tools.core          # in environments of their own, made by uv, without any framework
+    python -m tools.core --here   # in the one that runs it
+
+A Python that neither this machine has nor uv can fetch is named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+#: The first of each that can be had.
+WANTED = (("3.10",), ("3.14", "3.13"))
+#: Insertion, derivatives, training, folding, the command line; none of these files imports a framework.
+CORE = (
+    "tests/insertion/test_biases.py",
+    "tests/autodiff/test_coverage.py",
+    "tests/runtime/test_engines.py",
+    "tests/training/test_trainer.py",
+    "tests/folding/test_clips.py",
+    "tests/cli/test_cli.py",
+)
+TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns how many runs failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--here", action="store_true", help="run it in this environment")
+    if parser.parse_args(arguments).here:
+        return failures(Path(sys.executable))
+    failed = 0
+    for versions in WANTED:
+        made = next(filter(None, map(environment, versions)), None)
+        if made is None:
+            print(f"core: no Python {' or '.join(versions)} is here, and uv cannot fetch it; not run there", flush=True)
+            continue
+        failed += failures(made)
+    return failed
+
+
+def failures(python: Path) -> int:
+    """Runs the core with an interpreter, in each engine that it has; returns how many runs failed."""
+    failed = 0
+    for engine in engines(python):
+        print(f"core: {python}, engine {engine}", flush=True)
+        failed += subprocess.run([python, *_pytest(engine)], cwd=ROOT, check=False).returncode != 0
+    return failed
+
+
+def environment(version: str) -> Path | None:
+    """The interpreter of an environment with what the core needs; None where there is no such Python."""
+    folder = ROOT / f".venv-core-{version}"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists() and _uv("venv", "--clear", "--python", version, folder).returncode:
+        return None
+    _uv(
+        "pip", "install", "--python", python, "-c", "constraints.txt", "-r", "pyproject.toml", *TOOLS
+    ).check_returncode()
+    return python
+
+
+def engines(python: Path) -> Iterator[str]:
+    """What `auto` is to mean: the best engine there, and where that is the training build's, the other one too."""
+    yield "auto"
+    code = "from importlib.metadata import version; version('onnxruntime-training-cpu')"
+    if subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0:
+        yield "runtime"
+
+
+def _pytest(engine: str) -> list[str]:
+    return ["-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "not slow", "--engine", engine, *CORE]
+
+
+def _uv(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Calls uv, which is told where pyenv keeps its Pythons: it looks for them on the path alone."""
+    places = [str(path) for path in Path.home().glob(".pyenv/versions/*/bin")]
+    variables = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", ""), *places])}
+    return subprocess.run(
+        [sys.executable, "-m", "uv", "--quiet", *arguments], cwd=ROOT, env=variables, capture_output=True, check=False
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
