@@ -6,7 +6,7 @@ import pytest
 
 from tools import core
 
-FRAMEWORK = re.compile(r"^(?:import|from) (?:torch|tensorflow|keras|openvino)", re.M)
+FRAMEWORK = re.compile(r"^(?:import|from) (?:onnxqat\.)?(?:torch|tensorflow|keras|openvino)", re.M)
 
 
 @pytest.mark.parametrize("path", core.CORE)
