@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxqat.config import Config
 from onnxqat.folding import fold
 from onnxqat.graph import external, io, qdq
 from onnxqat.insertion import insert
@@ -133,6 +134,46 @@ def test_mapped_weights_stay_after_the_file_was_replaced(mapped):
     first = loaded.graph.initializers["w0"].const_value.numpy().copy()
     io.save(loaded, mapped)
     assert np.array_equal(loaded.graph.initializers["w0"].const_value.numpy(), first)
+
+
+#: Trains a step and saves the model; prints the peak of memory beyond what the process takes before, in bytes.
+TRAIN = """
+import sys
+from pathlib import Path
+import numpy as np
+import onnxqat
+from onnxqat.graph import external
+from onnxqat.training import engine
+from onnxqat.training.training_graph import memory
+def held(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+folder, choice = Path(sys.argv[1]), sys.argv[2]
+external.TOO_LARGE = memory.LARGEST_KEPT = engine.LARGEST_COPIES = 2**25  # as if it were of gigabytes
+external.MAPPED_ABOVE = 2**20
+before = held("VmRSS")
+run = onnxqat.Trainer(folder / "q.onnx", "distill", teacher=folder / "big.onnx", memory=choice)
+run.step({"x": np.load(folder / "data.npz")["x"]})
+onnxqat.save(run.view(), folder / "trained.onnx")
+print("PEAK", held("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_training_takes_little_more_than_what_it_must_keep(tmp_path, monkeypatch):
+    monkeypatch.setattr(external, "TOO_LARGE", 2**25)
+    path = stack(tmp_path, 16, 1024)
+    size = (tmp_path / "big.data").stat().st_size
+    io.save(
+        insert(path, [np.load(tmp_path / "data.npz")["x"]], Config(weight_granularity="per_tensor")),
+        tmp_path / "q.onnx",
+    )
+    # parameters, gradients and teacher are 3, moments 2 or a half; for the rest, 16 layers count more than hundreds would
+    for choice, most in (("auto", 6.2), ("low", 4.7)):
+        command = [sys.executable, "-c", TRAIN, str(tmp_path), choice]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout.split("PEAK ")[1]) < most * size, choice
 
 
 @pytest.mark.slow

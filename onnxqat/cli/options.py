@@ -166,7 +166,7 @@ class Execution:
         Option(help="Kernels of onnxruntime-training, operators of any onnxruntime, or the first where installed."),
     ] = "auto"
     memory: Annotated[
-        MemoryName, Option(help="low: less memory for up to a tenth more time, with the same results; or auto.")
+        MemoryName, Option(help="low: less memory for up to a tenth more time, moments of weights in 8 bits; or auto.")
     ] = "auto"
     provider: Annotated[
         str, Option(help="Execution provider that runs training: cpu, cuda, or any that ONNX Runtime lists.")

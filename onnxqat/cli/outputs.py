@@ -12,6 +12,7 @@ from onnxqat.terminal.plain import Terminal
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
     from onnxqat.pipeline import Outcome
     from onnxqat.verification.report import Report
@@ -47,7 +48,7 @@ def check(
         files.check_all(outputs, [*models, *inputs])
 
 
-def write(model: onnx.ModelProto, path: Path) -> None:
+def write(model: onnx.ModelProto | ir.Model, path: Path) -> None:
     """Writes a model and says so; of several processes, only the first does."""
     from onnxqat.pipeline.recovery import save
 

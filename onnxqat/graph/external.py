@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import shutil
 import zlib
@@ -13,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError, cut
+from onnxqat.graph.edit import make_inputs
 
 #: Above this many bytes a protobuf file cannot hold the weights (its limit is 2 GiB).
 TOO_LARGE = 1_500_000_000
@@ -121,6 +123,13 @@ def mapped(model: ir.Model) -> dict[ir.Value, ir.ExternalTensor]:
     return {value: tensor for value, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
 
 
+def forget(tensor: ir.TensorProtocol | None) -> None:
+    """Lets the system take back the memory of a mapped weight; it is read from its file again when it is needed."""
+    mapping = tensor.raw if isinstance(tensor, ir.ExternalTensor) else None
+    if mapping is not None and hasattr(mapping, "madvise"):  # Windows takes it back by itself
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def fill_in(proto: onnx.ModelProto, model: ir.Model) -> None:
     """Puts the mapped weights of the model into its protobuf form, one by one."""
     on_disk = {str(value.name): tensor for value, tensor in mapped(model).items()}
@@ -173,8 +182,9 @@ def _at(tensor: ir.ExternalTensor, file: Path) -> ir.ExternalTensor:
     )
 
 
-def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto | ir.Model) -> onnx.ModelProto:
     """A copy of the model in which weights are inputs, except small ones; what external data other tensors have is left out."""
+    proto = model if isinstance(model, onnx.ModelProto) else _without_large(model)
     bare, graph = onnx.ModelProto(), onnx.GraphProto()
     _copy(proto, bare, leave="graph")
     _copy(proto.graph, graph, leave="initializer")
@@ -190,6 +200,14 @@ def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
         tensor.ClearField("data_location")
         tensor.dims[:] = [0]
     return bare
+
+
+def _without_large(model: ir.Model) -> onnx.ModelProto:
+    """The model in protobuf form, in which large weights are inputs, so that none is copied."""
+    bare = model.clone()
+    weights = {str(v.name): v.const_value for v in bare.graph.initializers.values() if v.const_value is not None}
+    make_inputs(bare.graph, [name for name, tensor in weights.items() if tensor.nbytes > SMALL])
+    return ir.to_proto(bare)
 
 
 def _copy(source: onnx.ModelProto | onnx.GraphProto, target: onnx.ModelProto | onnx.GraphProto, leave: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 from rich.table import Table
 
 from onnxqat.config import Config
@@ -102,7 +103,7 @@ def run(
     )
     deployed = None
 
-    def keep_deployed(trained: onnx.ModelProto) -> None:
+    def keep_deployed(trained: ir.Model) -> None:
         nonlocal deployed
         deployed = fold(trained)
         keeping.write(deployed)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
 from onnxqat.data import sources as datasets
 from onnxqat.errors import InputError
@@ -49,7 +50,7 @@ class Keeping:
         strict: whether a checkpoint is refused that was made in another way (see `Trainer.resume`).
     """
 
-    write: Callable[[onnx.ModelProto], None]
+    write: Callable[[ir.Model], None]
     callbacks: Sequence[Callback] = ()
     resume: Path | None = None
     recovery: Recovery | None = None
@@ -104,7 +105,7 @@ def fit(
             _keep_what_was_reached(run, error, keeping)
         raise
     if rank() == 0:
-        keeping.write(run.model())
+        keeping.write(run.view())
 
 
 def _keep_what_was_reached(run: Trainer, error: BaseException, keeping: Keeping) -> None:
@@ -112,7 +113,7 @@ def _keep_what_was_reached(run: Trainer, error: BaseException, keeping: Keeping)
     cause = f"interrupted by {getattr(error, 'cause', 'Ctrl-C')}" if stopped else "ended early"
     onward = _checkpoint(run, keeping.recovery) if stopped and keeping.recovery is not None else ""
     which = "the best epoch so far" if run.take_best() else "the last step"
-    keeping.write(run.model())
+    keeping.write(run.view())
     log.warning(
         "%s in epoch %d, after step %d: written are the parameters of %s%s",
         cause,
@@ -136,7 +137,7 @@ def _checkpoint(run: Trainer, recovery: Recovery) -> str:
     return f"; resume with: {recovery.command(recovery.folder)}"
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto | ir.Model, path: Path) -> None:
     """Writes the result of long work; if its path has become impossible meanwhile, to another place.
 
     Raises:

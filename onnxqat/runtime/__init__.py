@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -23,6 +23,8 @@ with kept_out("onnxruntime.training.ortmodule"):  # the training build tries it,
 
 # isort: split
 from onnxqat.runtime.devices import CPU, Device
+
+AnyModel = TypeVar("AnyModel", onnx.ModelProto, ir.Model)
 
 #: Bytes of weights up to which the result of a stage is loaded whole; beyond, large weights are left out.
 LOADED_WHOLE = 2**28
@@ -105,7 +107,7 @@ def _reads_quantized_outputs(model: ir.Model | onnx.ModelProto) -> bool:
     return quantized and any(not outputs.isdisjoint(inputs) for _, inputs in nodes)
 
 
-def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+def checked(model: AnyModel) -> AnyModel:
     """Returns the model as it is if it passes ONNX's checker and ONNX Runtime loads it; every stage checks its result so.
 
     It is loaded as users load it, with all optimizations: some models fail only there. ONNX's checker gets no large weights, and

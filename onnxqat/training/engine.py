@@ -196,6 +196,7 @@ class Engine:
         threads: number of cores to use; 0: all.
         splitting: how batches are cut into parts; None: they are not, and threads work inside operators.
         device: device that the graphs run on.
+        sparing: whether gradients of parts may take an eighth of the memory that they else may.
 
     Attributes:
         parameters: the flat array; changing it changes the next run.
@@ -213,6 +214,8 @@ class Engine:
         threads: int = 0,
         splitting: Splitting | None = None,
         device: Device = CPU,
+        *,
+        sparing: bool = False,
     ) -> None:
         self.layout = layout
         self.parameters = aligned(layout.size)
@@ -221,6 +224,7 @@ class Engine:
         self.gradients = self.results[:-1]
         self._threads, self._splitting, self._device = threads or cores(), splitting, device
         self._read = Double(self.parameters, device), layout.named(self.parameters)
+        self._sparing = sparing
         self._copies, self._written = [self.results], [Double(self.results, device)]
         self._crew = Crew(self._threads)
         self._evaluation = Lanes(evaluation, self._threads, device, self._read, lambda number: (self._written[0], {}))
@@ -236,7 +240,8 @@ class Engine:
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
-        parts = [part for part in self._parts(batch, 1 + LARGEST_COPIES // self.results.nbytes) if part.share]
+        most = LARGEST_COPIES // (8 if self._sparing else 1)
+        parts = [part for part in self._parts(batch, 1 + most // self.results.nbytes) if part.share]
         self._read[0].send()
         lanes = self._training.of(len(parts))
         self._crew([partial(_run, lane, part.arrays) for lane, part in zip(lanes, parts, strict=True)])

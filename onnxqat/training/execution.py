@@ -33,8 +33,9 @@ class Execution:
             "plain": in the layout that ONNX describes.
         engine: "training", the kernels of onnxruntime-training; "runtime", operators that every onnxruntime has; or "auto", the
             first where it is installed.
-        memory: "auto": outputs of quantizers are kept for the backward pass; "low": they are computed again, which takes up to a
-            tenth longer.
+        memory: "auto": outputs of quantizers are kept for the backward pass while there is memory for it, else they are computed
+            again, with the same results. "low": they are computed again, which takes up to a tenth longer, and `Trainer` keeps
+            moments of weights in 8 bits (Dettmers et al. 2022), which changes results a little.
         provider: execution provider of ONNX Runtime that runs the graphs: "cpu", "cuda", or any other that the installed build
             lists. The blocked layout, parts of a batch and the optimizer's steps are matters of the CPU alone.
 

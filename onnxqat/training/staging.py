@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -89,6 +89,14 @@ class Stages:
         log.info("epoch %d: %s quantized", epoch + 1, f"{' and '.join(quantized)} are" if quantized else "nothing is")
         self._entered = stage
         return True
+
+    def recompute(self, engine: Engine) -> None:
+        """Lets the engine compute outputs of quantizers again for the backward pass, from the next step on."""
+        graph = replace(self._graph, twice=True)
+        whole = partial_training(graph, self._loss, Stage().leaves_out)
+        self._graph = replace(graph, training=whole)
+        entered = self._entered
+        engine.use(whole if entered == Stage() else partial_training(graph, self._loss, entered.leaves_out))
 
     def note(self, model: ir.Model, epoch: int) -> None:
         """See `StartEpochs`."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch
 from onnxqat.distributed import Workers
 from onnxqat.errors import TrainingError
 from onnxqat.process import interruption
+from onnxqat.process.free_memory import free_memory
 from onnxqat.runtime.splitting import splitting_of
 from onnxqat.training.engine import Engine
 from onnxqat.training.execution import Execution
@@ -23,7 +28,10 @@ from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.resume.state import State
 from onnxqat.training.staging import Stages
 from onnxqat.training.training_graph.build import TrainingGraph
+from onnxqat.training.training_graph.demand import demand
 from onnxqat.training.training_graph.losses import LOSS
+
+log = logging.getLogger(__name__)
 
 
 class Steps:
@@ -60,15 +68,26 @@ class Steps:
         self.stages, self.optimizer, self._clip_norm = stages, optimizer, clip_norm
         threads, device = execution.threads, execution.device
         splitting = splitting_of(graph.evaluation, feeds.axes(), LOSS) if execution.cuts else None
+        _check_room(graph, optimizer, execution)
         self.engine = engine = Engine(
-            graph.training, graph.evaluation, graph.layout, graph.initial, threads, splitting, device
+            graph.training,
+            graph.evaluation,
+            graph.layout,
+            graph.initial,
+            threads,
+            splitting,
+            device,
+            sparing=execution.twice,
         )
         self._safety = PairSafety(graph.qdq)
-        self._update = Updater(optimizer, graph.layout, engine.parameters, engine.gradients, threads, self.hold)
+        self._update = Updater(
+            optimizer, graph.layout, engine.parameters, engine.gradients, threads, self.hold, in_8_bits=execution.twice
+        )
         accumulated = np.zeros_like(engine.gradients) if accumulate > 1 else None
         self.state = State(engine.parameters, self._update.moments, schedule, seed, accumulated)
         self.hold()
         self.last: Batch | None = None
+        self._recomputes, self._largest, self._on_cpu = graph.twice, 0, execution.device.is_cpu
         self.watch = LossWatch()
 
     def whole(self) -> AbstractContextManager[None]:
@@ -90,9 +109,28 @@ class Steps:
         if part is None or not share:
             self.engine.results[:] = 0
         else:
-            self.engine.step(self.feeds(part))
+            fed = self.feeds(part)
+            self._make_room(fed)
+            self.engine.step(fed)
         self.workers.mean(self.engine.results, share)
         return self.engine.loss
+
+    def _make_room(self, fed: Mapping[str, NDArray[Any]]) -> None:
+        """Chooses, at the first batch and at larger ones, what is kept for the backward pass by the memory that is free."""
+        size = sum(array.nbytes for array in fed.values())
+        free = free_memory() if size > self._largest and self._on_cpu else None
+        self._largest = max(size, self._largest)
+        if free is None:
+            return
+        needed = demand(self.engine.training, fed)
+        if needed > free and not self._recomputes:
+            log.info("a step would take %s, %s are free: outputs of quantizers are computed again", *_gb(needed, free))
+            self._recomputes = True
+            self.stages.recompute(self.engine)
+            needed = demand(self.engine.training, fed)
+        log.debug("a step takes about %s, %s are free", *_gb(needed, free))
+        if needed > free:
+            log.warning("a step takes about %s, %s are free: if it fails, use smaller batches", *_gb(needed, free))
 
     def step(self, batch: Batch) -> float:
         """Takes a step on a checked batch; returns the loss before it.
@@ -132,3 +170,19 @@ class Steps:
         (output,) = self.engine.evaluate(feeds, self.graph.outputs[:1])
         masked = self.feeds.masked_label(output, feeds, begun=begun)
         return masked or not_finite(self.engine, self.graph.qdq, feeds, begun=begun)
+
+
+def _check_room(graph: TrainingGraph, optimizer: Optimizer, execution: Execution) -> None:
+    """Warns where parameters, gradients and moments alone take more memory than is free."""
+    free, moments = free_memory(), optimizer.moments * (0.25 if execution.twice else 1.0)
+    needed = int(4 * graph.layout.size * (2 + moments))
+    if free is not None and needed > free:
+        log.warning(
+            "parameters, gradients and moments take %s, %s are free: training may fail; %s",
+            *_gb(needed, free),
+            "free memory, or freeze layers" if execution.twice else 'use memory "low", free memory, or freeze layers',
+        )
+
+
+def _gb(*sizes: int) -> tuple[str, ...]:
+    return tuple(f"{size / 1e9:.1f} GB" for size in sizes)

@@ -224,15 +224,11 @@ class Trainer:
 
     def model(self) -> onnx.ModelProto:
         """The Q/DQ model with the parameters as they are now, fully quantized at whatever stage."""
-        if self.state.summed and not self.schedule.position.step:
-            log.warning(
-                "accumulate is %d, %d batches have come: no step has been taken yet",
-                self._steps.accumulate,
-                self.state.summed,
-            )
-        model = self._trained()
-        self._steps.stages.note(model, self.schedule.position.epoch)
-        return checked(ir.to_proto(model))
+        return checked(io.to_proto(self._noted()))
+
+    def view(self) -> ir.Model:
+        """The model as `model()` returns it, without a copy of its weights: they change with the next step."""
+        return checked(self._noted())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint: all that this run must remember, in a file that appears whole or not at all.
@@ -320,6 +316,18 @@ class Trainer:
     def has_begun(self) -> bool:
         """Whether a step has been taken, in this process or before."""
         return self.state.has_begun
+
+    def _noted(self) -> ir.Model:
+        """The Q/DQ model with the parameters as they are now, and the epochs that are still to go."""
+        if self.state.summed and not self.schedule.position.step:
+            log.warning(
+                "accumulate is %d, %d batches have come: no step has been taken yet",
+                self._steps.accumulate,
+                self.state.summed,
+            )
+        model = self._trained()
+        self._steps.stages.note(model, self.schedule.position.epoch)
+        return model
 
     def _trained(self) -> ir.Model:
         """The Q/DQ model with the parameters as they are now."""

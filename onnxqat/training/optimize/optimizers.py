@@ -131,6 +131,7 @@ class AdamW:
         eps: number above 0 that is added to the denominator.
         weight_decay: decay per step, times the learning rate; 0 or more, only for weights.
         relative: whether steps are measured by the size of each parameter.
+        squares: moments that are never negative, where they are kept in 8 bits.
 
     Example:
         ```python
@@ -143,6 +144,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
     relative: bool = False
+    squares: ClassVar[tuple[int, ...]] = (1,)
 
     def __post_init__(self) -> None:
         _check("AdamW", "lr", self.lr, lambda x: x > 0, "above 0")

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
 from onnxqat.training.engine import Binding, Floats, Loaded, Value, as_value
 from onnxqat.training.optimize.optimizers import Optimizer, update_graph
+from onnxqat.training.optimize.packed import BLOCK, Packed
 from onnxqat.training.training_graph.parameters import Kind, Layout
 
 #: Elements per stretch: the dozen intermediate arrays of an update then fit into the second-level cache.
@@ -29,11 +33,39 @@ SMALLEST_SIZE = 1e-3
 FLOAT_SHARE = 0.01
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """A stretch of the flat arrays, ready to be updated.
+
+    Attributes:
+        session: runs the update.
+        binding: the arrays that it works on.
+        packed: moments in 8 bits.
+        start: where the stretch begins in them.
+        unpacked: the arrays that the update finds them in.
+    """
+
+    session: Loaded
+    binding: Binding
+    packed: Sequence[Packed]
+    start: int
+    unpacked: Sequence[Floats]
+
+    def update(self) -> None:
+        """Updates the stretch."""
+        pairs = list(zip(self.packed, self.unpacked, strict=True))
+        for packed, numbers in pairs:
+            packed.read(self.start, numbers)
+        self.session.run_with_iobinding(self.binding)
+        for packed, numbers in pairs:
+            packed.write(self.start, numbers)
+
+
 class Updater:
     """An optimizer at work on one set of flat arrays.
 
     Attributes:
-        moments: the optimizer's own flat arrays.
+        moments: all that the optimizer remembers.
     """
 
     def __init__(
@@ -44,16 +76,26 @@ class Updater:
         gradients: Floats,
         threads: int = 0,
         hold: Callable[[], None] | None = None,
+        *,
+        in_8_bits: bool = False,
     ) -> None:
-        """Takes `hold`, which clips parameters to their bounds and is part of every update."""
+        """Takes `hold`, which clips parameters to their bounds and is part of every update.
+
+        With `in_8_bits`, moments of weights are kept so (see `packed`).
+        """
         self._optimizer, self._hold = optimizer, hold
-        self.moments = [np.zeros_like(parameters) for _ in range(optimizer.moments)]
         self._crew = Crew(threads or cores())
-        self._stretches: list[tuple[Kind, Loaded, Binding]] = []
+        numbers, squares = range(optimizer.moments), getattr(optimizer, "squares", ())
+        self._packed_until = layout.bounds["weight"][1] if in_8_bits else 0
+        self._packed = [Packed(self._packed_until, signed=i not in squares) for i in numbers] if in_8_bits else []
+        self._floats = [np.zeros(parameters.size - self._packed_until, np.float32) for _ in numbers]
+        # a place for each thread, which takes every n-th stretch of n threads (see `Crew.map`)
+        self._unpacked = [[np.zeros(STRETCH, np.float32) for _ in self._packed] for _ in range(self._crew.size)]
+        self._stretches: list[_Stretch] = []
         self._kept: list[object] = []  # bindings keep no references
         self._rates: dict[Kind, dict[str, Floats]] = {}
         low, high = scale_bounds(layout, parameters)
-        units = sizes(layout, parameters)
+        units = sizes(layout, parameters) if optimizer.relative else None
         for kind, (start, stop) in layout.bounds.items():
             if start == stop:
                 continue
@@ -65,13 +107,17 @@ class Updater:
             for begin in range(start, stop, STRETCH):
                 part = slice(begin, min(begin + STRETCH, stop))
                 vectors = {"p": parameters[part], "g": gradients[part]}
-                vectors |= {f"m{i}": moment[part] for i, moment in enumerate(self.moments)}
                 if kind == "scale":
                     inner = slice(part.start - start, part.stop - start)
                     vectors |= {"low": low[inner], "high": high[inner]}
-                elif optimizer.relative:
+                elif units is not None:
                     vectors["unit"] = units[part]
-                self._bind(kind, update, vectors, scalars)
+                self._bind(update, part, vectors, scalars)
+
+    @property
+    def moments(self) -> list[NDArray[Any]]:
+        """See above."""
+        return [*self._floats, *(array for one in self._packed for array in (one.codes, one.peaks))]
 
     def __call__(self, lr: float, step: int, gradient_factor: float) -> None:
         """One update; `step` is counted from 1. Ctrl-C waits until all of it is done."""
@@ -80,28 +126,32 @@ class Updater:
             for name, number in {**rates, "gradient_factor": gradient_factor}.items():
                 arrays[name][...] = number
         with _uninterrupted():
-            self._crew.map(_run, self._stretches)
+            self._crew.map(_Stretch.update, self._stretches)
             if self._hold is not None:
                 self._hold()
 
-    def _bind(self, kind: Kind, update: Loaded, vectors: dict[str, Floats], scalars: dict[str, Value]) -> None:
+    def _bind(self, update: Loaded, part: slice, vectors: dict[str, Floats], scalars: dict[str, Value]) -> None:
+        """Adds a stretch; its moments are unpacked for an update where they are in 8 bits, in whole blocks."""
+        size, packed = part.stop - part.start, self._packed if part.start < self._packed_until else []
+        blocks = -(-size // BLOCK) * BLOCK
+        unpacked = [array[:blocks] for array in self._unpacked[len(self._stretches) % self._crew.size]]
+        inner = slice(part.start - self._packed_until, part.stop - self._packed_until)
+        moments = [array[:size] for array in unpacked] if packed else [array[inner] for array in self._floats]
+        names = [f"m{i}" for i in range(len(moments))]
         binding = update.io_binding()
-        values = {name: self._value(array) for name, array in vectors.items()}
+        values = {
+            name: self._value(array) for name, array in {**vectors, **dict(zip(names, moments, strict=True))}.items()
+        }
         for name, value in {**values, **scalars}.items():
             binding.bind_ortvalue_input(name, value)
-        for name in ["p", *(f"m{i}" for i in range(self._optimizer.moments))]:
+        for name in ["p", *names]:
             binding.bind_ortvalue_output(f"{name}_new", values[name])
-        self._stretches.append((kind, update, binding))
+        self._stretches.append(_Stretch(update, binding, packed, part.start, unpacked if packed else []))
 
     def _value(self, array: Floats) -> Value:
         value = as_value(array)
         self._kept += [array, value]
         return value
-
-
-def _run(stretch: tuple[Kind, Loaded, Binding]) -> None:
-    _, update, binding = stretch
-    update.run_with_iobinding(binding)
 
 
 def sizes(layout: Layout, parameters: Floats) -> Floats:

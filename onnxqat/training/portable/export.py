@@ -139,7 +139,7 @@ def _described(graph: TrainingGraph, models: dict[str, ir.Model]) -> dict[str, A
 
 
 def _places(graph: TrainingGraph) -> dict[str, Any]:
-    """Where each initializer lies, and which scales weights may outgrow, as the exported step does not raise them."""
+    """Place of each initializer, and which scales weights may outgrow, as the exported step does not raise them."""
     places = [{"name": p.name, "offset": p.offset, "shape": list(p.shape)} for p in graph.layout.parameters]
     outgrown = [str(held.quantizer.scale.name) for held in held_weights(graph.qdq)]
     return {"file": "parameters.bin", "size": graph.layout.size, "initializers": places, "outgrown": outgrown}

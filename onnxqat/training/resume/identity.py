@@ -55,16 +55,24 @@ class Origin:
     execution: Execution
     processes: int = 1
 
-    @cached_property
+    @property
     def tensors(self) -> Tensors:
         """The model without its trained values, the initial values, and the user's loss function if there is one."""
-        proto = io.to_proto(self.graph.qdq)
-        trained = {parameter.name for parameter in self.graph.layout.parameters}
+        return {**self._models, "initial": self.graph.initial}
+
+    @cached_property
+    def _models(self) -> Tensors:
+        model = self.graph.qdq.clone()
+        for parameter in self.graph.layout.parameters:
+            value = model.graph.initializers[parameter.name]
+            value.const_value = ir.tensor(np.zeros(0, np.float32), name=parameter.name)
+        proto = io.to_proto(model)
+        shapes = {parameter.name: parameter.shape for parameter in self.graph.layout.parameters}
         for tensor in proto.graph.initializer:
-            if tensor.name in trained:
+            if tensor.name in shapes:
+                tensor.dims[:] = shapes[tensor.name]
                 tensor.ClearField("raw_data")
-                tensor.ClearField("float_data")
-        tensors = {"model": _as_array(proto.SerializeToString(deterministic=True)), "initial": self.graph.initial}
+        tensors = {"model": _as_array(proto.SerializeToString(deterministic=True))}
         function = _function(self.arguments["loss"])
         return tensors if function is None else {**tensors, _LOSS: _as_array(function.SerializeToString())}
 
@@ -74,8 +82,8 @@ class Origin:
         arguments = {name: _described(value) for name, value in self.arguments.items()}
         return {
             "format": FORMAT,
-            "model": _sha256(self.tensors["model"]),
-            "initial": _sha256(self.tensors["initial"]),
+            "model": _sha256(self._models["model"]),
+            "initial": _sha256(self.graph.initial),
             "layout": [[p.name, p.offset, list(p.shape)] for p in self.graph.layout.parameters],
             "arguments": json.loads(json.dumps(arguments)),
             "threads": self.execution.threads,
@@ -96,6 +104,11 @@ class Origin:
                     f"{path}: was made with {name} {_readable(theirs.get(name))}, this run has "
                     f"{_readable(ours.get(name))}; use the same, or start a new run"
                 )
+        memory = facts.get("memory", "auto")
+        if (memory == "low") != self.execution.twice:
+            raise InputError(
+                f"{path}: was made with memory {memory}, this run has {self.execution.memory}; use the same, or start a new run"
+            )
         if facts["model"] != self.facts["model"]:
             raise InputError(f"{path}: is of another model; give the model that it was made from, or start a new run")
         if facts["initial"] != self.facts["initial"]:

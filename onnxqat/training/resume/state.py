@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxqat.training.engine import Floats
 from onnxqat.training.optimize.schedules import Length, Schedule, steps_of
@@ -20,7 +21,7 @@ class State:
 
     Attributes:
         parameters: the flat array of parameters.
-        moments: the optimizer's flat arrays.
+        moments: the optimizer's arrays.
         schedule: the learning-rate schedule and the position in it: optimizer steps and epochs done.
         seed: seed of the order of the data.
         accumulated: sum of the gradients of batches that no optimizer step has used yet, each times its weight; None where each
@@ -39,7 +40,7 @@ class State:
     """
 
     parameters: Floats
-    moments: list[Floats]
+    moments: list[NDArray[Any]]
     schedule: Schedule
     seed: int
     accumulated: Floats | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
@@ -16,7 +16,7 @@ from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
-from onnxqat.graph import io
+from onnxqat.graph import external, io
 from onnxqat.graph.biases import round_biases
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
@@ -48,7 +48,6 @@ class TrainingGraph:
         evaluation: (inputs, labels, parameters) → the model's outputs, and the loss.
         outputs: names of the model's outputs.
         layout: place of each parameter in the flat array.
-        initial: the flat array as the model has it.
         loss: what the loss needs.
         labelling: what the user says about labels.
         block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
@@ -61,12 +60,16 @@ class TrainingGraph:
     evaluation: ir.Model
     outputs: tuple[str, ...]
     layout: Layout
-    initial: NDArray[np.float32]
     loss: AttachedLoss
     labelling: Labelling
     block: int
     engine: OperatorsOf
     twice: bool = False
+
+    @property
+    def initial(self) -> NDArray[np.float32]:
+        """The flat array as the model has it, newly made."""
+        return initial_values(self.qdq.graph, self.layout)
 
     @property
     def used_block(self) -> int:
@@ -88,6 +91,8 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
     check_finite_weights(qdq)
     write_scalars(quantizers(qdq))
     restore_float(qdq)
+    for tensor in external.mapped(qdq).values():
+        external.forget(tensor)
     return qdq
 
 
@@ -109,7 +114,6 @@ def training_graph(
     """
     written_for = engine if engine == "standard" else chosen(engine)
     forward, layout = forward_graph(qdq, freeze)
-    initial = initial_values(forward.graph, layout)
     labelling = labelling or Labelling()
     attached = attach_loss(forward, loss, labelling)
     outputs = tuple(str(value.name) for value in forward.graph.outputs)
@@ -117,9 +121,7 @@ def training_graph(
     evaluation = _evaluation(forward, names, outputs, block)
     training = _differentiated(forward, names, block, written_for, twice=twice)
     log.info("training %d initializers, %d numbers", len(names), sum(p.size for p in layout.parameters))
-    return TrainingGraph(
-        qdq, training, evaluation, outputs, layout, initial, attached, labelling, block, written_for, twice
-    )
+    return TrainingGraph(qdq, training, evaluation, outputs, layout, attached, labelling, block, written_for, twice)
 
 
 def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Quantizer], bool]) -> ir.Model:
@@ -166,23 +168,31 @@ def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
     workers.check_same(
         crc32(repr(graph.layout).encode()), "model: differs between the processes; give all of them the same"
     )
-    workers.broadcast(graph.initial)
-    return replace(graph, qdq=with_values(graph.qdq, graph.layout, graph.initial))
+    initial = graph.initial
+    workers.broadcast(initial)
+    qdq = with_values(graph.qdq, graph.layout, initial)
+    _set(qdq, graph.layout.named(initial))
+    return replace(graph, qdq=qdq)
 
 
 def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.Model:
     """A copy of the Q/DQ model with the parameters of the flat array; trained biases lie on their grid, as in training.
 
-    Weights that `insert` promised to keep pair-safe are, whatever the array holds, by scales raised where they must be.
+    Its weights are views of the array. Those that `insert` promised to keep pair-safe are, whatever the array holds, by scales
+    raised where they must be.
     """
     model = qdq.clone()
-    arrays = layout.named(flat.copy())
+    arrays = layout.named(flat)
     arrays.update(PairSafety(qdq).outgrown(arrays))
-    for name, array in arrays.items():
-        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    _set(model, arrays)
     trained = {parameter.name for parameter in layout.parameters}
     round_biases(model, lambda bias: bias.value.name in trained)
     return model
+
+
+def _set(model: ir.Model, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    for name, array in arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
 
 
 def _check_scale(quantizer: Quantizer) -> None:

@@ -2,13 +2,14 @@
 
 Between the forward pass and the backward pass a quantizer keeps its input and its output. The output can be computed again from
 the input, at the price of up to a tenth of a step: where memory counts more, each quantizer is called a second time right before
-the backward pass first reads it. The session runs nodes in the order of the file (`engine.py`), which makes this late and the
-result's memory predictable.
+the backward pass first reads it. Of weights that take very much, the output is never kept. The session runs nodes in the order
+of the file (`engine.py`), which makes this late and the result's memory predictable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Sequence
 from typing import get_args
 
 import onnx_ir as ir
@@ -20,6 +21,8 @@ from onnxqat.names import MemoryName
 from onnxqat.training.blocked.lower import lower as to_blocks
 from onnxqat.training.quantizers import fakequant
 
+#: Bytes that kept outputs of weights' quantizers may take.
+LARGEST_KEPT = 2**28
 #: Operators that ONNX Runtime would expand itself, and so move to the end of its order, written as what it has kernels for.
 _CAST_LIKE = "CastLike"
 
@@ -57,15 +60,18 @@ def schedule(
     forward = ancestors(graph, set(forward_outputs))
     position = {node: index for index, node in enumerate(graph)}
     owner = owners(graph)  # a branch or body may be the reader
-    for call in [node for node in graph if fakequant.is_call(node) and node in forward]:
+    calls = [node for node in graph if fakequant.is_call(node) and node in forward]
+    weights = _large_weights(calls)
+    for call in calls:
+        recomputed = twice or call in weights
         uses = [use for use in call.outputs[0].uses() if use.node in owner]  # a removed branch still counts there
         backward = [use for use in uses if owner[use.node] not in forward]
-        if backward and twice:
+        if backward and recomputed:
             again = _again(call)
             graph.insert_before(min((owner[use.node] for use in backward), key=position.__getitem__), again)
             for use in backward:
                 use.node.replace_input_with(use.idx, again.outputs[0])
-        ahead = [owner[use.node] for use in uses if owner[use.node] in forward or not twice]
+        ahead = [owner[use.node] for use in uses if owner[use.node] in forward or not recomputed]
         if ahead and not call.outputs[0].is_graph_output():
             graph.remove(call)
             graph.insert_before(min(ahead, key=position.__getitem__), call)
@@ -74,6 +80,16 @@ def schedule(
     lower(model, kernels)
     for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
         _write_as_cast(model.graph, node)
+
+
+def _large_weights(calls: Sequence[ir.Node]) -> set[ir.Node]:
+    """Quantizers of weights, if their outputs together are too large to keep."""
+    sizes = {}
+    for call in calls:
+        source = call.inputs[0]
+        if source is not None and source.producer() is None and source.shape is not None and source.shape.is_static():
+            sizes[call] = 4 * math.prod(source.shape.numpy())
+    return set(sizes) if sum(sizes.values()) > LARGEST_KEPT else set()
 
 
 def _again(call: ir.Node) -> ir.Node:

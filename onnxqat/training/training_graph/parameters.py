@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.graph import external
 from onnxqat.graph.constants import constant
 from onnxqat.training.quantizers import fakequant, round_bias
 
@@ -120,6 +121,7 @@ def initial_values(graph: ir.Graph, layout: Layout) -> NDArray[np.float32]:
         array = constant(graph.initializers[parameter.name])
         assert array is not None
         parameter.view(flat)[...] = array
+        external.forget(graph.initializers[parameter.name].const_value)
     return flat
 
 

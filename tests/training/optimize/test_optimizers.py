@@ -26,9 +26,9 @@ def arrays(seed, size=SIZE):
     ]
 
 
-def run_ours(optimizer, kind, start, gradients, lr, factor=1.0, **options):
+def run_ours(optimizer, kind, start, gradients, lr, factor=1.0, *, in_8_bits=False, **options):
     parameters, gradient = start.copy(), np.zeros_like(start)
-    update = Updater(optimizer, layout(kind, len(start), **options), parameters, gradient)
+    update = Updater(optimizer, layout(kind, len(start), **options), parameters, gradient, in_8_bits=in_8_bits)
     for step, array in enumerate(gradients, 1):
         gradient[:] = array
         update(lr, step, factor)
