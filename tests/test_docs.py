@@ -112,7 +112,9 @@ def test_targets_and_extras_that_pages_name_exist():
 def test_files_of_the_checkout_that_pages_name_exist():
     text = "".join(page.read_text(encoding="utf-8") for page in ALL)
     named = set(re.findall(r"\b((?:onnxqat|tests|tools|models|docs)/[\w/.]+\.\w+)\b", text))
-    named |= {f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (tools[\w.]+)", text)}
+    for module in re.findall(r"python -m (tools[\w.]+)", text):
+        path = module.replace(".", "/")
+        named.add(f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py")
     written = {block.title for page in ALL for block in run_page.blocks(page)}  # what a walk makes
     assert len(named) > 30
     assert {name for name in named - written if not (ROOT / name).exists()} == set()

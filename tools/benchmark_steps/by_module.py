@@ -1,0 +1,19 @@
+"""Our step in PyTorch's loop: `as_module`, with PyTorch's loss and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from onnxqat.torch import as_module
+from tools.benchmark_steps.by_torch import batch, stepping
+
+
+def step(folder: Path, loss: str, threads: int) -> Callable[[], object]:
+    """Forward, backward and update."""
+    torch.set_num_threads(threads)
+    module = as_module(folder / "qdq.onnx", threads=threads)
+    data, labels = batch(folder)
+    return stepping(module, torch.optim.AdamW(module.groups(lr=1e-5)), loss, data, labels)
