@@ -40,6 +40,7 @@ _HOMES = {
     "fold": "onnxqat.folding",
     "gradients": "onnxqat.training.gradients",
     "insert": "onnxqat.insertion",
+    "reconstruct": "onnxqat.search.reconstruct",
     "save": "onnxqat.graph.io",
     "verify": "onnxqat.verification.run",
 }
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from onnxqat.folding import fold as fold
     from onnxqat.graph.io import save as save
     from onnxqat.insertion import insert as insert
+    from onnxqat.search.reconstruct import reconstruct as reconstruct
     from onnxqat.training.execution import Execution as Execution
     from onnxqat.training.gradients import gradients as gradients
     from onnxqat.training.optimize.optimizers import SGD as SGD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -55,14 +56,54 @@ def insert(
     quantization: options.Quantization,
     batch_size: options.BatchSize = 64,
     sample_axis: options.SampleAxis = None,
+    reconstruct: Annotated[
+        bool, typer.Option(help="Then bring each block closer to the float model, as the command reconstruct does.")
+    ] = False,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train."""
     outputs.check([output], inputs=[calibration, quantization.config], models=[model])
     from onnxqat.data import sources
     from onnxqat.insertion import insert as stage
+    from onnxqat.insertion.fixed import with_fixed_inputs
 
     config, source = asked.configuration(quantization), sources.read(calibration, batch_size)
-    outputs.write(stage(model, source, config, sample_axis=sample_axis, distributed=launched()), output)
+    qdq = stage(model, source, config, sample_axis=sample_axis, distributed=launched())
+    if reconstruct:
+        from onnxqat.search.reconstruct import reconstruct as search
+
+        qdq = search(qdq, with_fixed_inputs(model, config.fixed_inputs), source)
+    outputs.write(qdq, output)
+
+
+@app.command()
+@grouped
+def reconstruct(
+    model: options.Model,
+    float_model: Annotated[
+        Path, typer.Option("--float", help="Float model that insert was given.", show_default=False)
+    ],
+    data: options.Data,
+    output: options.Output,
+    *,
+    steps: Annotated[int, typer.Option(help="Optimizer steps for each block.")] = 100,
+    lr: Annotated[float, typer.Option(help="Largest learning rate, relative to the size of the parameters.")] = 5e-3,
+    samples: Annotated[int, typer.Option(help="Samples to read, 256 to 1,024; labels are not needed.")] = 512,
+    batch_size: options.BatchSize = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the data's order.")] = 0,
+    fix_input: options.FixInput = None,
+    execution: options.Execution,
+) -> None:
+    """Bring a Q/DQ model closer to the float model, block by block, without labels; train can go on from it."""
+    outputs.check([output], inputs=[data], models=[model, float_model])
+    from onnxqat.data import sources
+    from onnxqat.insertion.fixed import with_fixed_inputs
+    from onnxqat.pipeline.request import fixed_inputs
+    from onnxqat.search.reconstruct import reconstruct as search
+
+    source = sources.read(data, batch_size)
+    original = with_fixed_inputs(float_model, fixed_inputs(fix_input))
+    found = search(model, original, source, steps=steps, lr=lr, samples=samples, seed=seed, **asdict(execution))
+    outputs.write(found, output)
 
 
 @app.command()

@@ -51,6 +51,10 @@ MaxDrop = Annotated[
 Json = Annotated[
     Path | None, Option(help="Write the report to this file too; - for standard output.", show_default=False)
 ]
+FixInput = Annotated[
+    list[str] | None,
+    Option("--fix-input", metavar="NAME=VALUE", help="Make an input a constant; a number, true, false or a JSON list."),
+]
 SampleAxis = Annotated[
     int | None, Option(help="Axis of the first input that counts samples, if the model does not show it.")
 ]
@@ -73,12 +77,7 @@ class Quantization:
     activation_bits: Annotated[
         int | None, Option(help="Width of the inputs of weighted layers, 2 to 8. (default: 8)", show_default=False)
     ] = None
-    fix_input: Annotated[
-        list[str] | None,
-        Option(
-            "--fix-input", metavar="NAME=VALUE", help="Make an input a constant; a number, true, false or a JSON list."
-        ),
-    ] = None
+    fix_input: FixInput = None
 
 
 @dataclass(frozen=True)

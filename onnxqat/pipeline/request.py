@@ -204,7 +204,7 @@ def configuration(
     """Merges the settings of the configuration file and of the command line, which take precedence."""
     given: dict[str, Any] = {"target": target, "weight_bits": weight_bits, "activation_bits": activation_bits}
     if fix_input:
-        given["fixed_inputs"] = dict(map(_fixed_input, fix_input))
+        given["fixed_inputs"] = fixed_inputs(fix_input)
     base = Config()
     if config is not None:
         base = Config.from_nncf(config) if nncf.describes(config) else Config.from_json(config)
@@ -218,6 +218,11 @@ def bound(text: str) -> Until:
         return name, float(value)
     except ValueError:
         raise InputError(f"--until {text}: is not METRIC=NUMBER, such as accuracy=0.92; fix it") from None
+
+
+def fixed_inputs(texts: Sequence[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` of the command line as `Config.fixed_inputs`."""
+    return dict(map(_fixed_input, texts or ()))
 
 
 def _fixed_input(text: str) -> tuple[str, Any]:

@@ -16,10 +16,11 @@ import onnxqat
 from models import fashion_mnist
 from onnxqat import pipeline
 from onnxqat.pipeline import recovery, request
+from tests.models import model, random
 
 ROOT = Path(__file__).parents[2]
 SEPARABLE = str(ROOT / "models" / "separable.onnx")
-COMMANDS = ["insert", "train", "fold", "eval", "verify", "run", "inspect", "export"]
+COMMANDS = ["insert", "reconstruct", "train", "fold", "eval", "verify", "run", "inspect", "export"]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,22 @@ def test_run_calibrates_on_a_thousand_samples_of_the_training_data(data, monkeyp
                 recovery.Keeping(lambda _: None),
             )
     assert seen == [1024, None]
+
+
+def test_reconstruction_is_a_command_or_a_part_of_insert(call, tmp_path):
+    names = ("model.onnx", "data.npz", "q.onnx", "r.onnx", "t.onnx")
+    float_model, data, qdq, after, together = (tmp_path / name for name in names)
+    net = model("(float[N,8] x) => (float[N,4] y) { a = Gemm(x, w) y = Gemm(a, v) }", w=random(8, 8), v=random(8, 4))
+    onnx.save(net, float_model)
+    np.savez(data, x=random(64, 8, scale=1.0))
+    insertion = ["insert", float_model, "--calibration", data, "--weight-bits", 4]
+    assert call(*insertion, "-o", qdq)[0] == 0
+    status, _, log = call("reconstruct", qdq, "--float", float_model, "--data", data, "-o", after)
+    assert status == 0
+    assert "reconstructed 1 of 1 blocks" in log
+    assert "the data holds 64 samples" in log
+    assert call(*insertion, "--reconstruct", "-o", together)[0] == 0
+    assert onnx.load(together) == onnx.load(after)
 
 
 def test_standard_output_takes_a_model_and_messages_go_to_standard_error(call, data, tmp_path):
