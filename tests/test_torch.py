@@ -18,6 +18,7 @@ from models import fashion_mnist
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.export.torch import export
 from onnxqat.torch import as_module, quantize, to_model
+from onnxqat.torch.graph import as_values
 from onnxqat.torch.operator import bound, run_backward
 from onnxqat.torch.operator import run as run_operator
 from onnxqat.training.trainer import Trainer
@@ -781,6 +782,24 @@ def test_data_parallel_takes_it_and_gives_it_back(qdq, module, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(2.0),
+        torch.zeros(0, 3),
+        torch.tensor([[True, False]]),
+        torch.arange(6, dtype=torch.int32),
+        torch.ones(2, requires_grad=True),
+        torch.arange(6.0).reshape(2, 3).T,
+    ],
+    ids=["scalar", "empty", "booleans", "integers", "parameter", "transposed"],
+)
+def test_the_graph_reads_tensors_where_they_are(tensor):
+    value = as_values({"x": tensor})["x"]
+    np.testing.assert_array_equal(value.numpy(), tensor.detach().numpy(), strict=True)
+    assert (value.data_ptr() == tensor.data_ptr()) is tensor.is_contiguous()
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: m(BATCH["x"]), "input 'x': is a ndarray; give tensors"),
@@ -789,7 +808,7 @@ def test_data_parallel_takes_it_and_gives_it_back(qdq, module, tmp_path):
         (lambda m: m(X, X), "2 inputs given; the model takes x"),
         (lambda m: m(), "lacks 'x'"),
         (lambda m: m(image=X), "holds 'image', the model takes 'x'"),
-        (lambda m: m.double()(X), r"tensor 'w1': is torch.float64 on cpu, .* call \.cpu\(\)\.float\(\)"),
+        (lambda m: m.double()(X), r"tensor 'w1': is torch.float64 on cpu, .* call \.float\(\) on the module"),
         (lambda m: m.to("meta")(X), r"is torch.float32 on meta"),
     ],
     ids=["array", "type", "shape", "too many", "none", "name", "double", "device"],

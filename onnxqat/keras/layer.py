@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.training.engine import Value, as_value
+from onnxqat.training.execution import Execution, Options
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.build import load_qdq
 from onnxqat.training.training_graph.halves import Halves, cotangent, gradient
@@ -40,16 +41,16 @@ class Graph(keras.layers.Layer):  # type: ignore[misc]
 
     Args:
         graph: the model, serialized; or compressed and as text, as `get_config` gives it.
-        threads: number of cores to use; 0: all.
+        execution: fields of `onnxqat.Execution` that are not the default's.
         settings: of `keras.layers.Layer`.
     """
 
-    def __init__(self, graph: bytes | str, threads: int = 0, **settings: Any) -> None:
+    def __init__(self, graph: bytes | str, execution: Options | None = None, **settings: Any) -> None:
         super().__init__(**{**settings, "dtype": "float32", "autocast": False})
         self.supports_jit = False  # XLA cannot call ONNX Runtime
         self._proto = graph if isinstance(graph, bytes) else zlib.decompress(base64.b64decode(graph))
-        self._threads, self.lock = threads, threading.Lock()
-        self.wrapped = Wrapped(load_qdq(onnx.ModelProto.FromString(self._proto)), threads)
+        self._execution, self.lock = execution or Options(), threading.Lock()
+        self.wrapped = Wrapped(load_qdq(onnx.ModelProto.FromString(self._proto)), Execution(**self._execution))
         whole = self.wrapped.whole
         initializers = whole.qdq.graph.initializers
         self.inputs = {str(v.name): v for v in whole.qdq.graph.inputs if v.name not in initializers}
@@ -120,7 +121,7 @@ class Graph(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """The whole model, so that a saved Keras model needs no other file."""
         graph = base64.b64encode(zlib.compress(self._proto)).decode()
-        return {**super().get_config(), "graph": graph, "threads": self._threads}
+        return {**super().get_config(), "graph": graph, "execution": dict(self._execution)}
 
     def _trackable_children(self, save_type: str = "checkpoint", **others: Any) -> Any:
         """Refuses `tf.saved_model.save`: what it writes would call into a process that is gone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import onnx
@@ -13,7 +13,11 @@ from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.keras.layer import NO_SAVED_MODEL, Graph, keras_name, keras_type, shape_of
+from onnxqat.training.execution import Options
 from onnxqat.training.wrapped import QuantizationSchedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Strategies whose replicas are other processes or machines.
 _APART = (
@@ -23,12 +27,12 @@ _APART = (
 )
 
 
-def as_model(qdq: io.ModelLike, *, threads: int = 0) -> QdqModel:
+def as_model(qdq: io.ModelLike, **execution: Unpack[Options]) -> QdqModel:
     """A Keras model whose trainable weights are the model's weights, biases and scales; for `fit`, or a loop of one's own.
 
     Args:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
-        threads: number of cores to use; 0: all.
+        execution: `threads`, `layout`, `engine`, `memory`, `provider`: see `onnxqat.Execution`.
 
     Raises:
         InputError: the model has no quantizers or nothing to train; a strategy's replicas are other processes.
@@ -41,7 +45,7 @@ def as_model(qdq: io.ModelLike, *, threads: int = 0) -> QdqModel:
         model.fit(dataset, epochs=2)
         ```
     """
-    return QdqModel(ir.to_proto(io.load(qdq)).SerializeToString(), threads)
+    return QdqModel(ir.to_proto(io.load(qdq)).SerializeToString(), execution)
 
 
 def to_model(model: keras.Model) -> onnx.ModelProto:
@@ -89,7 +93,7 @@ class QdqModel(keras.Model):  # type: ignore[misc]
 
     Args:
         graph: the model, serialized.
-        threads: number of cores to use; 0: all.
+        execution: fields of `onnxqat.Execution` that are not the default's.
         settings: of `keras.Model`.
 
     Example:
@@ -104,14 +108,14 @@ class QdqModel(keras.Model):  # type: ignore[misc]
         ```
     """
 
-    def __init__(self, graph: bytes | str, threads: int = 0, **settings: Any) -> None:
+    def __init__(self, graph: bytes | str, execution: Options | None = None, **settings: Any) -> None:
         strategy = tf.distribute.get_strategy()
         if isinstance(strategy, _APART):
             raise InputError(
                 f"{type(strategy).__name__}: its replicas are other processes, which this model does not reach; "
                 "train with onnxqat.Trainer(distributed=True) under torchrun"
             )
-        layer = Graph(graph, threads, name=settings.get("name", "qdq"))
+        layer = Graph(graph, execution, name=settings.get("name", "qdq"))
         inputs = [
             keras.Input(batch_shape=shape_of(value), dtype=keras_type(value), name=keras_name(name))
             for name, value in layer.inputs.items()
@@ -152,8 +156,8 @@ class QdqModel(keras.Model):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """The graph, and the settings of the call."""
-        graph = self._graph_layer.get_config()
-        return {"name": self.name, "trainable": self.trainable, "graph": graph["graph"], "threads": graph["threads"]}
+        kept = self._graph_layer.get_config()
+        return {"name": self.name, "trainable": self.trainable, "graph": kept["graph"], "execution": kept["execution"]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> QdqModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -12,10 +12,19 @@ from onnxqat.errors import InputError
 from onnxqat.export.keras import export
 from onnxqat.insertion import insert
 from onnxqat.keras.model import QdqModel, as_model
+from onnxqat.training.execution import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def quantize(
-    model: keras.Model, dataset: Iterable[Any], config: Config | None = None, *, opset: int = 17, threads: int = 0
+    model: keras.Model,
+    dataset: Iterable[Any],
+    config: Config | None = None,
+    *,
+    opset: int = 17,
+    **execution: Unpack[Options],
 ) -> QdqModel:
     """Exports a Keras model, inserts quantizers with ranges from the dataset, and wraps the result for `fit`.
 
@@ -25,7 +34,7 @@ def quantize(
             samples usually suffice: `dataset.take(16)`.
         config: settings; None: `Config()`.
         opset: version of ONNX's default operator set, 13 to 18.
-        threads: number of cores to use; 0: all.
+        execution: as of `as_model`.
 
     Raises:
         InputError: the dataset's elements do not fit the model's inputs.
@@ -54,7 +63,7 @@ def quantize(
         return dict(zip(names, arrays, strict=True))
 
     batches = _Items(dataset) if isinstance(dataset, keras.utils.PyDataset) else dataset
-    return as_model(insert(exported, batches, config, transform=inputs), threads=threads)
+    return as_model(insert(exported, batches, config, transform=inputs), **execution)
 
 
 class _Items:

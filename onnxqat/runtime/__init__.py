@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -43,6 +44,11 @@ PACKAGES = tuple(
         "-cann",
         "",
     )
+)
+#: Words of ONNX Runtime for an operator without a kernel, and of it and its providers' libraries for memory that is not there.
+_LACKS = re.compile("Could not find an implementation for|is not a registered function/op")
+_NO_MEMORY = re.compile(
+    "out of memory|[Ff]ailed to allocate memory|smaller than requested bytes|ALLOC_FAILED|bad_alloc"
 )
 TRAINING_VERSION = "1.19.2"
 TRAINING_PYTHONS = "3.10 to 3.12"
@@ -89,9 +95,7 @@ class Inference:
         try:
             values = self._session.run(self.outputs, {name: batch[name] for name in self.inputs})
         except Exception as error:
-            raise InputError(
-                f"{self._called}: ONNX Runtime cannot run it on this batch: {short_reason(error)}"
-            ) from error
+            raise cannot_run(error, f"{self._called}: ONNX Runtime cannot run it on this batch") from error
         return dict(zip(self.outputs, values, strict=True))
 
 
@@ -197,9 +201,19 @@ def session(
     try:
         loaded = _session(model, options, device)
     except Exception as error:
-        raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}") from error
+        remedy = f"; it has none in onnxruntime {ort.__version__}: use a newer one, or leave that operator out"
+        remedy = remedy if _LACKS.search(str(error)) else ""
+        raise UnsupportedModelError(f"model: ONNX Runtime cannot load it: {short_reason(error)}{remedy}") from error
     device.check_started(loaded.get_providers())
     return loaded
+
+
+def cannot_run(error: Exception, what: str) -> InputError:
+    """The error for a session that did not run, which says `what` failed; memory that is not there has its own remedy."""
+    if _NO_MEMORY.search(str(error)):
+        remedy = "use a smaller --batch-size, with --accumulate for as many samples in a step, or --memory low"
+        return InputError(f"batch: needs more memory than there is ({short_reason(error)}); {remedy}")
+    return InputError(f"{what}: {short_reason(error)}")
 
 
 def optimized(model: onnx.ModelProto) -> onnx.ModelProto:

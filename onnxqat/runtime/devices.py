@@ -42,6 +42,8 @@ class Device:
                 f"provider {provider!r}: is not installed, onnxruntime {ort.__version__} lists {', '.join(sorted(listed))}; "
                 "use one of these, or install the build of onnxruntime that has it (for cuda: onnxruntime-gpu, alone)"
             )
+        if name == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA and cuDNN as pip installs them
         return cls(name, int(os.environ.get("LOCAL_RANK", 0)) if name in _ADDRESSED else 0)
 
     @property

@@ -15,7 +15,8 @@ import torch
 
 from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
-from onnxqat.training.engine import Array, Value, as_value, dlpack
+from onnxqat.runtime.devices import Device
+from onnxqat.training.engine import DLPACK_HAS_BOOLEANS, Array, Value, as_value, dlpack, from_dlpack
 from onnxqat.training.program import Program
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.halves import Function, Halves, cotangent, gradient
@@ -87,10 +88,11 @@ class Graph:
             InputError: an input does not fit the model, or zero points are not of this model.
         """
         given = dict(zip(self.tensors, tensors, strict=True))
-        self.wrapped.set_zero_points({name: given.pop(name).numpy() for name in self.wrapped.whole.zero_points})
-        inputs = check_batch({name: given[name] for name in self.signature.inputs}, self.signature)
-        arrays = {name: as_array(given[name]) for name in self.parameters}
-        return {name: as_value(array) for name, array in {**inputs, **arrays}.items()}
+        self.wrapped.set_zero_points({name: given.pop(name).cpu().numpy() for name in self.wrapped.whole.zero_points})
+        check_batch({name: _stand_in(given[name]) for name in self.signature.inputs}, self.signature)
+        for name, (dtype, _) in self.signature.inputs.items():
+            given[name] = given[name].to(getattr(torch, dtype.name))
+        return as_values(given)
 
     def out_of_bounds(
         self, parameters: Mapping[str, torch.Tensor], bounds: Sequence[torch.Tensor]
@@ -183,9 +185,33 @@ class Call:
         return {name: found[gradient(name)] for name in self.wrt if gradient(name) in found}
 
 
+def home(device: Device) -> torch.device:
+    """The device on which a graph takes PyTorch's tensors: its own where PyTorch has that too, else the CPU."""
+    kind, number = device.memory
+    return torch.device(kind, number) if kind == "cuda" and torch.cuda.is_available() else torch.device("cpu")
+
+
 def as_array(parameter: torch.Tensor) -> Array:
     """The parameter as an array in the same memory, which FullyShardedDataParallel may free: after `numpy()` it could not."""
     return np.from_dlpack(parameter.detach())
+
+
+def as_values(tensors: Mapping[str, torch.Tensor]) -> dict[str, Value]:
+    """The tensors, all on one device, as ONNX Runtime's values in the same memory, when what computes them there is done."""
+    for device in {tensor.device for tensor in tensors.values()}:
+        getattr(torch, device.type).synchronize(device)
+    found = {}
+    for name, tensor in tensors.items():
+        held, boolean = tensor.detach().contiguous(), tensor.dtype == torch.bool
+        as_bytes = boolean and not DLPACK_HAS_BOOLEANS
+        found[name] = from_dlpack(held.view(torch.uint8) if as_bytes else held, boolean=boolean)
+    return found
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU of the same type and shape, but of one number: NaN where one of them is not finite, else 0."""
+    finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    return torch.full((), 0 if finite else torch.nan, dtype=tensor.dtype).expand(tensor.shape)
 
 
 def as_tensor(value: Value) -> torch.Tensor:

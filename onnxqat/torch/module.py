@@ -19,9 +19,10 @@ from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.graph.structure import DROPOUT, OUTPUTS
-from onnxqat.torch.graph import Graph, as_array
+from onnxqat.torch.graph import Graph, as_array, home
 from onnxqat.torch.operator import bound, run
 from onnxqat.torch.scopes import register
+from onnxqat.training.execution import Execution
 from onnxqat.training.resume.float_state import reason_to_refuse
 from onnxqat.training.statistics import Statistics, statistics
 from onnxqat.training.training_graph.parameters import Kind
@@ -57,9 +58,10 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         ```
     """
 
-    def __init__(self, qdq: ir.Model, threads: int) -> None:
+    def __init__(self, qdq: ir.Model, execution: Execution) -> None:
         super().__init__()
-        self._graph = Graph(Wrapped(qdq, threads), Signature.of(qdq, ()))
+        self._graph = Graph(Wrapped(qdq, execution), Signature.of(qdq, ()))
+        self._home = home(execution.device)
         self._first = whole = self._graph.wrapped.whole
         self._structure = json.loads(qdq.metadata_props.get(OUTPUTS, "null"))
         self._dropout = json.loads(qdq.metadata_props.get(DROPOUT, "[]"))
@@ -96,28 +98,31 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
         """Runs the graph.
 
         Raises:
-            InputError: a tensor does not fit the model, or is not on the CPU; a parameter is not float32.
+            InputError: a tensor does not fit the model, or a parameter is not float32.
             UnsupportedModelError: a gradient is asked for that a node does not let pass; the message names all of them.
         """
         given = self._given(inputs, named)
         parameters = {self._names[name]: parameter for name, parameter in self.named_parameters()}
         for name, tensor in {**given, **parameters}.items():
-            if tensor.device.type != "cpu" or (name in parameters and tensor.dtype != torch.float32):
+            if tensor.device.type == "meta" or (name in parameters and tensor.dtype != torch.float32):
                 raise InputError(
-                    f"tensor {name!r}: is {tensor.dtype} on {tensor.device}, the graph takes float32 on the CPU; "
-                    "call .cpu().float() on the module and its inputs"
+                    f"tensor {name!r}: is {tensor.dtype} on {tensor.device}, the graph takes float32 that holds numbers; "
+                    "call .float() on the module, or load its state"
                 )
-        self._bound(parameters)
+        moved = {name: tensor.to(self._home) for name, tensor in {**given, **parameters}.items()}
+        for name in self._bound(parameters, moved):
+            moved[name] = parameters[name].to(self._home)
         buffers = dict(self.named_buffers())
-        shaped = {name: tensor.reshape(self._graph.parameters[name]) for name, tensor in parameters.items()}
-        known = {**given, **shaped, **{name: buffers[key] for key, name in self._buffer_names.items()}}
+        known = {name: tensor.reshape(self._graph.parameters.get(name, tensor.shape)) for name, tensor in moved.items()}
+        known |= {name: buffers[key] for key, name in self._buffer_names.items()}
         tensors = [known[name] for name in self._graph.tensors]
         differentiated = torch.is_grad_enabled()
         asked = [differentiated and tensor.requires_grad for tensor in tensors]
         found = run(self._graph.name, self._stage, asked, tensors)
         known.update({name: tensor.clone() for name, tensor in self._fixed.items()})
         known.update(zip(self._computed, found, strict=False))  # behind the outputs stands what the gradient reads
-        results = tuple(known[name] for name in self._outputs)
+        device = next((tensor.device for tensor in given.values()), self._home)
+        results = tuple(known[name].to(device) for name in self._outputs)
         if isinstance(self._structure, list):
             return dict(zip(self._structure, results, strict=True))
         return results[0] if self._structure is None and len(results) == 1 else results
@@ -210,20 +215,31 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
             )
         super()._load_from_state_dict(state_dict, prefix, *others)
 
-    def _bound(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Clips scales to their bounds, in place; touches no others, unless compiled: PyTorch counts changes."""
+    def _bound(self, parameters: Mapping[str, torch.Tensor], copies: Mapping[str, torch.Tensor]) -> list[str]:
+        """Clips scales to their bounds, in place; touches no others, unless compiled: PyTorch counts changes.
+
+        Args:
+            parameters: all parameters.
+            copies: the same where they are judged.
+
+        Returns:
+            Names of those that may have changed.
+        """
         buffers = dict(self.named_buffers())
         bounds = [buffers["_lowest"], buffers["_highest"]]
         with torch.no_grad():
             if torch.compiler.is_compiling():
                 scales, others = ([parameters[name] for name in names] for names in self._graph.scales_and_others)
                 bound(self._graph.name, scales, others, bounds)
-                return
-            for name, array in self._graph.out_of_bounds(parameters, bounds):
+                return self._graph.scales_and_others[0]
+            changed = self._graph.out_of_bounds(copies, bounds)
+            for name, array in changed:
                 parameters[name].copy_(array)
+            return [name for name, _ in changed]
 
     def _model(self) -> onnx.ModelProto:
-        self._bound({self._names[name]: parameter for name, parameter in self.named_parameters()})
+        parameters = {self._names[name]: parameter for name, parameter in self.named_parameters()}
+        self._bound(parameters, parameters)
         wrapped, buffers, arrays = self._graph.wrapped, dict(self.named_buffers()), {}
         wrapped.set_zero_points({name: buffers[key].cpu().numpy() for key, name in self._buffer_names.items()})
         for name, tensor in self.named_parameters():

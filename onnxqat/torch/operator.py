@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import library
 
-from onnxqat.torch.graph import Graph, as_array, as_tensor
-from onnxqat.training.engine import as_value
+from onnxqat.torch.graph import Graph, as_tensor, as_values
 from onnxqat.training.training_graph.halves import cotangent
 
 Tensors = Sequence[torch.Tensor]
@@ -45,7 +44,8 @@ def _(graph: str, stage: str, asked: Sequence[bool], tensors: Tensors) -> list[t
     call = held.call(stage, asked)
     inputs = tensors[: len(held.signature.inputs)]
     shapes = held.shapes(call, [tuple(tensor.shape) for tensor in inputs])
-    return [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, call.types, strict=True)]
+    device = tensors[0].device
+    return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, call.types, strict=True)]
 
 
 @library.custom_op(
@@ -69,8 +69,8 @@ def run_backward(
     call = held.call(stage, asked)
     given = dict(zip(call.saved(list(held.signature.inputs)), saved, strict=True))
     given |= zip(map(cotangent, call.function.differentiable), cotangents, strict=True)
-    found = call.backward({name: as_value(as_array(tensor)) for name, tensor in given.items()})
-    return [as_tensor(found[n]) if n in found else torch.zeros(held.parameters[n]) for n in call.wrt]
+    found, device = call.backward(as_values(given)), cotangents[0].device
+    return [as_tensor(found[n]) if n in found else torch.zeros(held.parameters[n], device=device) for n in call.wrt]
 
 
 @run_backward.register_fake  # type: ignore[untyped-decorator]
@@ -79,7 +79,9 @@ def _(graph: str, stage: str, asked: Sequence[bool], saved: Tensors, cotangents:
     call = held.call(stage, asked)
     inputs = dict(zip(call.saved(list(held.signature.inputs)), saved, strict=True))
     return [
-        torch.empty(held.parameters[name]) if name in held.parameters else torch.empty_like(inputs[name])
+        torch.empty(held.parameters[name], device=cotangents[0].device)
+        if name in held.parameters
+        else torch.empty_like(inputs[name])
         for name in call.wrt
     ]
 
@@ -93,6 +95,7 @@ def _remember(ctx: Any, inputs: tuple[str, str, Sequence[bool], Tensors], output
     ctx.held, ctx.call, ctx.arguments = held, call, (graph, stage, asked)
     ctx.shapes = [known[name].shape for name in call.function.differentiable]
     ctx.types = [known[name].dtype for name in call.function.differentiable]
+    ctx.device = tensors[0].device
     ctx.save_for_backward(*(known[name] for name in call.saved(list(held.signature.inputs))))
     ctx.mark_non_differentiable(*(known[name] for name in call.results if name not in call.function.differentiable))
     ctx.set_materialize_grads(False)  # zeros for what crosses between the halves would be as large as it is
@@ -101,7 +104,7 @@ def _remember(ctx: Any, inputs: tuple[str, str, Sequence[bool], Tensors], output
 def _backward(ctx: Any, gradients: Sequence[torch.Tensor | None]) -> tuple[None, None, None, list[torch.Tensor | None]]:
     given = dict(zip(ctx.call.results, gradients, strict=True))
     cotangents = [
-        torch.zeros(shape, dtype=dtype) if given[name] is None else given[name]
+        torch.zeros(shape, dtype=dtype, device=ctx.device) if given[name] is None else given[name]
         for name, shape, dtype in zip(ctx.call.function.differentiable, ctx.shapes, ctx.types, strict=True)
     ]
     found = iter(run_backward(*ctx.arguments, list(ctx.saved_tensors), cotangents))

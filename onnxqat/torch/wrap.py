@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
@@ -15,16 +16,23 @@ from onnxqat.export.torch import export
 from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.torch.module import QdqModule
+from onnxqat.training.execution import Execution, Options
 from onnxqat.training.training_graph.build import load_qdq
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def as_module(qdq: io.ModelLike | torch.Tensor, *, threads: int = 0) -> QdqModule:
+
+def as_module(qdq: io.ModelLike | torch.Tensor, **execution: Unpack[Options]) -> QdqModule:
     """A module whose parameters are the model's weights, biases and scales, for any loss, optimizer and loop of PyTorch's.
+
+    It takes tensors on any device; results are where the first input is. With `provider="cuda"` the graph runs on what is on the
+    GPU in place; with any other provider, it is copied to the CPU, and results are copied back.
 
     Args:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it; or what `structure()` of a module gave, out of a
             checkpoint, so that neither the float model nor calibration data is needed again.
-        threads: number of cores to use; 0: all.
+        execution: `threads`, `layout`, `engine`, `memory`, `provider`: see `onnxqat.Execution`.
 
     Example:
         ```python
@@ -37,7 +45,7 @@ def as_module(qdq: io.ModelLike | torch.Tensor, *, threads: int = 0) -> QdqModul
         InputError: the model has no quantizers, or nothing to train.
     """
     model = _from_structure(qdq) if isinstance(qdq, torch.Tensor) else qdq
-    return QdqModule(load_qdq(model), threads)
+    return QdqModule(load_qdq(model), Execution(**execution))
 
 
 def quantize(
@@ -47,7 +55,7 @@ def quantize(
     config: Config | None = None,
     *,
     transform: Transform | None = None,
-    threads: int = 0,
+    **execution: Unpack[Options],
 ) -> QdqModule:
     """Exports a float module, inserts quantizers, and returns the module to train: what NNCF's `create_compressed_model` did.
 
@@ -57,7 +65,7 @@ def quantize(
         loader: calibration data: inputs, labels behind them allowed; a few hundred samples usually suffice.
         config: settings; None: `Config()`.
         transform: turns an item of the loader into a batch.
-        threads: number of cores to use; 0: all.
+        execution: as of `as_module`.
 
     Example:
         ```python
@@ -68,7 +76,7 @@ def quantize(
         InputError: sample, data or configuration is wrong; the message says which and what to do.
         UnsupportedModelError: the module cannot be written as ONNX, or has nothing to quantize.
     """
-    return as_module(insert(export(module, sample), loader, config, transform=transform), threads=threads)
+    return as_module(insert(export(module, sample), loader, config, transform=transform), **execution)
 
 
 def to_model(module: torch.nn.Module) -> onnx.ModelProto:

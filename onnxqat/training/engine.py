@@ -21,10 +21,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import _pybind_state
 
-from onnxqat.errors import InputError, short_reason
 from onnxqat.process.crew import Crew, cores
-from onnxqat.runtime import exact_options, session
+from onnxqat.runtime import cannot_run, exact_options, session
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Part, Splitting
 from onnxqat.training.training_graph.losses import LOSS
@@ -317,7 +317,7 @@ def run_bound(loaded: Loaded, binding: Binding) -> None:
         loaded.run_with_iobinding(binding)
         binding.synchronize_outputs()
     except Exception as error:
-        raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
+        raise cannot_run(error, "batch: ONNX Runtime cannot run the model on it") from error
 
 
 def as_value(array: Array) -> Value:
@@ -328,6 +328,22 @@ def as_value(array: Array) -> Value:
 def allocated(shape: Sequence[int], dtype: ir.DataType) -> Value:
     """Memory of ONNX Runtime's own, which lives as long as anybody holds the value, by whatever name."""
     return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.numpy())
+
+
+#: Whether DLPack as this ONNX Runtime reads it has booleans; else they come as bytes.
+DLPACK_HAS_BOOLEANS = hasattr(ort.OrtValue, "from_dlpack")
+
+
+def from_dlpack(tensor: Any, *, boolean: bool = False) -> Value:
+    """A value in the memory of a contiguous tensor of another library, on whatever device, which it keeps alive.
+
+    Args:
+        tensor: the tensor; see `DLPACK_HAS_BOOLEANS`.
+        boolean: whether it holds booleans.
+    """
+    if DLPACK_HAS_BOOLEANS:
+        return ort.OrtValue.from_dlpack(tensor)
+    return ort.OrtValue(_pybind_state.OrtValue.from_dlpack(tensor.__dlpack__(), boolean))
 
 
 def dlpack(value: Value) -> Any:

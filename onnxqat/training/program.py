@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.errors import InputError, short_reason
 from onnxqat.graph.samplewise.kinds import Rows
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
+from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import cut
-from onnxqat.training.engine import TYPES, Loaded, Value, allocated, as_value
+from onnxqat.training.engine import TYPES, Loaded, Value, allocated, as_value, run_bound
 
 Array = NDArray[Any]
 Values = Mapping[str, Value]
@@ -55,14 +55,17 @@ class Program:
         model: graph whose nodes stand in the order in which they are to run.
         threads: number of cores to use; 0: all.
         division: parts of a batch; None: it stays in one piece, and threads work inside operators.
+        device: device that it runs on.
 
     Attributes:
         inputs: names of the inputs.
         outputs: types of the outputs as ONNX Runtime infers them.
     """
 
-    def __init__(self, model: ir.Model, threads: int = 0, division: Division | None = None) -> None:
-        self._model, self._threads, self._division = model, threads or cores(), division
+    def __init__(
+        self, model: ir.Model, threads: int = 0, division: Division | None = None, device: Device = CPU
+    ) -> None:
+        self._model, self._threads, self._division, self._device = model, threads or cores(), division, device
         self._crew = Crew(self._threads)
         self._sessions: dict[int, Loaded] = {}
         self._shapes: dict[object, dict[str, list[int]]] = {}
@@ -71,7 +74,10 @@ class Program:
         self.outputs = {value.name: TYPES[value.type] for value in first.get_outputs()}
 
     def __call__(self, values: Values) -> dict[str, Value]:
-        """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads."""
+        """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads.
+
+        They lie in the device's memory where something does that is read, else in the CPU's.
+        """
         feeds = {name: values[name] for name in self.inputs}
         rows = 0 if self._division is None else self._division.rows(feeds)
         count = min(self._threads, rows)
@@ -113,20 +119,24 @@ class Program:
         others = [name for name in self.outputs if name not in places]
         for name, value in kept.items():
             binding.bind_ortvalue_output(name, value)
+        memory = self._memory(feeds)
         for name in others:
-            binding.bind_output(name)
-        try:
-            loaded.run_with_iobinding(binding)
-        except Exception as error:
-            raise InputError(f"batch: ONNX Runtime cannot run the model on it: {short_reason(error)}") from error
+            binding.bind_output(name, *memory)
+        run_bound(loaded, binding)
         return dict(zip(others, binding.get_outputs()[len(kept) :], strict=True))
 
     def _session(self, parts: int) -> Loaded:
         """A session for so many parts at once, with more threads inside operators where there are fewer parts than cores."""
         inside = max(self._threads - parts + 1, 1)
         if inside not in self._sessions:
-            self._sessions[inside] = session(self._model, exact_options(inside))
+            self._sessions[inside] = session(self._model, exact_options(inside), self._device)
         return self._sessions[inside]
+
+    def _memory(self, feeds: Values) -> tuple[str, int]:
+        """Kind and number of the memory that results go to."""
+        kind, _ = memory = self._device.memory
+        on_device = kind != "cpu" and any(value.device_name() == kind for value in feeds.values())
+        return memory if on_device else CPU.memory
 
 
 def view(value: Value) -> Array:

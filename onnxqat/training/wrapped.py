@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph.without import without_quantizers
-from onnxqat.training.blocked.probe import block
 from onnxqat.training.engine import Floats
+from onnxqat.training.execution import Execution
 from onnxqat.training.optimize.update import scale_bounds
 from onnxqat.training.staging import Stage, StartEpochs
 from onnxqat.training.training_graph.halves import Function
@@ -88,10 +88,9 @@ class Wrapped:
         bounds: lowest and highest value of each scale, in the layout's order.
     """
 
-    def __init__(self, qdq: ir.Model, threads: int = 0) -> None:
+    def __init__(self, qdq: ir.Model, execution: Execution) -> None:
         self.schedule = QuantizationSchedule(StartEpochs.of(qdq))
-        self._threads = threads
-        self._set(Function(qdq, threads, block()))
+        self._set(Function(qdq, execution))
 
     def _set(self, whole: Function) -> None:
         self.whole = whole
@@ -102,7 +101,7 @@ class Wrapped:
         """The function of a stage; scales that are not in use are no parameters of it."""
         if stage not in self._functions:
             model = without_quantizers(self.whole.qdq, stage.leaves_out)
-            self._functions[stage] = Function(model, self._threads, block())
+            self._functions[stage] = Function(model, self.whole.execution)
         return self._functions[stage]
 
     @property

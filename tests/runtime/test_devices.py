@@ -61,6 +61,32 @@ def test_scales_that_a_stage_does_not_use_have_gradient_0_on_a_device_too():
     assert gradients["w"].any()
 
 
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("memory", ["auto", "low"])
+def test_a_module_of_pytorch_runs_on_a_device(memory):
+    torch = pytest.importorskip("torch")
+    from onnxqat.torch import as_module
+
+    qdq, batch = case("convolutions")
+    found = []
+    for provider in ("other", "cpu"):
+        module = as_module(qdq, provider=provider, threads=1, layout="plain", memory=memory)
+        x = torch.from_numpy(batch["x"]).requires_grad_()
+        torch.nn.functional.cross_entropy(module(x), torch.from_numpy(batch["label"])).backward()
+        found.append([x.grad, *(parameter.grad for parameter in module.parameters())])
+    for ours, expected in zip(*found, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.usefixtures("other")
+def test_a_device_beside_the_cpu_is_given_tensors_of_the_cpu_unless_pytorch_has_it_too():
+    torch = pytest.importorskip("torch")
+    from onnxqat.torch.graph import home
+
+    assert home(Device("other")) == torch.device("cpu")
+    assert home(Device("cuda", 1)) == torch.device("cuda:1" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider"])
 def test_a_provider_has_its_short_and_its_full_name_in_any_case(name):
     assert Device.named(name) == devices.CPU
@@ -97,6 +123,31 @@ def test_a_provider_that_does_not_start_is_refused_rather_than_left_out():
         InputError, match=r"provider 'cuda': onnxruntime .* lists it, but cannot start it; install driver"
     ):
         Device("cuda").check_started(["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'c' Status Message: "
+        "/onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t) "
+        "Failed to allocate memory for requested buffer of size 1073741824",
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);",
+        "std::bad_alloc",
+    ],
+    ids=["arena", "CUDA", "processor"],
+)
+def test_too_little_memory_for_a_batch_is_one_line_with_advice(reason, monkeypatch):
+    def full(*given):
+        raise RuntimeError(reason)
+
+    qdq, batch = case("LSTM")
+    trainer = onnxqat.Trainer(qdq, threads=1)
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", full)
+    with pytest.raises(
+        InputError, match=r"batch: needs more memory than there is \(.+\); use a smaller --batch-size"
+    ) as caught:
+        trainer.step(batch)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_the_runtime_lists_trains():

@@ -29,6 +29,14 @@ def test_model_that_the_runtime_cannot_load_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_a_node_without_a_kernel_is_named_with_the_remedy():
+    lacking = model("(double[N,3,4,4] x, double[3,3,1,1] w) => (double[N,3,4,4] y) { [only] y = Conv (x, w) }")
+    with pytest.raises(
+        UnsupportedModelError, match=r"Conv\(\d+\) node with name 'only'; it has none in onnxruntime .*newer"
+    ):
+        Inference(lacking)
+
+
 def test_work_that_fails_on_a_model_that_no_runtime_loads_gives_the_runtimes_reason():
     broken = model("(float[N,3] x) => (float[N,2] y) { a = MatMul(x, w) y = Add(a, b) }", w=random(3, 2), b=random(4))
     with pytest.raises(UnsupportedModelError, match=r"ONNX Runtime cannot load it.*Add"), explained(broken):

@@ -5,6 +5,7 @@ import pytest
 
 import onnxqat
 from onnxqat.training.engine import as_value
+from onnxqat.training.execution import Execution
 from onnxqat.training.training_graph.build import load_qdq
 from onnxqat.training.training_graph.halves import Function, cotangent, gradient
 from tests.models import model, random
@@ -55,7 +56,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_batch(name, rows):
     shapes = {value.name: [d.dim_value or rows for d in value.type.tensor_type.shape.dim] for value in qdq.graph.input}
     inputs = {n: random(*s, seed=i, scale=1.0) for i, (n, s) in enumerate(shapes.items())}
     assert next(iter(shapes.values())) == [rows, *shape]
-    (expected, _), (found, halves) = (ran(Function(load_qdq(qdq), threads), inputs) for threads in (1, 3))
+    (expected, _), (found, halves) = (ran(Function(load_qdq(qdq), Execution(threads)), inputs) for threads in (1, 3))
     assert halves.backward._division is not None
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5 * np.abs(array).max(), err_msg=name)
@@ -63,6 +64,6 @@ def test_outputs_and_gradients_are_those_of_the_whole_batch(name, rows):
 
 def test_a_model_that_couples_samples_runs_in_one_piece():
     qdq = inserted(CENTRED, w=random(4, 6), v=random(6, 3))
-    (expected, _), (found, halves) = (ran(Function(load_qdq(qdq), n), {"x": random(6, 4)}) for n in (1, 2))
+    (expected, _), (found, halves) = (ran(Function(load_qdq(qdq), Execution(n)), {"x": random(6, 4)}) for n in (1, 2))
     assert halves.forward._division is halves.backward._division is None
     np.testing.assert_allclose(found[gradient("w")], expected[gradient("w")], rtol=1e-5)

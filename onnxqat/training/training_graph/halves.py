@@ -1,8 +1,8 @@
 """A Q/DQ model as a function with a gradient, on arrays that others own, such as another library's tensors.
 
 The gradient graph is cut in two. The forward part gives the outputs, and whatever the backward part reads of it; the backward
-part goes from cotangents of the outputs to gradients. Nothing is computed twice but quantizers, as in training
-(see `schedule_memory`).
+part goes from cotangents of the outputs to gradients. Nothing is computed twice, but quantizers where memory
+is to be low, as in training (see `memory`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.graph.samplewise.kinds import Rows
 from onnxqat.runtime.engines import kernels
 from onnxqat.runtime.splitting import rows_of, sample_axes
-from onnxqat.training.blocked.probe import block
 from onnxqat.training.engine import Floats, Value
+from onnxqat.training.execution import Execution
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
@@ -57,8 +57,7 @@ class Function:
 
     Args:
         qdq: a model that `load_qdq` returned; it is kept, its constants as initializers.
-        threads: number of cores to use; 0: all.
-        block: channels of a block where convolutions run in the blocked layout; 0: the plain layout (see `blocked`).
+        execution: how its graphs run.
 
     Attributes:
         qdq: the model.
@@ -73,7 +72,7 @@ class Function:
         safety: what keeps its weights from saturating.
     """
 
-    def __init__(self, qdq: ir.Model, threads: int = 0, block: int = 0) -> None:
+    def __init__(self, qdq: ir.Model, execution: Execution | None = None) -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(qdq)
         self.qdq = qdq
         self._forward, self.layout = forward_graph(qdq)
@@ -99,7 +98,7 @@ class Function:
         self.computed = tuple(str(value.name) for value in graph.outputs)
         self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
         self.safety = PairSafety(qdq)
-        self._threads, self._block = threads, block
+        self.execution = execution or Execution()
         self._halves: dict[frozenset[str], Halves] = {}
 
     def model(self, arrays: Mapping[str, Floats]) -> onnx.ModelProto:
@@ -126,7 +125,7 @@ class Function:
             value = qdq.graph.initializers[name]
             assert value.dtype is not None
             value.const_value = ir.tensor(array.astype(value.dtype.numpy()), dtype=value.dtype, name=name)
-        made = Function(qdq, self._threads, self._block)
+        made = Function(qdq, self.execution)
         if made._parameters != self._parameters:
             raise InputError("zero points: are not of this model; load what its own module has saved")
         return made
@@ -139,9 +138,9 @@ class Function:
     def plain(self) -> Program:
         """The graph of the computed outputs alone."""
         model = self._forward.clone()
-        schedule(model, self.computed, self._block)
+        schedule(model, self.computed, self.execution.block)
         make_inputs(model.graph, self._parameters)
-        return Program(model, self._threads, self._division(model))
+        return self._program(model, self._division(model))
 
     def halves(self, wrt: frozenset[str]) -> Halves:
         """The parts of the gradient graph by these inputs and parameters; built once.
@@ -153,7 +152,8 @@ class Function:
             model = self._forward.clone()
             add_weighted_sum(model.graph, self.differentiable)
             training = differentiate(model, LOSS, sorted(wrt))
-            schedule(training, self.computed, self._block, kernels("auto"))
+            how = self.execution
+            schedule(training, self.computed, how.block, kernels(how.engine), twice=how.twice)
             make_inputs(training.graph, self._parameters)
             self._halves[wrt] = self._split(training)
         return self._halves[wrt]
@@ -175,14 +175,17 @@ class Function:
         gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.computed]
         ahead_part = _cut(training, {}, kept)
         division = self._division(ahead_part, set(crossing) - set(self.computed))
-        forward = Program(ahead_part, self._threads, division)
+        forward = self._program(ahead_part, division)
         types = {name: forward.outputs[name] for name in crossing}
         behind = None if division is None else self._backward_division(division, gradients)
-        return Halves(forward, Program(_cut(training, types, gradients), self._threads, behind))
+        return Halves(forward, self._program(_cut(training, types, gradients), behind))
+
+    def _program(self, model: ir.Model, division: Division | None) -> Program:
+        return Program(model, self.execution.threads, division, self.execution.device)
 
     def _division(self, model: ir.Model, local: Container[str | None] = ()) -> Division | None:
         """Parts of a batch for a graph from inputs and parameters to outputs and what the backward part reads."""
-        if self._threads == 1:
+        if not self.execution.cuts:
             return None
         found = rows_of(model, self._axes, local)
         return None if found is None else Division({n: Rows(axis) for n, axis in self._axes.items()}, found)
@@ -204,15 +207,15 @@ class Function:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its model: sessions belong to the process, blocks to the processor."""
-        return _unpickled, (io.to_proto(self.qdq).SerializeToString(), self._threads, self._block > 0)
+        return _unpickled, (io.to_proto(self.qdq).SerializeToString(), self.execution)
 
     def __deepcopy__(self, memo: object) -> Function:
         """Itself: whoever copies a thing that holds it copies the arrays, and these are elsewhere."""
         return self
 
 
-def _unpickled(model: bytes, threads: int, in_blocks: bool = False) -> Function:
-    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), threads, block() if in_blocks else 0)
+def _unpickled(model: bytes, execution: Execution) -> Function:
+    return Function(ir.from_proto(onnx.ModelProto.FromString(model)), execution)
 
 
 def cotangent(output: str) -> str:
