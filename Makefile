@@ -11,7 +11,7 @@ NODE := .node
 BIN := $(VENV)/bin
 PIP_INSTALL := pip install --quiet -c constraints.txt
 
-.PHONY: test models demo docs dist lowest clean
+.PHONY: test core models demo docs dist lowest clean
 .DELETE_ON_ERROR:
 
 # The main job on real data: both models of models/ at 8 and 4 bits, with a table.
@@ -27,6 +27,9 @@ test: $(VENV)/.test $(RUNTIME)/.done
 	$(BIN)/lint-imports
 	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python ONNXQAT_NODE_MODULES=$(CURDIR)/$(NODE)/node_modules \
 		$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# The core of the tests on the oldest and the newest Python that can be had, in both engines.
+core: $(VENV)/.test
 	$(BIN)/python -m tools.core
 
 # Pretrained models for tests and benchmarks, from the packages that ship them.
