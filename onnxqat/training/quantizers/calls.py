@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,8 @@ from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, quantizers
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.round_bias import call_rounding
 
+#: Bounds of the length of a sum in single precision: longer ones lose digits, shorter ones take time.
+_SHORTEST, _LONGEST = 128, 512
 _POLES = frozenset({"Atanh", "Div", "Exp", "Log", "Pow", "Reciprocal", "ReduceLogSum", "ReduceLogSumExp"})
 
 
@@ -184,7 +187,17 @@ def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
             )
         rank = shape.rank()
     bounds = (quantizer.qmin, quantizer.qmax)
-    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified)
+    stretch = _stretch(shape)
+    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified, stretch)
+
+
+def _stretch(shape: ir.Shape | None) -> int | None:
+    """The longest piece of a row whose sum keeps its digits, where the length of rows is known and made up of such pieces."""
+    sizes = [] if shape is None else [size for size in shape[1:] if isinstance(size, int)]
+    row = prod(sizes)
+    if shape is None or len(sizes) < len(shape) - 1 or row <= _LONGEST:
+        return None
+    return next((size for size in range(_LONGEST, _SHORTEST, -1) if row % size == 0), None)
 
 
 def _zeros(graph: ir.Graph, quantizer: Quantizer, variant: fakequant.Variant) -> ir.Value:

@@ -8,7 +8,8 @@ Four things make it cheap:
 - Channels that are not rows (of a MatMul's weight, say) are quantized by elementwise operators, to the same bits.
 - An element is clipped where |u| > scale/2, and QuantizeLinear(u, scale) is 0 exactly where it is not: one pass over
   the data, one byte written. The half is widened by the rounding error of y (`_tie`), or ties would lose their gradient.
-- The sum over elements is one dot product per row of the batch. Summing dy·u instead of the difference of Σ dy·y and
+- The sum over elements is a dot product for each stretch of a row of the batch, and the sum of these has twice the digits: the
+  terms cancel by factors of thousands. Summing dy·u instead of the difference of Σ dy·y and
   Σ dx·x also keeps the digits: y and x are two orders of magnitude larger than u.
 - A Relu, or a Clip at 0 and above the quantizer's range, before a quantizer whose zero point is its lowest code does
   nothing that the quantizer does not do by itself. The *rectified* functions take its place: they quantize what comes
@@ -42,6 +43,7 @@ class Variant:
         axis: channel axis of the scale, None for one scale.
         rank: rank of the data, needed where the axis is not the first, and where it is 0.
         rectified: whether a Relu or Clip before the quantizer is part of it.
+        stretch: length of the pieces of a row that are summed one by one; None: a row is one piece.
     """
 
     dtype: ir.DataType
@@ -50,6 +52,7 @@ class Variant:
     axis: int | None = None
     rank: int | None = None
     rectified: bool = False
+    stretch: int | None = None
 
     @property
     def steps(self) -> int:
@@ -62,6 +65,7 @@ class Variant:
         low, high = (str(bound).replace("-", "m") for bound in self.bounds)
         axis = "" if self.axis is None else f"_axis{self.axis}of{self.rank or 'any'}"
         axis = "_scalar" if self.rank == 0 else axis
+        axis += "" if self.stretch is None else f"_by{self.stretch}"
         return f"{'Rectified' if self.rectified else ''}FakeQuantize_{self.dtype.name.lower()}_{low}_{high}{axis}"
 
 
@@ -120,11 +124,11 @@ def _gradient(variant: Variant, opset: int) -> ir.Function:
     op = Ops(opset)
     if variant.rectified:
         dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _rectified(op, variant, scale, ceiling, *rows))
-        dscale = op.Div(op.ReduceSum(total, keepdims=0), scale)
+        dscale = op.Div(_rounded(op, op.ReduceSum(total, keepdims=0)), scale)
     elif variant.axis in (None, 0):
         dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _straight_through(op, variant, scale, *rows))
-        reduced = op.ReduceSum(total, keepdims=0) if variant.axis is None else op.Reshape(total, op.Shape(scale))
-        dscale = op.Div(reduced, scale)
+        axes = None if variant.axis is None else [1, 2, 3]
+        dscale = op.Div(_rounded(op, op.reduce("Sum", total, axes, keepdims=False)), scale)
     else:
         dx, dscale = _along_inner_axis(op, variant, scale, dy, x, y)
     inputs = [dy, x, y, scale] + ([ceiling] if variant.rectified else [])
@@ -145,7 +149,7 @@ def _straight_through(
     """dx, and per row Σ dy · (u inside, y outside)."""
     u, inside, outside = _masks(op, variant, scale, x, y)
     dx = op.masked(dy, inside)
-    return dx, op.Add(_dot(op, dx, u), _dot(op, dy, op.masked(y, outside)))
+    return dx, op.Add(_dot(op, variant, dx, u), _dot(op, variant, dy, op.masked(y, outside)))
 
 
 def _rectified(
@@ -163,7 +167,7 @@ def _rectified(
     over = op.Cast(op.GreaterOrEqual(x, bound), to=ir.DataType.UINT8)
     dx = op.masked(dy, inside)
     cut = op.one("DequantizeLinear", over, op.Where(op.Less(ceiling, reach), op.Sub(top, ceiling), top))
-    return dx, op.Sub(_dot(op, dy, cut), _dot(op, dx, op.Sub(x, y)))
+    return dx, op.Sub(_dot(op, variant, dy, cut), _dot(op, variant, dx, op.Sub(x, y)))
 
 
 def _along_inner_axis(
@@ -196,11 +200,19 @@ def _tie(op: Ops, variant: Variant, scale: ir.Value) -> ir.Value:
     return op.Mul(scale, _float(op, 1 + variant.steps * 2.0**-22))
 
 
-def _dot(op: Ops, a: ir.Value, b: ir.Value) -> ir.Value:
-    """Row-wise dot products [N, K] · [N, K] → [N, 1, 1]."""
-    a, b = (op.Unsqueeze(x, op.ints([1])) for x in (a, b))
-    b.type, b.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, 1, None])
-    return op.kernel("FusedMatMul", a, b, transB=1)[0]
+def _dot(op: Ops, variant: Variant, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Dot products of the stretches of rows [N, K] · [N, K], in double precision: [rows, stretches, 1, 1]."""
+    if variant.stretch is None:
+        a, b = (op.Unsqueeze(x, op.ints([1, 2])) for x in (a, b))
+    else:
+        rows = [-1, 1] if variant.axis is None else [0, -1]  # a batch may be empty, a weight is not
+        a, b = (op.Reshape(x, op.ints([*rows, 1, variant.stretch])) for x in (a, b))
+    b.type, b.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None] * 4)
+    return op.Cast(op.kernel("FusedMatMul", a, b, transB=1)[0], to=ir.DataType.DOUBLE)
+
+
+def _rounded(op: Ops, total: ir.Value) -> ir.Value:
+    return op.Cast(total, to=ir.DataType.FLOAT)
 
 
 def _float(op: Ops, number: float) -> ir.Value:

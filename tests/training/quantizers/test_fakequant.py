@@ -258,3 +258,15 @@ def test_the_function_computes_what_the_quantizer_does(dtype, bounds, zero_point
     loss = session(model, exact_options()).run(["loss"], {"x": x, "dy": dy})[0]
     expected = np.sum(fake_quantize(x, scale, zero_point, *bounds).astype(np.float64) * dy)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(None, (2, 24, 50, 50)), (0, (2, 60000))], ids=["tensor", "channels"])
+def test_a_long_sum_keeps_the_digits_of_a_gradient_of_a_scale(axis, shape):
+    random = np.random.default_rng(3)
+    x, dy = (random.uniform(-20, 20, shape).astype(np.float32) for _ in range(2))
+    scale = np.full(() if axis is None else shape[:1], 0.5, np.float32)
+    model = quantized_graph(shape, "int8", CARRIERS["int8"], axis, scale.shape, np.zeros(scale.shape))
+    _, found = gradients(model, x, dy, scale)
+    residuals = np.rint(x.astype(np.float64) * 2) / 2 - x
+    sums = (dy * residuals).sum(axis=None if axis is None else 1)
+    np.testing.assert_allclose(found, sums / 0.5, rtol=1.5e-6)  # a row in one piece is off by 2e-6 and more
