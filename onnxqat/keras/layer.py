@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.training.engine import Value, as_value
 from onnxqat.training.execution import Execution, Options
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.build import load_qdq
 from onnxqat.training.training_graph.halves import Halves, cotangent, gradient
+from onnxqat.training.values import Value, as_value
 from onnxqat.training.wrapped import Wrapped
 
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""ONNX Runtime for plain inference: calibration, teachers, evaluation. Training's side of it is behind `training/engine.py`."""
+"""ONNX Runtime for plain inference: calibration, teachers, evaluation. Training's side of it is behind `training/values.py`."""
 
 from __future__ import annotations
 

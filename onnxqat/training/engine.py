@@ -1,9 +1,9 @@
-"""The door to ONNX Runtime for training: sessions whose parameters and gradients are bound in place.
+"""Training steps and evaluations: sessions of ONNX Runtime's whose parameters and gradients are bound in place.
 
 Parameters are views of one flat array, gradients of another: an optimizer, an all-reduce or a checkpoint touches one array. On
 the CPU a session reads and writes them where they lie, so that nothing is copied between steps. Another device has both in its
-own memory (see `Double`): parameters are sent there before a step and gradients fetched after it, each in one piece. A `Program`
-(see `program`), in contrast, is given its arrays again on each run.
+own memory (see `values.Double`): parameters are sent there before a step and gradients fetched after it, each in one piece. A
+`Program` (see `program`), in contrast, is given its arrays again on each run.
 
 Cores are used by cutting a batch, where its samples know nothing of each other (see `splitting`): each thread runs a part of it,
 on one session, and writes gradients of its own. These are summed in the same order every time, so that a run is repeatable to
@@ -19,78 +19,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnxruntime.capi import _pybind_state
 
 from onnxqat.process.crew import Crew, cores
-from onnxqat.runtime import cannot_run, exact_options, session
+from onnxqat.runtime import exact_options, session
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Part, Splitting
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
+from onnxqat.training.values import Array, Double, Floats, Loaded, aligned, as_value, run_bound
 
-Array = NDArray[Any]
-Floats = NDArray[np.float32]
 Views: TypeAlias = Mapping[str, Floats]
-Value: TypeAlias = ort.OrtValue
-Loaded: TypeAlias = ort.InferenceSession
-Binding: TypeAlias = ort.IOBinding
 
 #: Bytes that the gradients of all parts of a batch but the first may take; of a larger model, there are fewer parts.
 LARGEST_COPIES = 2**30
 #: Numbers that are summed in one go, so that they stay in the processor's cache.
 _STRETCH = 1 << 16
-
-#: ONNX Runtime's words for types of tensors.
-TYPES = {
-    f"tensor({words})": dtype
-    for words, dtype in {
-        "float": ir.DataType.FLOAT,
-        "double": ir.DataType.DOUBLE,
-        "float16": ir.DataType.FLOAT16,
-        "bfloat16": ir.DataType.BFLOAT16,
-        "bool": ir.DataType.BOOL,
-        **{
-            f"{sign}int{bits}": ir.DataType[f"{sign}int{bits}".upper()]
-            for sign in ("", "u")
-            for bits in (8, 16, 32, 64)
-        },
-    }.items()
-}
-
-
-class Double:
-    """A flat array as a device has it: on the CPU the array itself, elsewhere a copy in memory that the device works on.
-
-    Args:
-        array: the array; it lives as long as this does.
-        device: the device.
-    """
-
-    def __init__(self, array: Floats, device: Device) -> None:
-        self._array, self._memory, self._own = array, device.memory, not device.is_cpu
-        shape = list(array.shape)
-        self._value = (
-            ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *self._memory)
-            if self._own
-            else as_value(array)
-        )
-
-    def send(self) -> None:
-        """Brings the copy up to date."""
-        if self._own:
-            self._value.update_inplace(self._array)
-
-    def fetch(self) -> None:
-        """Brings the array up to date."""
-        if self._own:
-            self._array[:] = self._value.numpy()
-
-    def place(self, view: Floats) -> tuple[Any, ...]:
-        """The place of what a view of the array shows, as a binding takes it."""
-        offset = view.ctypes.data - self._array.ctypes.data
-        return *self._memory, np.float32, view.shape, self._value.data_ptr() + offset
 
 
 class Session:
@@ -143,7 +86,7 @@ class Session:
             return held[1]
         if not array.flags.c_contiguous:
             array = np.ascontiguousarray(array)
-        value = ort.OrtValue.ortvalue_from_numpy(array)
+        value = as_value(array)
         self._bound[key] = (array, value)
         return value
 
@@ -304,55 +247,3 @@ class Engine:
 def _run(lane: Session, arrays: Mapping[str, Array], fetch: Sequence[str] = ()) -> list[Array]:
     lane.bind(arrays)
     return lane.run(fetch)
-
-
-def run_bound(loaded: Loaded, binding: Binding) -> None:
-    """Runs a session on what is bound.
-
-    Raises:
-        InputError: it cannot.
-    """
-    try:
-        binding.synchronize_inputs()
-        loaded.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-    except Exception as error:
-        raise cannot_run(error, "batch: ONNX Runtime cannot run the model on it") from error
-
-
-def as_value(array: Array) -> Value:
-    """A value of ONNX Runtime's that lies where the array does and keeps it alive."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
-
-
-def allocated(shape: Sequence[int], dtype: ir.DataType) -> Value:
-    """Memory of ONNX Runtime's own, which lives as long as anybody holds the value, by whatever name."""
-    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.numpy())
-
-
-#: Whether DLPack as this ONNX Runtime reads it has booleans; else they come as bytes.
-DLPACK_HAS_BOOLEANS = hasattr(ort.OrtValue, "from_dlpack")
-
-
-def from_dlpack(tensor: Any, *, boolean: bool = False) -> Value:
-    """A value in the memory of a contiguous tensor of another library, on whatever device, which it keeps alive.
-
-    Args:
-        tensor: the tensor; see `DLPACK_HAS_BOOLEANS`.
-        boolean: whether it holds booleans.
-    """
-    if DLPACK_HAS_BOOLEANS:
-        return ort.OrtValue.from_dlpack(tensor)
-    return ort.OrtValue(_pybind_state.OrtValue.from_dlpack(tensor.__dlpack__(), boolean))
-
-
-def dlpack(value: Value) -> Any:
-    """The value as what the array libraries' `from_dlpack` take over without a copy."""
-    return value._ortvalue
-
-
-def aligned(size: int) -> Floats:
-    """Zeros that begin on a cache line, as vector instructions and ONNX Runtime's own buffers do."""
-    raw = np.zeros(size + 16, np.float32)
-    start = (-raw.ctypes.data // 4) % 16
-    return raw[start : start + size]

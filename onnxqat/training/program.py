@@ -19,7 +19,7 @@ from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import cut
-from onnxqat.training.engine import TYPES, Loaded, Value, allocated, as_value, run_bound
+from onnxqat.training.values import TYPES, Loaded, Value, allocated, as_value, run_bound
 
 Array = NDArray[Any]
 Values = Mapping[str, Value]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import onnxqat
-from onnxqat.training.engine import as_value
 from onnxqat.training.execution import Execution
 from onnxqat.training.training_graph.build import load_qdq
 from onnxqat.training.training_graph.halves import Function, cotangent, gradient
+from onnxqat.training.values import as_value
 from tests.models import model, random
 from tests.training.test_splitting import CENTRED, TWO, inserted
 from tests.training.test_trainer import BODY, WEIGHTS, batches

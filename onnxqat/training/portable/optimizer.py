@@ -7,11 +7,11 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph.ops import Ops
-from onnxqat.training.engine import Floats
 from onnxqat.training.optimize.optimizers import SGD, AdamW, Optimizer, updated, updated_scales
 from onnxqat.training.optimize.update import scale_bounds, sizes
 from onnxqat.training.portable.flat import GRADIENTS, PARAMETERS, vector
 from onnxqat.training.training_graph.parameters import Layout
+from onnxqat.training.values import Floats
 
 _OPSET = 17
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxqat.training.engine import Floats
 from onnxqat.training.optimize.schedules import Length, Schedule, steps_of
+from onnxqat.training.values import Floats
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.graph.samplewise.kinds import Rows
 from onnxqat.runtime.engines import kernels
 from onnxqat.runtime.splitting import rows_of, sample_axes
-from onnxqat.training.engine import Floats, Value
 from onnxqat.training.execution import Execution
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Division, Program
@@ -37,6 +36,7 @@ from onnxqat.training.training_graph.build import forward_graph, with_values
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import ancestors, schedule
 from onnxqat.training.training_graph.parameters import initial_values
+from onnxqat.training.values import Floats, Value
 
 
 @dataclass(frozen=True)
