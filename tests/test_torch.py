@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 import safetensors.torch
 import torch
@@ -18,7 +19,7 @@ from models import fashion_mnist
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.export.torch import export
 from onnxqat.torch import as_module, quantize, to_model
-from onnxqat.torch.graph import as_values
+from onnxqat.torch.graph import Memory, as_tensor, as_values
 from onnxqat.torch.operator import bound, run_backward
 from onnxqat.torch.operator import run as run_operator
 from onnxqat.training.trainer import Trainer
@@ -862,3 +863,30 @@ def test_missing_pytorch_names_the_extra():
     code = "import sys; sys.modules['torch'] = None; import onnxqat.torch"
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert "MissingExtraError: PyTorch is not installed; run `pip install 'onnxqat[torch]'`" in run.stderr
+
+
+@pytest.mark.parametrize("dtype", ["FLOAT", "FLOAT16", "BOOL", "INT64"])
+def test_memory_is_used_again_once_no_tensor_reads_it(dtype):
+    memory = Memory()
+    kind = onnx_ir.DataType[dtype]
+    first, second = (as_tensor(memory.take([4, 3], kind)) for _ in range(2))
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2
+    row = first[1]
+    del first
+    assert as_tensor(memory.take([4, 3], kind)).data_ptr() not in places  # a row of the first is still read
+    del row, second
+    assert {as_tensor(memory.take([4, 3], kind)).data_ptr()} < places
+    assert as_tensor(memory.take([4, 0], kind)).shape == (4, 0)
+
+
+def test_graph_that_is_kept_while_others_run_gives_its_own_gradients(qdq):
+    module = as_module(qdq, threads=2)
+    functional.cross_entropy(module(X), LABEL).backward()
+    expected = gradients(module)
+    kept = functional.cross_entropy(module(X), LABEL)
+    for _ in range(3):
+        functional.cross_entropy(module(-X), LABEL).backward()
+    module.zero_grad()
+    kept.backward()
+    assert all(np.array_equal(found, expected[name]) for name, found in gradients(module).items())

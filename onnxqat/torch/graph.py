@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,10 +17,10 @@ import torch
 from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.runtime.devices import Device
-from onnxqat.training.program import Program
+from onnxqat.training.program import Program, Take
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.halves import Function, Halves, cotangent, gradient
-from onnxqat.training.values import DLPACK_HAS_BOOLEANS, Array, Value, as_value, dlpack, from_dlpack
+from onnxqat.training.values import DLPACK_HAS_BOOLEANS, Array, Value, allocated, as_value, dlpack, from_dlpack
 from onnxqat.training.wrapped import Wrapped
 
 #: Sizes of a tensor; while PyTorch compiles, that of the batch may be a symbol.
@@ -39,6 +40,7 @@ class Graph:
         tensors: names of all that a run is given: inputs, parameters, zero points.
         parameters: shape of each parameter, by name.
         scales_and_others: names of those that are scales, and of the others.
+        memory: where results lie that parts of a batch fill.
     """
 
     def __init__(self, wrapped: Wrapped, signature: Signature) -> None:
@@ -52,6 +54,7 @@ class Graph:
         self._calls: dict[tuple[Stage, tuple[str, ...]], Call] = {}
         self._shapes: dict[tuple[Call, tuple[Shape, ...]], list[Shape]] = {}
         self._set_to = whole
+        self.memory = Memory()
         _living[self.name] = self
 
     @staticmethod
@@ -174,15 +177,38 @@ class Call:
         read = [name for name in self.halves.backward.inputs if name not in cotangents]
         return list(dict.fromkeys([*read, *(name for name in inputs if name in self.wrt)]))
 
-    def forward(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """The results by name."""
+    def forward(self, values: Mapping[str, Value], take: Take = allocated) -> dict[str, Value]:
+        """The results by name; see `Program` for `take`."""
         run: Program = self.halves.forward if self.wrt else self.function.plain
-        return run(values)
+        return run(values, take)
 
     def backward(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Gradients by name; those of scales that the stage does not use are missing."""
         found = self.halves.backward(values)
         return {name: found[gradient(name)] for name in self.wrt if gradient(name) in found}
+
+
+class Memory:
+    """Memory for results, used again once no tensor reads it: pages fresh from the system would cost up to a fifth of a step."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Array]] = {}
+
+    def take(self, shape: Sequence[int], dtype: ir.DataType) -> Value:
+        """Memory of that shape and type, which nobody else has until the value and all tensors made of it are gone."""
+        kind: torch.dtype = getattr(torch, dtype.numpy().name)
+        size = prod(shape) * kind.itemsize
+        if not size:
+            return allocated(shape, dtype)
+        if not self._free.get(size):  # shapes have changed: what else is free will not be asked for
+            self._free = {size: [np.empty(size, np.uint8)]}
+        block = self._free[size].pop()
+        array = block[:]  # lives as long as any tensor made of it
+        weakref.finalize(array, self._give_back, block).atexit = False
+        return as_values({"": torch.from_numpy(array).view(kind).reshape(shape)})[""]
+
+    def _give_back(self, block: Array) -> None:
+        self._free.setdefault(block.size, []).append(block)
 
 
 def home(device: Device) -> torch.device:

@@ -34,7 +34,7 @@ def run(graph: str, stage: str, asked: Sequence[bool], tensors: Tensors) -> list
     held = Graph.called(graph)
     values = held.values(tensors)
     call = held.call(stage, asked)
-    found = call.forward(values)
+    found = call.forward(values, held.memory.take)
     return [as_tensor(found[name]) for name in call.results]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -23,6 +23,8 @@ from onnxqat.training.values import TYPES, Loaded, Value, allocated, as_value, r
 
 Array = NDArray[Any]
 Values = Mapping[str, Value]
+#: Gives memory for a value of this shape and type.
+Take = Callable[[Sequence[int], ir.DataType], Value]
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ class Program:
         self.inputs = [value.name for value in first.get_inputs()]
         self.outputs = {value.name: TYPES[value.type] for value in first.get_outputs()}
 
-    def __call__(self, values: Values) -> dict[str, Value]:
+    def __call__(self, values: Values, take: Take = allocated) -> dict[str, Value]:
         """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads.
 
-        They lie in the device's memory where something does that is read, else in the CPU's.
+        They lie in the device's memory where something does that is read, else in the CPU's; `take` gives what outputs that parts
+        fill take of that.
         """
         feeds = {name: values[name] for name in self.inputs}
         rows = 0 if self._division is None else self._division.rows(feeds)
@@ -84,16 +87,16 @@ class Program:
         if self._division is None or count < 2:
             return self._run(1, feeds, {})
         bounds = list(pairwise(rows * number // count for number in range(count + 1)))
-        return self._in_parts(self._division, feeds, rows, bounds)
+        return self._in_parts(self._division, feeds, rows, bounds, take)
 
     def _in_parts(
-        self, division: Division, feeds: Values, rows: int, bounds: Sequence[tuple[int, int]]
+        self, division: Division, feeds: Values, rows: int, bounds: Sequence[tuple[int, int]], take: Take
     ) -> dict[str, Value]:
         """Results go straight to their place in those of the batch, once it is known from a first run how large these are."""
         shapes = self._shapes.setdefault(
             tuple(tuple(feeds[name].shape()) for name in division.inputs if name in feeds), {}
         )
-        whole = {name: allocated(shape, self.outputs[name]) for name, shape in shapes.items()}
+        whole = {name: take(shape, self.outputs[name]) for name, shape in shapes.items()}
         calls = []
         for bound in bounds:
             pieces = {name: _piece(value, division.inputs.get(name), rows, bound) for name, value in feeds.items()}
@@ -102,7 +105,7 @@ class Program:
         found = self._crew(calls)
         for name, place in division.outputs.items():
             if name not in whole:
-                whole[name] = _joined([part[name] for part in found], place.axis)
+                whole[name] = _joined([part[name] for part in found], place.axis, take)
                 if place.axis == 0:
                     shapes[name] = whole[name].shape()
         names = [name for name in self.outputs if name in division.added]
@@ -157,10 +160,10 @@ def _piece(value: Value, place: Rows | None, rows: int, bound: tuple[int, int]) 
     return value if place is None else as_value(_cut(view(value), place, rows, bound))
 
 
-def _joined(parts: Sequence[Value], axis: int) -> Value:
+def _joined(parts: Sequence[Value], axis: int, take: Take) -> Value:
     shape = list(parts[0].shape())
     shape[axis] = sum(part.shape()[axis] for part in parts)
-    whole = allocated(shape, TYPES[parts[0].data_type()])
+    whole = take(shape, TYPES[parts[0].data_type()])
     np.concatenate([view(part) for part in parts], axis=axis, out=view(whole))
     return whole
 
