@@ -78,7 +78,7 @@ def _weights(bits: int, lr: float, steps: int, **settings: object) -> Recipe:
 
 MODELS = (
     RealModel("text recognition", "ocr", "words", "%", 400, 200, _eight(), _weights(6, 2e-3, 120, first_last_bits=None)),
-    RealModel("page orientation", "orientation", "pages", "%", 320, 200, _eight(), _weights(4, 3e-3, 120)),
+    RealModel("page orientation", "orientation", "pages", "%", 320, 200, _eight(), _weights(4, 1e-3, 120)),
     RealModel("file type", "file_type", "files", "%", 800, 300, _eight(), _weights(2, 5e-3, 60, first_last_bits=None)),
     RealModel(
         "pitch", "pitch", "tones", "%", 1600, 400, _eight(),
