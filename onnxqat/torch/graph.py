@@ -229,6 +229,9 @@ def as_values(tensors: Mapping[str, torch.Tensor]) -> dict[str, Value]:
     found = {}
     for name, tensor in tensors.items():
         held, boolean = tensor.detach().contiguous(), tensor.dtype == torch.bool
+        if not held.numel():  # ONNX Runtime takes none for contiguous
+            found[name] = as_value(held.cpu().numpy())
+            continue
         as_bytes = boolean and not DLPACK_HAS_BOOLEANS
         found[name] = from_dlpack(held.view(torch.uint8) if as_bytes else held, boolean=boolean)
     return found
