@@ -92,6 +92,6 @@ class Parts:
         np.save(self._file(value, number), array)
 
     def load(self, value: ir.Value, number: int) -> Array:
-        """What is kept of a value of a batch."""
+        """A value, as it is kept of a batch."""
         loaded: Array = np.load(self._file(value, number), allow_pickle=False)
         return loaded

@@ -110,7 +110,7 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class Learning:
-    """How each block is trained; see `reconstruct`."""
+    """Settings by which each block is trained; see `reconstruct`."""
 
     steps: int
     lr: float
