@@ -7,7 +7,7 @@ inputs and outputs, or the axis along which a recurrent layer reads samples, or 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,17 @@ class Samples:
             else batch[name][(slice(None),) * axis + (slice(rows),)]
             for name, axis in axes.items()
         }
+
+    def leading(
+        self, batches: Iterable[dict[str, NDArray[Any]]], names: Sequence[str], rows: int
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
+        """The batches with the first `rows` samples, and the share of each that counts: of the last one, what is left."""
+        for batch in batches:
+            held = self.rows(batch, names)
+            yield batch, batch if held <= rows else self.first(batch, names, rows)
+            rows -= held
+            if rows <= 0:
+                return
 
     def without(self, batch: Arrays, names: Sequence[str]) -> bool:
         """Whether a batch holds no sample: all its inputs are empty, or the first that is made of samples is along that axis."""

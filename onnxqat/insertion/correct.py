@@ -118,7 +118,7 @@ def _observed(
     """This process's batches with the first `samples` samples, after their moments have been added to `sums`."""
     values = [node.outputs[0] for node in nodes]
     run = Inference(with_outputs(model, values), [str(value.name) for value in values])
-    for number, (batch, part) in enumerate(_first(batches, samples, Samples.of(model), run.inputs)):
+    for number, (batch, part) in enumerate(Samples.of(model).leading(batches, run.inputs, samples)):
         if not workers.takes(number):
             continue
         try:
@@ -129,19 +129,6 @@ def _observed(
             moments = _moments(node, output)
             sums[str(node.name)] = sums.get(str(node.name), 0) + moments
         yield used
-
-
-def _first(
-    batches: Iterable[Batch], samples: int, axes: Samples, names: Sequence[str]
-) -> Iterator[tuple[Batch, Batch]]:
-    """The batches with the first `samples` samples, and the share of each that counts: of the last one, what is left."""
-    left = samples
-    for batch in batches:
-        rows = axes.rows(batch, names)
-        yield batch, batch if rows <= left else axes.first(batch, names, left)
-        left -= rows
-        if left <= 0:
-            return
 
 
 def _moments(node: ir.Node, output: NDArray[np.float32]) -> Moments:

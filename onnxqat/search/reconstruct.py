@@ -100,7 +100,7 @@ def reconstruct(
     pairs = _paired(student, teacher)
     learning = Learning(steps, lr, seed, execution)
     with files.workplace() as folder:
-        blocks = _Blocks(student, teacher, pairs, list(_first(batches, student, samples)), folder)
+        blocks = _Blocks(student, teacher, pairs, _first(batches, student, samples), folder)
         with _quiet():
             errors = [blocks.learn(number, learning) for number in track(range(len(pairs)), "reconstruct blocks")]
     trained = [each for each in errors if each is not None]
@@ -271,16 +271,13 @@ def _maker(value: ir.Value) -> ir.Node:
     return node
 
 
-def _first(batches: sources.Batches, model: ir.Model, samples: int) -> Iterator[Batch]:
+def _first(batches: sources.Batches, model: ir.Model, samples: int) -> list[Batch]:
     """The whole batches that hold the first so many samples."""
     axes, names = Samples.of(model), [str(value.name) for value in model.graph.inputs]
-    taken = 0
-    for batch in batches:
-        yield batch
-        taken += axes.rows(batch, names)
-        if taken >= samples:
-            return
+    found = [batch for batch, _ in axes.leading(batches, names, samples)]
+    taken = sum(axes.rows(batch, names) for batch in found)
     if taken < min(ENOUGH, samples):
         log.warning(
             "reconstruct: the data holds %d samples; parameters fit few samples alone, give %d to 1,024", taken, ENOUGH
         )
+    return found

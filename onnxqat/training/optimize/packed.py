@@ -1,7 +1,7 @@
 """Moments in 8 bits: block-wise quantization to the values of a dynamic tree (Dettmers et al. 2022).
 
 A block of 2048 numbers is divided by its largest magnitude, and each of them becomes the code of the nearest of 256 values in
-[-1, 1] (eqs. 4 to 6 there), which are dense relative to their size over seven decades. Of numbers that are never negative, all
+[-1, 1], which are dense relative to their size over seven decades. Of numbers that are never negative, all
 values are above 0: a variance that came out as 0 would make a step of any size (Li et al. 2023, section 4.1).
 """
 
