@@ -1,0 +1,107 @@
+"""The benchmark that referees: what it runs, what it makes of results, and its reference."""
+
+import json
+
+import numpy as np
+import pytest
+
+from onnxqat import numerics
+from tools.benchmark_few_bits import data
+from tools.benchmark_few_bits.contestants import CONTESTANTS
+from tools.benchmark_few_bits.results import Results
+from tools.benchmark_few_bits.table import digest, table
+
+SEEDS = (0, 1, 2)
+
+
+def stage(test, loss):
+    return {"test": test, "validation": test, "loss": loss, "seconds": 70.0, "peak": 800.0}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Results of runs that are made up: the higher rate has the lower loss, and the lower score."""
+    ran = []
+
+    def fake(task, python):
+        ran.append(task)
+        scored = stage(0.92 - task.rate + task.seed / 1000, 1 - task.rate)
+        return {"ptq": stage(0.8, 2.0), **({"qat": scored} if task.rate else {})}
+
+    monkeypatch.setattr("tools.benchmark_few_bits.results._run", fake)
+    found = Results(tmp_path / "results.json")
+    return found, ran
+
+
+def run(name, results, net="resnet20", bits=2):
+    for task in CONTESTANTS[name].tasks(net, bits, SEEDS, results):
+        results.run(task, "python")
+
+
+def test_rate_is_chosen_by_validation_loss_of_the_first_seed(results):
+    kept, ran = results
+    run("affine", kept)
+    assert [(task.seed, task.rate) for task in ran] == [(0, 3e-4), (0, 1e-3), (1, 1e-3), (2, 1e-3)]
+    assert [rate for rate, _ in CONTESTANTS["affine"].done("resnet20", 2, SEEDS, kept)] == [1e-3] * 3
+
+
+def test_what_has_run_does_not_run_again(results):
+    kept, ran = results
+    run("affine", kept)
+    run("affine", kept)
+    assert len(ran) == 4
+
+
+def test_a_contestant_whose_rates_have_not_all_run_is_not_in_the_table(results):
+    kept, _ = results
+    first = next(CONTESTANTS["affine"].tasks("resnet20", 2, SEEDS, kept))
+    kept.run(first, "python")
+    assert CONTESTANTS["affine"].done("resnet20", 2, SEEDS, kept) == []
+
+
+def test_contestants_differ_in_their_tasks(results):
+    firsts = [next(one.tasks("resnet20", next(iter(one.rates)), SEEDS, results[0])).key for one in CONTESTANTS.values()]
+    assert len({json.dumps({**json.loads(key), "bits": 0, "rate": 0}, sort_keys=True) for key in firsts}) == len(firsts)
+
+
+def test_table_gives_mean_and_deviation_over_seeds_and_the_digest_its_best_peer(results):
+    kept, _ = results
+    for name in ("affine", "brevitas", "lsq-kept"):
+        run(name, kept)
+    run("onnxruntime", kept, bits=8)
+    text = table(kept, SEEDS)
+    assert "| resnet20 | onnxqat, affine | W2A2 | 80.00 ± 0.00 | 92.00 ± 0.10 | 0.001 | 70 | 70 | 800 | 800 |" in text
+    assert "| resnet20 | ONNX Runtime, static | W8A8 | 80.00 ± 0.00 |  |  | 70 |  | 800 |  |" in text
+    row = "| resnet20, W2A2 | 93.09 | 80.00 ± 0.00 |  | **92.00 ± 0.10** | 92.00 ± 0.10, Brevitas, learned scales |"
+    assert row in digest(text)
+
+
+@pytest.mark.parametrize(
+    ("signed", "axis"), [pytest.param(True, 0, id="weights"), pytest.param(False, None, id="data")]
+)
+def test_reference_has_the_gradients_of_learned_step_sizes(signed, axis):
+    torch = pytest.importorskip("torch")
+    from tools.benchmark_few_bits.by_lsq import Quantizer
+
+    random = np.random.default_rng(0)
+    x, dy = random.normal(size=(2, 4, 5, 3, 3)).astype(np.float32)
+    quantizer = Quantizer(torch.tensor(x), 3, signed=signed, per_channel=axis == 0)
+    scale = quantizer.scale.detach().numpy()
+    steps = x / scale
+    # from the last code to half a step beyond it, the paper clips, and ours rounds first
+    low, high = quantizer.qmin, quantizer.qmax
+    x[((steps > high) & (steps < high + 0.5)) | ((steps < low) & (steps > low - 0.5))] = 0
+    data = torch.tensor(x, requires_grad=True)
+    quantizer(data).backward(torch.tensor(dy))
+    scale = scale.reshape(-1 if axis == 0 else ())
+    dx, dscale = numerics.fake_quantize_gradient(dy, x, scale, np.zeros_like(scale, np.int32), low, high, axis)
+    np.testing.assert_allclose(data.grad, dx, rtol=1e-6)
+    np.testing.assert_allclose(
+        quantizer.scale.grad.reshape(scale.shape) / quantizer.factor, dscale, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_loss_of_probabilities_is_that_of_their_logits():
+    logits, label = np.array([[1, 2, -1], [0, 0, 3]], np.float32), np.array([1, 0])
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(data.cross_entropy(logits, label), data.cross_entropy(probabilities, label), rtol=1e-5)

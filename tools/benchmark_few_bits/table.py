@@ -1,0 +1,93 @@
+"""The table of all runs, and its digest for the README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from tools.benchmark_few_bits.contestants import CONTESTANTS, WIDTHS, Contestant
+from tools.benchmark_few_bits.results import Result, Results
+
+#: Accuracy of the float networks, in percent (`models/README.md`).
+FLOAT = {"resnet20": 93.09, "separable": 92.06}
+HEADER = (
+    "| network | contestant | width | not trained | trained | rate | seconds | in training | MB | in training |\n"
+    "| --- | --- | --- | --- | --- | --- | --: | --: | --: | --: |"
+)
+STAGES = ("ptq", "qat")
+#: Those whose best is in the digest.
+PEERS, LSQ = ("brevitas", "brevitas-kept", "nncf", "torchao"), ("lsq", "lsq-kept")
+
+
+def table(results: Results, seeds: Sequence[int]) -> str:
+    """All cells that have been measured."""
+    lines = [
+        _line(net, contestant, bits, runs)
+        for net in FLOAT
+        for bits in WIDTHS
+        for contestant in CONTESTANTS.values()
+        if (runs := contestant.done(net, bits, seeds, results))
+    ]
+    return "\n".join([HEADER, *lines])
+
+
+def _line(net: str, contestant: Contestant, bits: int, runs: Sequence[tuple[float, Result]]) -> str:
+    found = {stage: [run[stage] for _, run in runs if stage in run] for stage in STAGES}
+    rate = f"{runs[0][0]:g}" if found["qat"] else ""
+    cells = [
+        *(score(found[stage], len(runs)) for stage in STAGES),
+        rate,
+        *(_mean(found[stage], "seconds") for stage in STAGES),
+        *(_mean(found[stage], "peak") for stage in STAGES),
+    ]
+    return "| " + " | ".join([net, contestant.title, f"W{bits}A{bits}", *cells]) + " |"
+
+
+def score(stages: Sequence[Mapping[str, float]], seeds: int) -> str:
+    """Mean and deviation over seeds, in percent; the number of seeds where there is no deviation."""
+    if not stages:
+        return ""
+    scores = [100 * one["test"] for one in stages]
+    return f"{np.mean(scores):.2f} ± {np.std(scores, ddof=1):.2f}" if seeds > 1 else f"{scores[0]:.2f} (one seed)"
+
+
+def _mean(stages: Sequence[Mapping[str, float]], what: str) -> str:
+    return f"{np.mean([one[what] for one in stages]):.0f}" if stages else ""
+
+
+def digest(text: str) -> str:
+    """Digest of the table for the README: one line for each network and width."""
+    rows: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for line in text.splitlines()[2:]:
+        if line.startswith("|"):
+            net, title, width, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows.setdefault((net, width), {})[title] = cells
+    lines = [
+        "| network, width | float | not trained | with reconstruction | trained | best peer, trained | LSQ in PyTorch, best |",
+        "| --- | --: | --- | --- | --- | --- | --- |",
+    ]
+    for (net, width), found in rows.items():
+        ours = next(
+            (found[CONTESTANTS[name].title] for name in ("affine", "plain") if CONTESTANTS[name].title in found),
+            ["", ""],
+        )
+        rebuilt = found.get(CONTESTANTS["reconstruct"].title, [""])
+        cells = [
+            ours[0],
+            rebuilt[0],
+            f"**{ours[1]}**" if ours[1] else "",
+            _best(found, PEERS, named=True),
+            _best(found, LSQ),
+        ]
+        lines.append(f"| {net}, {width} | {FLOAT[net]:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _best(rows: Mapping[str, Sequence[str]], names: Iterable[str], *, named: bool = False) -> str:
+    """The highest trained score of these contestants."""
+    scores = {title: rows[title][1] for name in names if (title := CONTESTANTS[name].title) in rows and rows[title][1]}
+    if not scores:
+        return ""
+    title = max(scores, key=lambda each: float(scores[each].split()[0]))
+    return f"{scores[title]}, {title}" if named else scores[title]
