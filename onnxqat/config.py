@@ -62,7 +62,7 @@ class Config(Frozen):
         overrides: settings for single nodes; where several select a node, later ones win.
         unified_scales: groups of nodes that read all their values with one scale.
         output_correction: what each channel of a weighted layer's output gets back of its float statistics: `affine`, mean and
-            deviation; `mean`, by the bias alone; `none`. `affine` is worth most below 8 bits.
+            deviation; `mean`, by the bias alone; `none`. None: `affine` where anything has fewer than 8 bits, else `none`.
         correction_samples: samples on which that is measured.
         activation_start_epoch: epoch of training, from 0, before which activations are not quantized.
         weight_start_epoch: the same for weights.
@@ -99,13 +99,26 @@ class Config(Frozen):
     ignore: Selects = ()
     overrides: Annotated[tuple[Override, ...], BeforeValidator(as_tuple)] = ()
     unified_scales: Annotated[tuple[tuple[Select, ...], ...], BeforeValidator(as_tuples)] = ()
-    output_correction: Correction = "none"
+    output_correction: Correction | None = None
     correction_samples: int = Field(default=512, ge=1)
     activation_start_epoch: int = Field(default=0, ge=0)
     weight_start_epoch: int = Field(default=0, ge=0)
     tolerance: Tolerance | None = None
     inputs: Annotated[tuple[Input, ...], BeforeValidator(as_tuple)] = ()
     fixed_inputs: dict[str, bool | int | float | list[Any]] = Field(default_factory=dict)
+
+    @property
+    def has_few_bits(self) -> bool:
+        """Whether anything is quantized to fewer than 8 bits, which may cost accuracy."""
+        rules = [
+            bits for rule in self.overrides for bits in (rule.weight_bits, rule.activation_bits) if bits is not None
+        ]
+        return min([self.weight_bits, self.activation_bits, *rules]) < 8
+
+    @property
+    def correction(self) -> Correction:
+        """`output_correction`, or what None stands for."""
+        return self.output_correction or ("affine" if self.has_few_bits else "none")
 
     @property
     def rules(self) -> tuple[Select, ...]:

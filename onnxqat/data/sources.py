@@ -44,12 +44,17 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return self._checked(self._items())
 
+    @property
+    def is_read_once(self) -> bool:
+        """Whether the source is used up when it has been read: a generator."""
+        return isinstance(self.source, Iterator)
+
     def check_epochs(self, epochs: int | None, what: str = "data") -> None:
         """Raises InputError if the source can be read only once (a generator), and more than one epoch is needed.
 
         How many are needed may not be known beforehand (None).
         """
-        if epochs is not None and epochs > 1 and isinstance(self.source, Iterator):
+        if epochs is not None and epochs > 1 and self.is_read_once:
             raise InputError(
                 f"{what}: a {type(self.source).__name__} can be read once, not for {epochs} epochs; "
                 "pass a function that makes one"

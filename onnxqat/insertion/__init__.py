@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.config import Config
+from onnxqat.config import Config, Correction
 from onnxqat.data import sources
 from onnxqat.data.batch import Batch
 from onnxqat.data.sources import Batches, Source, Transform
@@ -89,9 +89,7 @@ def insert(
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
     batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
-    batches.check_epochs(
-        1 if config.output_correction == "none" else 2, "calibration data for the correction of outputs"
-    )
+    correction = _correction(config, batches)
     check_inputs(prepared, config.inputs)
     observers, sample = _calibrated(prepared, activations, batches, workers)
     check_conversion(model, config.fixed_inputs, sample)
@@ -103,9 +101,9 @@ def insert(
     _note(prepared, skips, table, config)
     hold_weights(prepared)
     make_room(prepared)
-    if config.output_correction != "none":
-        count, deviations = config.correction_samples, config.output_correction == "affine"
-        correct_outputs(original, prepared, weighted, batches, count, workers, deviations=deviations)
+    if correction != "none":
+        count = config.correction_samples
+        correct_outputs(original, prepared, weighted, batches, count, workers, deviations=correction == "affine")
         make_room(prepared)
     round_biases(prepared, _is_fine)
     log.info(
@@ -116,9 +114,23 @@ def insert(
     )
     check_answers(prepared, sample)
     calibrated = config.activation_range.samples != 0
-    if workers.is_first and calibrated and min(config.weight_bits, config.activation_bits) == 8:
+    if workers.is_first and calibrated and not config.has_few_bits:
         warn_of_losses(original, prepared, names, weighted, sample)
     return checked(io.to_proto(prepared))
+
+
+def _correction(config: Config, batches: Batches) -> Correction:
+    """How outputs are corrected; not at all where nobody asked for it, and the data can be read once or is not to be read."""
+    if config.output_correction is None and config.has_few_bits:
+        if config.activation_range.samples == 0:
+            return "none"
+        if batches.is_read_once:
+            log.warning(
+                "calibration data can be read once, so outputs are not corrected; pass a function that makes it"
+            )
+            return "none"
+    batches.check_epochs(1 if config.correction == "none" else 2, "calibration data for the correction of outputs")
+    return config.correction
 
 
 def _calibrated(

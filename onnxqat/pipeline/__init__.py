@@ -115,7 +115,7 @@ def run(
         return None
     report = judge.compare((run.model(), deployed), model, judged)
     inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
-    report = _judged(report, inserted_score, enforced=judge.max_drop is not None or _all_of_8_bits(config))
+    report = _judged(report, inserted_score, enforced=judge.max_drop is not None or not config.has_few_bits)
     return Outcome(before.score, inserted_score, run.model(), deployed, report, data.judged_on)
 
 
@@ -206,12 +206,6 @@ def _judged(report: Report, inserted_score: float | None, *, enforced: bool) -> 
         return report
     evidence = replace(report.verdict.evidence, inserted_score=inserted_score)
     return replace(report, verdict=replace(report.verdict, enforced=enforced, evidence=evidence))
-
-
-def _all_of_8_bits(config: Config) -> bool:
-    """Whether everything is quantized to 8 bits; fewer may cost more accuracy."""
-    rules = [bits for rule in config.overrides for bits in (rule.weight_bits, rule.activation_bits) if bits is not None]
-    return min([config.weight_bits, config.activation_bits, *rules]) == 8
 
 
 def summary(outcome: Outcome) -> Table:

@@ -4,6 +4,7 @@ import pytest
 
 from models import fashion_mnist
 from onnxqat.config import Config
+from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.insertion import insert
@@ -211,3 +212,28 @@ def test_correction_says_nothing_on_the_terminal_but_what_the_log_says(capfd):
     proto = INTEGER["residual"]
     insert(proto, batches(proto), Config(**LOW, output_correction="mean"))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "same_as"),
+    [
+        ({}, "none"),
+        ({"weight_bits": 4, "first_last_bits": None}, "affine"),
+        ({"overrides": [{"type": "Gemm", "weight_bits": 3}], "first_last_bits": None}, "affine"),
+        ({"weight_bits": 4, "first_last_bits": None, "activation_range": {"type": "min_max", "samples": 0}}, "none"),
+    ],
+)
+def test_outputs_are_corrected_by_default_where_there_are_few_bits(settings, same_as):
+    proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
+    data = batches(proto, 20)
+    assert insert(proto, data, Config(**settings)) == insert(proto, data, Config(**settings, output_correction=same_as))
+
+
+def test_data_that_can_be_read_once_is_enough_where_correction_is_not_asked_for(caplog):
+    proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
+    settings = {"weight_bits": 4, "first_last_bits": None}
+    found = insert(proto, iter(batches(proto, 20)), Config(**settings))
+    assert found == insert(proto, batches(proto, 20), Config(**settings, output_correction="none"))
+    assert "can be read once, so outputs are not corrected" in caplog.text
+    with pytest.raises(InputError, match="can be read once"):
+        insert(proto, iter(batches(proto, 20)), Config(**settings, output_correction="affine"))
