@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 import onnxqat
+from onnxqat import Config
 from tools.real_models.model import Data
-from tools.real_models.recipes import MODELS, RealModel, Recipe
+from tools.real_models.recipes import MODELS, RealModel
 from tools.real_models.run import CALIBRATION_BATCHES, judged, train
 
 pytestmark = pytest.mark.slow
@@ -39,8 +40,8 @@ class Prepared:
     data: Data
     score: float
 
-    def inserted(self, recipe: Recipe) -> onnx.ModelProto:
-        return onnxqat.insert(self.model.path, self.data.inputs()[:CALIBRATION_BATCHES], recipe.config)
+    def inserted(self, config: Config) -> onnx.ModelProto:
+        return onnxqat.insert(self.model.path, self.data.inputs()[:CALIBRATION_BATCHES], config)
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: model.name)
@@ -55,17 +56,17 @@ def real(request) -> Prepared:
 def test_eight_bits_are_as_good_as_float_after_training(real):
     model, recipe = real.model, real.model.eight
     assert real.score >= FLOAT[model.name]
-    deployed = onnxqat.fold(train(real.inserted(recipe), real.data.inputs(), recipe.lr, FEW_STEPS))
+    deployed = onnxqat.fold(train(real.inserted(recipe.config), real.data.inputs(), recipe.lr, FEW_STEPS))
     by_chance = 100 * BY_CHANCE / model.test if model.unit == "%" else 0.0
     assert judged(deployed, real.data) >= real.score - max(CLOSE[model.unit], by_chance)
 
 
-def test_training_recovers_what_few_bits_lost(real):
+def test_correction_and_training_recover_what_few_bits_lost(real):
     model, recipe = real.model, real.model.low
-    inserted = real.inserted(recipe)
-    trained = train(inserted, real.data.inputs(), recipe.lr, recipe.steps)
+    plain = real.inserted(recipe.uncorrected)
+    trained = train(real.inserted(recipe.config), real.data.inputs(), recipe.lr, recipe.steps)
     deployed = onnxqat.fold(trained)
-    before, after = judged(inserted, real.data), judged(deployed, real.data)
+    before, after = judged(plain, real.data), judged(deployed, real.data)
     assert before < real.score - 2 * CLOSE[model.unit]
     assert after - before >= RECOVERED[model.name] * (real.score - before)
     report = onnxqat.verify(trained, deployed, [real.data.test[0].inputs])

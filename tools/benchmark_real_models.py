@@ -58,8 +58,9 @@ def _kept() -> Results:
 def table(results: Results) -> str:
     """Markdown: a line per model and width, and the processor."""
     lines = [
-        "| model | float | width | inserted | trained | deployed | recovered | same top-1 | size | latency | integer layers |",
-        "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| model | float | width | not corrected | inserted | trained | deployed | recovered | same top-1 "
+        "| size | latency | integer layers |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for model in MODELS:
         found = results.get(model.name, {})
@@ -71,13 +72,13 @@ def table(results: Results) -> str:
 
 def _line(model: RealModel, result: Result) -> str:
     digits = 2 if model.unit == "dB" else 1
-    scores = [result.float_model, result.inserted, result.trained, result.deployed]
-    whole, inserted, trained, deployed = (f"{score:.{digits}f} {model.unit}" for score in scores)
-    lost = result.float_model - result.inserted
+    scores = [result.float_model, result.uncorrected, result.inserted, result.trained, result.deployed]
+    whole, *quantized = (f"{score:.{digits}f} {model.unit}" for score in scores)
+    lost = result.float_model - result.uncorrected
     recovered = f"{result.recovered:.0%}" if lost > (0.3 if model.unit == "dB" else 0.5) else ""
     # the largest number of an embedding or a picture says nothing
     agreement = "" if model.unit == "dB" or model.name == "sentences" else f"{result.agreement or 0:.1%}"
-    cells = [model.title, whole, result.name, inserted, trained, deployed, recovered, agreement]
+    cells = [model.title, whole, result.name, *quantized, recovered, agreement]
     cells += [f"{result.size_ratio:.2f}", f"{result.latency_ratio:.2f}", f"{result.integer} of {result.layers}"]
     return "| " + " | ".join(cells) + " |"
 

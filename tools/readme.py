@@ -45,6 +45,6 @@ def digest(table: str) -> str:
         "| --- | --: | --: | --- | --: | --: |",
     ]
     for eight, low in zip(rows[2::2], rows[3::2], strict=True):
-        (title, score, _, _, _, deployed, *_), (_, _, width, inserted, _, rescued, *_) = eight, low
+        (title, score, _, _, _, _, deployed, *_), (_, _, width, _, inserted, _, rescued, *_) = eight, low
         lines.append(f"| {title} | {score} | {deployed} | {width} | {inserted} | **{rescued}** |")
     return "\n".join(lines)

@@ -28,6 +28,11 @@ class Recipe:
     lr: float
     steps: int
 
+    @property
+    def uncorrected(self) -> Config:
+        """The settings without correction of outputs, which is what insertion alone makes of the model."""
+        return self.config.model_copy(update={"output_correction": "none"})
+
 
 @dataclass(frozen=True)
 class RealModel:

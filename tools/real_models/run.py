@@ -28,6 +28,7 @@ class Result:
     Attributes:
         name: of the recipe.
         float_model: score of the float model.
+        uncorrected: score after `insert` without correction of outputs.
         inserted: score after `insert`.
         trained: score after training.
         deployed: score of the deployed model, as onnxruntime executes it.
@@ -41,6 +42,7 @@ class Result:
 
     name: str
     float_model: float
+    uncorrected: float
     inserted: float
     trained: float
     deployed: float
@@ -53,9 +55,9 @@ class Result:
 
     @property
     def recovered(self) -> float:
-        """Share of the loss by insertion that the deployed model has recovered."""
-        lost = self.float_model - self.inserted
-        return (self.deployed - self.inserted) / lost if lost > 0 else 1.0
+        """Share of the loss by insertion alone that correction and training have recovered in the deployed model."""
+        lost = self.float_model - self.uncorrected
+        return (self.deployed - self.uncorrected) / lost if lost > 0 else 1.0
 
 
 def run(
@@ -63,7 +65,10 @@ def run(
 ) -> Result:
     """Insert, train, fold, verify; `interpreter` runs another onnxruntime for verification."""
     proto = onnx.load(model.path)
-    inserted = onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], recipe.config)
+    plain, inserted = (
+        onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], config)
+        for config in (recipe.uncorrected, recipe.config)
+    )
     trained = train(inserted, data.inputs(), recipe.lr, steps or recipe.steps)
     deployed = onnxqat.fold(trained)
     report = onnxqat.verify(
@@ -73,7 +78,7 @@ def run(
         interpreter=interpreter,
         float_model=model.path,
     )
-    scores = [judged(m, data) for m in (proto, inserted, trained, deployed)]
+    scores = [judged(m, data) for m in (proto, plain, inserted, trained, deployed)]
     ratios = (report.size.ratio, report.latency.ratio)
     return Result(recipe.name, *scores, report.agreement, *ratios, *report.integer_count(), processor())
 
