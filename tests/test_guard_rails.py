@@ -112,11 +112,22 @@ def test_with_fewer_bits_the_default_warns_and_a_given_bound_fails(run, options,
 
 
 def test_without_labels_other_answers_are_judged(run):
-    options = ["--loss", "distill", "--teacher", "float.onnx"]
+    options = ["--loss", "distill"]
     assert run(*options, data="unlabelled.npz")[0] == 0
     status, _, err = run(*options, "--lr", 100, data="unlabelled.npz")
     assert status == 1
     assert "deployed model: agreement is " in err.splitlines()[-1]
+
+
+def test_the_float_model_teaches_where_outputs_were_corrected(run, call, tmp_path):
+    few = ["--loss", "distill", "--weight-bits", 4]
+    assert run(*few, data="unlabelled.npz")[0] == 0
+    qdq, trained = tmp_path / "q.onnx", tmp_path / "t.onnx"
+    assert call("insert", "float.onnx", "--calibration", "unlabelled.npz", "--weight-bits", 4, "-o", qdq)[0] == 0
+    train = ["train", qdq, "--data", "unlabelled.npz", "--loss", "distill", "--epochs", 1, "-o", trained]
+    status, _, err = call(*train)
+    assert (status, err.count("give the float model as teacher")) == (2, 1)
+    assert call(*train, "--teacher", "float.onnx")[0] == 0
 
 
 def test_a_float_model_at_chance_is_reported_before_the_work(run, monkeypatch):

@@ -60,7 +60,11 @@ def insert(
         bool, typer.Option(help="Then bring each block closer to the float model, as the command reconstruct does.")
     ] = False,
 ) -> None:
-    """Insert quantizers into a float model: post-training quantization, ready to train."""
+    """Insert quantizers into a float model: post-training quantization, ready to train.
+
+    Where anything has fewer than 8 bits, the data is read a second time, and layers' outputs get back the mean and the deviation
+    that they have in float (output_correction in --config).
+    """
     outputs.check([output], inputs=[calibration, quantization.config], models=[model])
     from onnxqat.data import sources
     from onnxqat.insertion import insert as stage

@@ -145,7 +145,7 @@ class Training(Learning):
     teacher: Annotated[
         Path | None,
         Option(
-            help="Model that the loss distill learns from. (default: the model without its quantizers)",
+            help="Model that the loss distill learns from. (default: the float model; in train that without quantizers)",
             show_default=False,
         ),
     ] = None

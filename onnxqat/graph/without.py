@@ -18,6 +18,8 @@ from onnxqat.numerics import dequantize
 ABSORBED = "onnxqat.absorbed"
 #: Key of a model's metadata under which `insert` leaves the target.
 TARGET = "onnxqat.target"
+#: Key under which a model says what changed its weights or biases for its quantizers: without them it is not the float model.
+ADAPTED = "onnxqat.adapted"
 #: Operators whose results are bounded by themselves, or that a runtime joins with no activation.
 _BOUNDED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Tanh", "DequantizeLinear"})
 

@@ -23,7 +23,7 @@ from onnxqat.graph.biases import DEPLOYED_AS, Bias, make_room, round_biases
 from onnxqat.graph.constants import constant
 from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
 from onnxqat.graph.qdq import Spec
-from onnxqat.graph.without import TARGET
+from onnxqat.graph.without import ADAPTED, TARGET
 from onnxqat.insertion.calibrate import Observed, Observer, calibrate
 from onnxqat.insertion.correct import correct_outputs
 from onnxqat.insertion.groups import Skip
@@ -35,6 +35,7 @@ from onnxqat.insertion.place import Grid, Placement, new_grid, place
 from onnxqat.insertion.prepare import check_conversion, prepare
 from onnxqat.insertion.ranges import weight_range
 from onnxqat.insertion.scopes import with_names
+from onnxqat.insertion.simplify import zero_bias_in_gemm
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, weight_sites
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.runtime import check_answers, checked, explained
@@ -84,6 +85,8 @@ def insert(
     table = TARGETS[config.target]
     with explained(model):
         prepared = prepare(model, config.fixed_inputs)
+        if config.correction != "none":
+            zero_bias_in_gemm(prepared.graph)
         config = with_names(config, model, prepared, table)
         groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
@@ -104,6 +107,8 @@ def insert(
     if correction != "none":
         count = config.correction_samples
         correct_outputs(original, prepared, weighted, batches, count, workers, deviations=correction == "affine")
+        prepared.metadata_props[ADAPTED] = "the correction of outputs"
+        hold_weights(prepared)
         make_room(prepared)
     round_biases(prepared, _is_fine)
     log.info(

@@ -132,8 +132,10 @@ def _observed(
 
 
 def _moments(node: ir.Node, output: NDArray[np.float32]) -> Moments:
-    rows = _by_channel(node, output).astype(np.float64)
-    return np.stack([np.full(rows.shape[1], float(len(rows))), rows.sum(axis=0), np.square(rows).sum(axis=0)])
+    stretches = _by_channel(node, output)  # float32 adds up one of them exactly enough, without a copy in double
+    squares = np.matmul(stretches[..., None, :], stretches[..., None])[..., 0, 0]
+    total, squared = (each.sum(axis=0, dtype=np.float64) for each in (stretches.sum(axis=-1), squares))
+    return np.stack([np.full(len(total), stretches.size / len(total)), total, squared])
 
 
 def _merged(moments: Sequence[Moments], workers: Workers) -> Moments:
@@ -144,12 +146,13 @@ def _merged(moments: Sequence[Moments], workers: Workers) -> Moments:
 
 
 def _by_channel(node: ir.Node, output: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The output as [positions, C]; what MatMul makes of a vector has no axis of channels, so it has one."""
+    """The output as [stretches, C, positions]; what MatMul makes of a vector has no axis of channels, so it has one."""
     weight = node.inputs[1]
     if weight is not None and weight.shape is not None and weight.shape.rank() == 1:
-        return output.reshape(-1, 1)
-    axis = _axis(node)
-    return np.moveaxis(output, axis, -1).reshape(-1, output.shape[axis])
+        return output.reshape(-1, 1, 1)
+    if _axis(node) == 1:
+        return output.reshape(*output.shape[:2], -1)
+    return np.ascontiguousarray(np.moveaxis(output, -1, 1)).reshape(output.shape[0], output.shape[-1], -1)
 
 
 def _axis(node: ir.Node) -> int:
@@ -188,11 +191,14 @@ def _scale(weight: Quantizer, factor: Floats) -> None:
 
 def _change(node: ir.Node, factor: Floats, shift: Floats) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """A function that does to the output what the correction of the layer does; the shift of a MatMul is in the Add behind it."""
+    shared = len(factor) == 1
 
     def changed(output: NDArray[Any]) -> NDArray[Any]:
-        channels = np.moveaxis(output, _axis(node), -1) if len(factor) > 1 else output
-        result = channels * factor + (0 if node.op_type == "MatMul" else shift)
-        return np.moveaxis(result, -1, _axis(node)).astype(np.float32) if len(factor) > 1 else result.astype(np.float32)
+        along = [1 if shared or i != _axis(node) % output.ndim else -1 for i in range(output.ndim)]
+        output *= factor.astype(np.float32).reshape(along)
+        if node.op_type != "MatMul":
+            output += shift.astype(np.float32).reshape(along)
+        return output
 
     return changed
 

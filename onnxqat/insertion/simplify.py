@@ -51,6 +51,20 @@ def sum_bias_in_gemm(graph: ir.Graph) -> None:
             graph.remove(node, safe=True)
 
 
+def zero_bias_in_gemm(graph: ir.Graph) -> None:
+    """MatMul of two matrices without a bias becomes a Gemm with a bias of zeros, which kernels add at no cost."""
+    for node in list(graph):
+        if node.op_type != "MatMul":
+            continue
+        (data, weight), user = inputs(node), sole_user(node.outputs[0])
+        matrix = constant(weight)
+        has_bias = user is not None and user.op_type == "Add" and any(constant(v) is not None for v in inputs(user))
+        if matrix is None or matrix.ndim != 2 or has_bias or not (_is_matrix(data) and is_float(data)):
+            continue
+        bias = constant_value(graph, f"{node.name}_bias", np.zeros(matrix.shape[1], matrix.dtype))
+        put_in_place(graph, node, ir.node("Gemm", [data, weight, bias], name=node.name))
+
+
 def _is_matrix(value: ir.Value) -> bool:
     return value.shape is not None and value.shape.rank() == 2
 

@@ -89,6 +89,8 @@ def run(
     """
     model = with_fixed_inputs(model, config.fixed_inputs)
     config = config.model_copy(update={"fixed_inputs": {}})
+    if training.distils and training.teacher is None:
+        training = replace(training, teacher=model)
     check_request(model, data, training, judge)
     check_goal(config, data, training)
     judged = data.read(data.test or data.validation)

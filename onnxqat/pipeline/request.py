@@ -78,7 +78,7 @@ class Training:
         accumulate: batches whose gradients make one optimizer step.
         seed: seed of the order of the data.
         freeze: names or patterns of initializers or nodes that are not trained.
-        teacher: model for the loss `distill`.
+        teacher: model for the loss `distill`; None: the float model; in `train`, the Q/DQ model without quantizers.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
         execution: how graphs run.
         labelling: how labels belong to the first output.
@@ -98,7 +98,7 @@ class Training:
     accumulate: int = 1
     seed: int = 0
     freeze: Sequence[str] = ()
-    teacher: str | Path | None = None
+    teacher: io.ModelLike | None = None
     distributed: bool = False
     execution: Execution = field(default_factory=Execution)
     labelling: Labelling = field(default_factory=Labelling)
@@ -114,10 +114,18 @@ class Training:
         return any(kind in ("classes", "sides") for kind in self._labels)
 
     @property
+    def distils(self) -> bool:
+        """Whether the loss learns from a teacher."""
+        return "distill" in self._names
+
+    @property
     def _labels(self) -> list[str | None]:
         """Kinds of labels that the losses take."""
-        names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
-        return [NAMED_LOSSES[name].labels for name in names if name in NAMED_LOSSES]
+        return [NAMED_LOSSES[name].labels for name in self._names if name in NAMED_LOSSES]
+
+    @property
+    def _names(self) -> list[Any]:
+        return [self.loss] if isinstance(self.loss, str) else list(self.loss)
 
     def __post_init__(self) -> None:
         self.length, self.built_optimizer  # noqa: B018  (they refuse numbers that are none)

@@ -14,7 +14,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.constants import constant
 from onnxqat.graph.qdq import Quantizer, quantizers
-from onnxqat.graph.without import without_quantizers
+from onnxqat.graph.without import ADAPTED, without_quantizers
 from onnxqat.numerics import fake_quantize
 from onnxqat.runtime.parted import Parted
 from onnxqat.runtime.splitting import sample_axes, splitting_of
@@ -43,7 +43,7 @@ def teacher_of(
         sample_axis: axis of the first input that counts samples; None: it follows from the model.
 
     Raises:
-        InputError: the teacher lacks an output, or is given to a loss that does not distill.
+        InputError: the teacher lacks an output, is missing where one is needed, or is given to a loss that does not distill.
     """
     if not distilled:
         if given is not None:
@@ -59,7 +59,16 @@ def teacher_of(
 
 
 def _own_teacher(qdq: ir.Model) -> ir.Model:
-    """The model without its quantizers; a model whose weights were stored as integers makes a worse one than its float model."""
+    """The model without its quantizers; a model whose weights were stored as integers makes a worse one than its float model.
+
+    Raises:
+        InputError: its weights were changed for its quantizers' sake.
+    """
+    if ADAPTED in qdq.metadata_props:
+        raise InputError(
+            f"distill: {qdq.metadata_props[ADAPTED]} has changed weights or biases, so the model without its quantizers is not "
+            "the float model; give the float model as teacher"
+        )
     weights = [one for one in quantizers(qdq) if one.is_weight and one.quantize is not None]
     if weights and all(_lies_on_grid(one) for one in weights):
         log.warning(

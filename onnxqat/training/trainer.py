@@ -60,7 +60,8 @@ class Trainer:
         schedule: `Constant`, `Cosine` or `StepDecay`.
         freeze: names or regular expressions of initializers or nodes that are not trained. If trained 8-bit weights outgrow a
             frozen scale, it is raised in the model that is returned (`Config.overflow_fix`).
-        teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now.
+        teacher: model for the loss `distill`; None: the Q/DQ model without its quantizers, as it stands now; not
+            where `insert` corrected outputs (below 8 bits by default) or `reconstruct` ran: give the float model.
         clip_norm: largest norm of the gradient; None: no limit.
         accumulate: number of batches whose gradients make one optimizer step, as one large batch would. Each batch weighs as much
             as it has labels that count, or else samples. In `fit`, batches left at the end of an epoch make a step of their own.

@@ -52,7 +52,8 @@ def test_the_one_quantizer_of_a_clip_stands_behind_it(name):
 def test_clip_is_carried_out_on_codes_and_the_layers_around_it_on_integers(name, bits):
     proto = clipped(name)
     data = batches(proto, 2)
-    trainer = Trainer(insert(proto, data, Config(activation_bits=bits, first_last_bits=None)), "distill")
+    config = Config(activation_bits=bits, first_last_bits=None)
+    trainer = Trainer(insert(proto, data, config), "distill", teacher=proto)
     for batch in data:
         trainer.step(batch)
     deployed = fold(trainer.model())

@@ -23,21 +23,29 @@ SHAPES = {CONV: (4, 3, 3, 3), GEMM: (8, 4), MATMUL: (8, 4)}
 
 
 def scaled(proto: onnx.ModelProto, factor: float) -> list[dict[str, np.ndarray]]:
-    return [{name: value * np.float32(factor) for name, value in batch.items()} for batch in batches(proto)]
+    return [{name: value * np.float32(factor) for name, value in batch.items()} for batch in batches(proto, rows=24)]
 
 
 @pytest.mark.parametrize("text", SHAPES, ids=["Conv", "Gemm", "MatMul"])
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
-@given(weight=st.integers(-30, 2), data=st.integers(-20, 2), bias=st.integers(-20, 6), dead=st.booleans())
+@given(
+    weight=st.integers(-30, 2),
+    data=st.integers(-20, 2),
+    bias=st.integers(-20, 6),
+    dead=st.booleans(),
+    correction=st.sampled_from(["none", "affine"]),
+)
 @settings(max_examples=12, deadline=None)
-def test_whatever_insert_accepts_fold_deploys_with_the_same_answers(text, granularity, weight, data, bias, dead):
+def test_whatever_insert_accepts_fold_deploys_with_the_same_answers(
+    text, granularity, weight, data, bias, dead, correction
+):
     w = random(*SHAPES[text]) * np.float32(10.0**weight)
     if dead:
         w[..., 0] = 0
         w[0] = 0
     proto = model(text, w=w, b=random(4, seed=1) * np.float32(10.0**bias))
     inputs = scaled(proto, 10.0**data)
-    qdq = insert(proto, inputs, Config(weight_granularity=granularity))
+    qdq = insert(proto, inputs, Config(weight_granularity=granularity, output_correction=correction))
     (expected,), (found,) = outputs(proto, inputs[0]), outputs(fold(qdq), inputs[0])
     assert decibels(expected, found) > 25
 

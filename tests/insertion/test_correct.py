@@ -106,8 +106,8 @@ def test_convolutions_that_onnxruntime_would_fuse_with_their_sum_are_corrected()
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
 def test_bias_of_a_matmul_by_a_vector_is_one_number_however_the_rows_are_cut(shape):
     proto = model(
-        "(float[N,8] x) => (float[N] y) { h = MatMul(x, w) r = Relu(h) m = MatMul(r, v) y = Add(m, c) }",
-        w=random(8, 6), v=random(6), c=random(1).reshape(shape),
+        "(float[N,8] x) => (float[N] y) { r = Relu(x) m = MatMul(r, v) y = Add(m, c) }",
+        v=random(8), c=random(1).reshape(shape),
     )  # fmt: skip
     rows = random(24, 8, seed=3, scale=1.0)
     settings = {"weight_bits": 3, "quantize_activations": False, "first_last_bits": None}
@@ -147,8 +147,15 @@ LAYERS = {
     "depthwise conv": ("y = Conv<pads=[1,1,1,1], group=4>(r, w, b)", {"w": (4, 1, 3, 3), "b": (4,)}, 1, 1),
     "transposed conv": ("y = ConvTranspose(r, w, b)", {"w": (4, 5, 2, 2), "b": (5,)}, 1, 1),
     "grouped transposed conv": ("y = ConvTranspose<group=2>(r, w, b)", {"w": (4, 3, 2, 2), "b": (6,)}, 1, 2),
+    "conv over one axis": ("s = ReduceMax<axes=[2], keepdims=0>(r) y = Conv(s, w, b)", {"w": (6, 4, 3), "b": (6,)}, 1, 1),
+    "conv over three axes": (
+        "two = Constant<value_ints=[2]>() s = Unsqueeze(r, two) y = Conv(s, w)", {"w": (6, 4, 1, 3, 3)}, 1, 1,
+    ),
     "matmul": ("m = MatMul(r, w) y = Add(m, b)", {"w": (8, 7), "b": (7,)}, -1, 1),
-}
+    "product of matrices": ("f = Flatten(r) y = MatMul(f, w)", {"w": (256, 7)}, -1, 1),
+    "gemm": ("f = Flatten(r) y = Gemm(f, w, b)", {"w": (256, 7), "b": (7,)}, -1, 1),
+    "transposed gemm without bias": ("f = Flatten(r) y = Gemm<transB=1>(f, w)", {"w": (7, 256)}, -1, 1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
@@ -156,10 +163,10 @@ LAYERS = {
 def test_output_has_the_mean_and_the_deviation_of_the_float_model(name, granularity):
     text, shapes, axis, groups = LAYERS[name]
     proto = model(
-        f"(float[N,4,8,8] x) => (float[N,c,h,k] y) {{ r = Relu(x) {text} }}",
+        f"(float[N,4,8,8] x) => (float[] y) {{ r = Relu(x) {text} }}",
         **{key: random(*shape, seed=seed + 2) for seed, (key, shape) in enumerate(shapes.items())},
     )
-    data = [{"x": random(16, 4, 8, 8, seed=seed, scale=1.0)} for seed in range(3)]
+    data = [{"x": random(24, 4, 8, 8, seed=seed, scale=1.0)} for seed in range(3)]
     settings = {"weight_bits": 2, "first_last_bits": None, "weight_granularity": granularity, "activation_bits": 3}
     plain, corrected = (
         insert(proto, data, Config(**settings, target="openvino", output_correction=kind))

@@ -13,6 +13,7 @@ from onnxqat.config import Config
 from onnxqat.errors import InputError, TrainingError, UnsupportedModelError
 from onnxqat.folding import fold
 from onnxqat.insertion import insert
+from onnxqat.search.reconstruct import reconstruct
 from onnxqat.training.callbacks import Callback, EarlyStopping, JsonLines
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Cosine
@@ -313,6 +314,18 @@ def test_a_teacher_whose_weights_are_rounded_is_warned_of(qdq, caplog):
     assert "give the float model as teacher" not in caplog.text
     Trainer(fold(qdq), loss="distill")
     assert "give the float model as teacher" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["corrected", "reconstructed"])
+def test_weights_that_were_changed_for_their_quantizers_do_not_teach(how):
+    proto = model(BODY, **WEIGHTS)
+    data = [{"x": b["x"]} for b in batches(2)]
+    changed = insert(proto, data, Config(output_correction="mean" if how == "corrected" else "none"))
+    if how == "reconstructed":
+        changed = reconstruct(changed, proto, data, steps=1)
+    Trainer(changed, loss="distill", teacher=proto)
+    with pytest.raises(InputError, match=r"has changed weights or biases.*give the float model as teacher"):
+        Trainer(changed, loss="distill")
 
 
 def test_the_default_teacher_is_the_model_without_quantizers(qdq):
