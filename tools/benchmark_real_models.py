@@ -1,7 +1,8 @@
 """Six pretrained models through insert, train, fold and verify: `python -m tools.benchmark_real_models [NAME ...] [--readme]`.
 
-Prints a table, and with `--readme` writes it into docs/benchmarks.md and a digest of it into README.md. Results of earlier
-runs are kept in .cache/real_models_results.json, so that single models can be run again.
+Prints two tables, of all stages and of quantization without training, and with `--readme` writes them into docs/benchmarks.md and
+a digest of the first into README.md. Results of earlier runs are kept in
+.cache/real_models_results.json, so that single models can be run again.
 """
 
 from __future__ import annotations
@@ -10,49 +11,69 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tools.packages import FOLDER
 from tools.readme import BENCHMARKS, README, digest, replace_section
 from tools.real_models.recipes import MODELS, RealModel
-from tools.real_models.run import Result, run
+from tools.real_models.run import PostTraining, Result, post_training, run
 
 KEPT = FOLDER.parent / "real_models_results.json"
 
 WIDTHS = ("eight", "low")
+#: What is measured without training.
+POST = "post"
 #: Results by model and width.
 Results = dict[str, dict[str, Result]]
+#: Results without training by model.
+PostResults = dict[str, PostTraining]
 
 
 def main() -> None:
     """Runs the named models, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(model.name for model in MODELS))
-    parser.add_argument("--only", choices=WIDTHS, help="run one of the two widths; the other keeps its last result")
+    parser.add_argument(
+        "--only", choices=[*WIDTHS, POST], help="run one of the widths; the others keep their last results"
+    )
     parser.add_argument("--interpreter", type=Path, help="Python of an environment whose onnxruntime verifies")
     parser.add_argument(
-        "--readme", action="store_true", help="write the table into docs/benchmarks.md, a digest into README.md"
+        "--readme", action="store_true", help="write the tables into docs/benchmarks.md, a digest into README.md"
     )
     arguments = parser.parse_args()
     for model in [m for m in MODELS if m.name in (arguments.names or [m.name for m in MODELS])]:
         data = model.data()
-        for width in [arguments.only] if arguments.only else WIDTHS:
-            result = run(model, getattr(model, width), data, interpreter=arguments.interpreter)
-            results = _kept()
-            results.setdefault(model.name, {})[width] = result
-            plain = {name: {k: asdict(r) for k, r in found.items()} for name, found in results.items()}
-            KEPT.write_text(json.dumps(plain, indent=1))
+        for width in [arguments.only] if arguments.only else [*WIDTHS, POST]:
+            if width == POST:
+                result: Result | PostTraining = post_training(model, data)
+            else:
+                result = run(model, getattr(model, width), data, interpreter=arguments.interpreter)
+            _keep(model.name, width, result)
             print(model.name, result, flush=True)
-    text = table(_kept())
-    print(text)
+    results, untrained = _kept()
+    text = table(results)
+    print(text, post_table(untrained), sep="\n\n")
     if arguments.readme:
         replace_section("real-models", text, BENCHMARKS)
         replace_section("real-models", digest(text), README)
+        replace_section("real-models-post", post_table(untrained), BENCHMARKS)
 
 
-def _kept() -> Results:
-    if not KEPT.exists():
-        return {}
-    return {name: {k: Result(**r) for k, r in found.items()} for name, found in json.loads(KEPT.read_text()).items()}
+def _keep(name: str, width: str, result: Result | PostTraining) -> None:
+    found = _read()
+    found.setdefault(name, {})[width] = asdict(result)
+    KEPT.write_text(json.dumps(found, indent=1))
+
+
+def _kept() -> tuple[Results, PostResults]:
+    found = _read()
+    trained = {name: {w: Result(**r) for w, r in each.items() if w != POST} for name, each in found.items()}
+    return trained, {name: PostTraining(**each[POST]) for name, each in found.items() if POST in each}
+
+
+def _read() -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    return found
 
 
 def table(results: Results) -> str:
@@ -68,6 +89,22 @@ def table(results: Results) -> str:
     processors = sorted({result.processor for found in results.values() for result in found.values()})
     lines += ["", f"Measured on {'; '.join(processors)}."]
     return "\n".join(lines)
+
+
+def post_table(results: PostResults) -> str:
+    """Markdown: a line per model, and the processor."""
+    lines = [
+        "| model | float | inserted | reconstructed | against float | minutes |",
+        "| --- | --: | --: | --: | --: | --: |",
+    ]
+    for model in [model for model in MODELS if model.name in results]:
+        found = results[model.name]
+        digits = 2 if model.unit == "dB" else 1
+        scores = (found.float_model, found.inserted, found.reconstructed)
+        drop = f"{found.reconstructed - found.float_model:+.{digits}f} ± {found.error:.{digits}f}"
+        cells = [model.title, *(f"{score:.{digits}f} {model.unit}" for score in scores), drop, f"{found.minutes:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Measured on {'; '.join(sorted({each.processor for each in results.values()}))}."])
 
 
 def _line(model: RealModel, result: Result) -> str:

@@ -1,8 +1,9 @@
-"""One model through all stages by one recipe, and the results."""
+"""One model through all stages by one recipe, or through post-training quantization alone, and the results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import onnx
 from numpy.typing import NDArray
 
 import onnxqat
+from onnxqat import Config
 from onnxqat.runtime import Inference
 from onnxqat.training.optimize.schedules import Cosine
 from tools.processor import processor
-from tools.real_models.model import Batch, Data
+from tools.real_models.model import Batch, Data, deviation_of_difference, labels_of, outputs_of
 from tools.real_models.recipes import RealModel, Recipe
 
 CALIBRATION_BATCHES, WARMUP_STEPS = 16, 10
@@ -60,6 +62,39 @@ class Result:
         return (self.deployed - self.uncorrected) / lost if lost > 0 else 1.0
 
 
+@dataclass(frozen=True)
+class PostTraining:
+    """Scores of one model without training: weights of 4 bits per channel, activations of 8, as the settings are by default.
+
+    Attributes:
+        float_model: score of the float model.
+        inserted: score after `insert`.
+        reconstructed: score after `reconstruct`, as onnxruntime executes the deployed model.
+        error: standard error of its difference to the float model.
+        minutes: what `insert` and `reconstruct` took together.
+        processor: processor that this was measured on.
+    """
+
+    float_model: float
+    inserted: float
+    reconstructed: float
+    error: float
+    minutes: float
+    processor: str
+
+
+def post_training(model: RealModel, data: Data) -> PostTraining:
+    """Insert and reconstruct, on the data for training without its labels."""
+    proto, start = onnx.load(model.path), time.monotonic()
+    inserted = onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], Config(weight_bits=4))
+    deployed = onnxqat.fold(onnxqat.reconstruct(inserted, proto, data.inputs()))
+    minutes = (time.monotonic() - start) / 60
+    whole, found = (outputs_of(first_output(each), data.test) for each in (proto, deployed))
+    labels = labels_of(data.test)
+    scores = data.score(whole, labels), judged(inserted, data), data.score(found, labels)
+    return PostTraining(*scores, deviation_of_difference(data, whole, found), minutes, processor())
+
+
 def run(
     model: RealModel, recipe: Recipe, data: Data, steps: int | None = None, interpreter: Path | None = None
 ) -> Result:
@@ -69,7 +104,7 @@ def run(
         onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], config)
         for config in (recipe.uncorrected, recipe.config)
     )
-    trained = train(inserted, data.inputs(), recipe.lr, steps or recipe.steps)
+    trained = train(inserted, proto, data.inputs(), recipe.lr, steps or recipe.steps)
     deployed = onnxqat.fold(trained)
     report = onnxqat.verify(
         trained,
@@ -83,10 +118,12 @@ def run(
     return Result(recipe.name, *scores, report.agreement, *ratios, *report.integer_count(), processor())
 
 
-def train(qdq: onnx.ModelProto, batches: list[Batch], lr: float, steps: int) -> onnx.ModelProto:
+def train(
+    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], lr: float, steps: int
+) -> onnx.ModelProto:
     """Trains against the float model for a number of steps, on batches in random order."""
-    optimizer = onnxqat.AdamW(lr=lr, relative=True)
-    trainer = onnxqat.Trainer(qdq, loss="distill", optimizer=optimizer, schedule=Cosine(warmup_steps=WARMUP_STEPS))
+    optimizer, schedule = onnxqat.AdamW(lr=lr, relative=True), Cosine(warmup_steps=WARMUP_STEPS)
+    trainer = onnxqat.Trainer(qdq, loss="distill", optimizer=optimizer, schedule=schedule, teacher=teacher)
     trainer.schedule.plan(1, steps)
     random = np.random.default_rng(0)
     order = np.concatenate([random.permutation(len(batches)) for _ in range(-(-steps // len(batches)))])
@@ -97,9 +134,10 @@ def train(qdq: onnx.ModelProto, batches: list[Batch], lr: float, steps: int) -> 
 
 def judged(model: onnx.ModelProto, data: Data) -> float:
     """Score of a model as onnxruntime executes it."""
+    return data.judge(first_output(model))
+
+
+def first_output(model: onnx.ModelProto) -> Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]:
+    """A function from a batch to the first output of a model, as onnxruntime executes it."""
     session = Inference(model, integer_kernels=True)
-
-    def first(batch: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        return next(iter(session(batch).values()))
-
-    return data.judge(first)
+    return lambda batch: next(iter(session(batch).values()))
