@@ -106,10 +106,11 @@ def insert(
     make_room(prepared)
     if correction != "none":
         count = config.correction_samples
-        correct_outputs(original, prepared, weighted, batches, count, workers, deviations=correction == "affine")
-        prepared.metadata_props[ADAPTED] = "the correction of outputs"
-        hold_weights(prepared)
-        make_room(prepared)
+        kinds = {"deviations": correction == "affine", "judged": config.output_correction is None}
+        if correct_outputs(original, prepared, weighted, batches, count, workers, **kinds):
+            prepared.metadata_props[ADAPTED] = "the correction of outputs"
+            hold_weights(prepared)
+            make_room(prepared)
     round_biases(prepared, _is_fine)
     log.info(
         "inserted %d weight and %d activation quantizers; %d nodes stay in float",

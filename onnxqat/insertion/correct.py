@@ -26,6 +26,7 @@ from onnxqat.graph.edit import constant_value, sole_user
 from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 from onnxqat.insertion.calibrate import with_outputs
 from onnxqat.insertion.groups import inputs
+from onnxqat.insertion.nearness import distances
 from onnxqat.insertion.parts import Parts
 from onnxqat.runtime import Inference
 from onnxqat.terminal.progress import track
@@ -53,10 +54,12 @@ def correct_outputs(
     workers: Workers,
     *,
     deviations: bool,
-) -> None:
+    judged: bool,
+) -> bool:
     """Corrects the outputs of weighted layers in place, in order of execution: each behind layers that are corrected already.
 
-    The model runs once over the samples; what layers to come read of them lies in temporary files.
+    The model runs once over the samples; what layers to come read of them lies in temporary files. Returns whether the
+    corrections stand: means over positions that do not count, as of padding, can lead away from the float model.
 
     Args:
         original: the float model; its nodes are found by their names.
@@ -66,6 +69,7 @@ def correct_outputs(
         samples: how many samples to read.
         workers: the processes; each runs its part of the batches.
         deviations: whether deviations are corrected, or means alone.
+        judged: whether corrections are taken back if with them the model's outputs are further from the float model's.
     """
     chosen = {str(node.name) for node in weighted if node.op_type in LAYERS}
     order = [node for node in quantized.graph if node.name in chosen]
@@ -76,6 +80,7 @@ def correct_outputs(
         if node.op_type not in LAYERS:
             left[f"{node.op_type} is not covered"].append(str(node.name))
     sums: dict[str, Moments] = {}
+    plain, undo = quantized.clone() if judged else None, _undo(quantized.graph)
     with files.workplace() as folder:
         seen = _observed(original, [before[str(node.name)] for node in order], batches, samples, workers, sums)
         parts = Parts(quantized, order, seen, folder)
@@ -88,9 +93,45 @@ def correct_outputs(
             elif _correct(quantized.graph, node, wanted, found, _own(node, weights) if deviations else None, parts):
                 continue
             left[reason].append(str(node.name))
+        if plain is not None and _lead_away(original, plain, quantized, parts, workers):
+            undo()
+            return False
     log.info("corrected the outputs of %d layers", len(weighted) - sum(map(len, left.values())))
     for reason, names in left.items():
         log.warning("layers whose outputs are not corrected (%s): %s", reason, ", ".join(names))
+    return True
+
+
+def _lead_away(original: ir.Model, plain: ir.Model, corrected: ir.Model, parts: Parts, workers: Workers) -> bool:
+    """Whether corrections take the model's outputs further from the float model's; says so."""
+    before, after = distances(original, (plain, corrected), parts.inputs(), workers)
+    if after.exceeds(before):
+        log.warning(
+            "outputs are not corrected: that would take the model's further from float, to a squared error of %.3g of variance "
+            'from %.3g, as means over padding may; "output_correction": "affine" does it all the same',
+            after.error,
+            before.error,
+        )
+    return after.exceeds(before)
+
+
+def _undo(graph: ir.Graph) -> Callable[[], None]:
+    """A function that gives the graph the initializers, and the nodes the inputs, that they have now."""
+    values = [(value, value.const_value, value.shape) for value in graph.initializers.values()]
+    reads = [(node, tuple(node.inputs)) for node in graph]
+
+    def undo() -> None:
+        for node, before in reads:
+            if tuple(node.inputs) != before:
+                node.resize_inputs(len(before))
+                for index, value in enumerate(before):
+                    node.replace_input_with(index, value)
+        for name in graph.initializers.keys() - {value.name for value, _, _ in values}:
+            del graph.initializers[name]
+        for value, array, shape in values:
+            value.const_value, value.shape = array, shape
+
+    return undo
 
 
 def _correct(

@@ -40,7 +40,7 @@ class Parts:
         self._constant = constant_nodes(nodes)
         self._readers = readers(nodes)
         self._done: set[ir.Node] = set()
-        self._inputs = {value for value in model.graph.inputs if value in self._readers}
+        self._inputs = {value for value in model.graph.inputs if not value.is_initializer()}
         self.kept = set(self._inputs)
         self.count = 0
         for batch in batches:
@@ -90,6 +90,10 @@ class Parts:
 
     def _store(self, value: ir.Value, number: int, array: Array) -> None:
         np.save(self._file(value, number), array)
+
+    def inputs(self) -> Iterator[Batch]:
+        """The model's inputs, batch by batch."""
+        return ({str(value.name): self.load(value, number) for value in self._inputs} for number in range(self.count))
 
     def load(self, value: ir.Value, number: int) -> Array:
         """A value, as it is kept of a batch."""

@@ -8,6 +8,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.insertion import insert
+from onnxqat.training.trainer import Trainer
 from onnxqat.verification.run import evaluate
 from tests.insertion.cases import INTEGER
 from tests.models import array, batches, model, outputs, random
@@ -234,6 +235,29 @@ def test_outputs_are_corrected_by_default_where_there_are_few_bits(settings, sam
     proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
     data = batches(proto, 20)
     assert insert(proto, data, Config(**settings)) == insert(proto, data, Config(**settings, output_correction=same_as))
+
+
+def test_correction_that_leads_away_from_the_float_model_is_taken_back(caplog):
+    proto = model(
+        """(float[N,16,6] x, float[N,16,1] mask) => (float[N,4] y) {
+            m = MatMul(x, w) a = Add(m, b) k = Mul(a, mask) axis = Constant<value_ints=[1]>()
+            y = ReduceSum<keepdims=0>(k, axis) }""",
+        w=random(6, 4), b=random(4, seed=1),
+    )  # fmt: skip
+    data = [
+        {"x": random(8, 16, 6, seed=seed, scale=1.0), "mask": np.zeros((8, 16, 1), np.float32)} for seed in range(4)
+    ]
+    for batch in data:
+        batch["mask"][:, :2] = 1
+        batch["x"][:, 2:] = random(6, seed=9, scale=3.0)  # padding
+    settings = {"weight_bits": 2, "first_last_bits": None, "weight_granularity": "per_tensor"}
+    plain, corrected, default = (
+        insert(proto, data, Config(**settings, output_correction=kind)) for kind in ("none", "affine", None)
+    )
+    assert default == plain != corrected
+    assert "outputs are not corrected: that would take the model's further from float" in caplog.text
+    trainer = Trainer(default, "distill")
+    assert trainer.step(data[0]) > 0
 
 
 def test_data_that_can_be_read_once_is_enough_where_correction_is_not_asked_for(caplog):

@@ -1,0 +1,64 @@
+"""How near a quantized model's outputs are to the float model's: what a change of the whole model is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.data.batch import Batch
+from onnxqat.distributed import Workers
+from onnxqat.runtime import Inference
+
+#: Share to which a larger error must bring down what is unexplained.
+MADE_UP = 0.98
+
+
+class Distance(NamedTuple):
+    """Distance of the outputs of two models, a mean over the outputs.
+
+    Attributes:
+        error: mean squared error, over the variance of the float model's output.
+        unexplained: share of that variance which no multiple of the other output explains, 1 - correlation².
+    """
+
+    error: float
+    unexplained: float
+
+    def exceeds(self, other: Distance) -> bool:
+        """Whether the error is larger, and not made up for: a smaller output may have the smaller error, and say less."""
+        return self.error > other.error and self.unexplained > MADE_UP * other.unexplained
+
+
+def distances(
+    original: ir.Model, models: Sequence[ir.Model], batches: Iterable[Batch], workers: Workers
+) -> list[Distance]:
+    """The distance of each model's float outputs to those of the original, over all batches of all processes."""
+    names = [str(value.name) for value in original.graph.outputs if value.dtype == ir.DataType.FLOAT]
+    reference, *others = (Inference(model, names) for model in (original, *models))
+    sums = np.zeros((len(models), len(names), 4))
+    for batch in batches:
+        meant = reference(batch)
+        for number, run in enumerate(others):
+            found = run(batch)
+            sums[number] += [_products(meant[name], found[name]) for name in names]
+    everyone = np.sum([theirs["sums"] for theirs in workers.gather({"sums": sums})], axis=0)
+    return [_distance(each) for each in everyone]
+
+
+def _products(meant: NDArray[np.float32], found: NDArray[np.float32]) -> list[float]:
+    """Sums over a batch: of squared errors, and of the products of what deviates from the mean over its samples."""
+    f, q = (array.astype(np.float64) for array in (meant, found))
+    error = np.square(f - q).sum()
+    f, q = (each - (each.mean(axis=0) if each.ndim and len(each) > 1 else each.mean()) for each in (f, q))
+    return [error, np.square(f).sum(), np.square(q).sum(), (f * q).sum()]
+
+
+def _distance(sums: NDArray[np.float64]) -> Distance:
+    errors, own, others, both = sums.T
+    some = np.where(own > 0, own, 1.0)
+    explained = np.square(both) / (some * np.where(others > 0, others, 1.0))
+    return Distance(float((errors / some).mean()), float(1 - explained.mean()))
