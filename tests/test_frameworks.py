@@ -18,7 +18,13 @@ from tests.models import outputs
 pytestmark = pytest.mark.slow
 
 #: Few bits, so that training has something to do; quantized activations begin one epoch after weights.
-CONFIG = Config(weight_bits=2, first_last_bits=None, weight_granularity="per_tensor", activation_start_epoch=1)
+CONFIG = Config(
+    weight_bits=2,
+    first_last_bits=None,
+    weight_granularity="per_tensor",
+    activation_start_epoch=1,
+    output_correction="none",
+)
 IMAGES, TEST, EPOCHS = 6000, 2000, 2
 
 

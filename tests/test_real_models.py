@@ -11,7 +11,7 @@ import pytest
 import onnxqat
 from onnxqat import Config
 from tools.real_models.model import Data
-from tools.real_models.recipes import MODELS, RealModel
+from tools.real_models.recipes import MODELS, RealModel, Recipe
 from tools.real_models.run import CALIBRATION_BATCHES, judged, train
 
 pytestmark = pytest.mark.slow
@@ -43,8 +43,8 @@ class Prepared:
     def inserted(self, config: Config) -> onnx.ModelProto:
         return onnxqat.insert(self.model.path, self.data.inputs()[:CALIBRATION_BATCHES], config)
 
-    def trained(self, qdq: onnx.ModelProto, lr: float, steps: int) -> onnx.ModelProto:
-        return train(qdq, onnx.load(self.model.path), self.data.inputs(), lr, steps)
+    def trained(self, recipe: Recipe, steps: int) -> onnx.ModelProto:
+        return train(self.inserted(recipe.config), onnx.load(self.model.path), self.data.inputs(), recipe, steps)
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: model.name)
@@ -59,7 +59,7 @@ def real(request) -> Prepared:
 def test_eight_bits_are_as_good_as_float_after_training(real):
     model, recipe = real.model, real.model.eight
     assert real.score >= FLOAT[model.name]
-    deployed = onnxqat.fold(real.trained(real.inserted(recipe.config), recipe.lr, FEW_STEPS))
+    deployed = onnxqat.fold(real.trained(recipe, FEW_STEPS))
     by_chance = 100 * BY_CHANCE / model.test if model.unit == "%" else 0.0
     assert judged(deployed, real.data) >= real.score - max(CLOSE[model.unit], by_chance)
 
@@ -67,7 +67,7 @@ def test_eight_bits_are_as_good_as_float_after_training(real):
 def test_correction_and_training_recover_what_few_bits_lost(real):
     model, recipe = real.model, real.model.low
     plain = real.inserted(recipe.uncorrected)
-    trained = real.trained(real.inserted(recipe.config), recipe.lr, recipe.steps)
+    trained = real.trained(recipe, recipe.steps)
     deployed = onnxqat.fold(trained)
     before, after = judged(plain, real.data), judged(deployed, real.data)
     assert before < real.score - 2 * CLOSE[model.unit]

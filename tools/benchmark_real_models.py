@@ -23,6 +23,11 @@ KEPT = FOLDER.parent / "real_models_results.json"
 WIDTHS = ("eight", "low")
 #: What is measured without training.
 POST = "post"
+POST_TEXT = """\
+The same models without training: `insert --weight-bits 4 --reconstruct`, so weights have 4 bits and a scale per channel, 8 bits
+in the first and the last layer, and activations 8. It reads the training data without labels. The difference to float comes with
+its standard error, by the jackknife over the batches of the judge's data.
+"""
 #: Results by model and width.
 Results = dict[str, dict[str, Result]]
 #: Results without training by model.
@@ -52,11 +57,12 @@ def main() -> None:
             print(model.name, result, flush=True)
     results, untrained = _kept()
     text = table(results)
-    print(text, post_table(untrained), sep="\n\n")
+    print(text, *([post_table(untrained)] if untrained else []), sep="\n\n")
     if arguments.readme:
         replace_section("real-models", text, BENCHMARKS)
         replace_section("real-models", digest(text), README)
-        replace_section("real-models-post", post_table(untrained), BENCHMARKS)
+        if untrained:
+            replace_section("real-models-post", post_table(untrained), BENCHMARKS)
 
 
 def _keep(name: str, width: str, result: Result | PostTraining) -> None:
@@ -92,8 +98,9 @@ def table(results: Results) -> str:
 
 
 def post_table(results: PostResults) -> str:
-    """Markdown: a line per model, and the processor."""
+    """Markdown: what was measured, a line per model, and the processor."""
     lines = [
+        POST_TEXT,
         "| model | float | inserted | reconstructed | against float | minutes |",
         "| --- | --: | --: | --: | --: | --: |",
     ]

@@ -126,7 +126,7 @@ def insert(
 
 
 def _correction(config: Config, batches: Batches) -> Correction:
-    """How outputs are corrected; not at all where nobody asked for it, and the data can be read once or is not to be read."""
+    """The correction of outputs; none where nobody asked for it, and the data can be read once or is not to be read."""
     if config.output_correction is None and config.has_few_bits:
         if config.activation_range.samples == 0:
             return "none"

@@ -1,4 +1,4 @@
-"""How near a quantized model's outputs are to the float model's: what a change of the whole model is judged by."""
+"""Distances of quantized models' outputs to the float model's, by which a change of the whole model is judged."""
 
 from __future__ import annotations
 

@@ -21,12 +21,14 @@ class Recipe:
         config: settings of `insert`.
         lr: largest learning rate of AdamW with relative steps.
         steps: optimizer steps of one batch each.
+        blocks: optimizer steps for each block in `reconstruct` before; 0: blocks are not reconstructed.
     """
 
     name: str
     config: Config
     lr: float
     steps: int
+    blocks: int = 0
 
     @property
     def uncorrected(self) -> Config:
@@ -73,12 +75,13 @@ def _eight(lr: float = 1e-5, steps: int = 50) -> Recipe:
     return Recipe("8 bits", Config(), lr, steps)
 
 
-def _weights(bits: int, lr: float, steps: int, **settings: object) -> Recipe:
+def _weights(bits: int, lr: float, steps: int, blocks: int = 0, **settings: object) -> Recipe:
     """One scale for the whole weight: far harder than one per channel."""
-    config = Config(weight_bits=bits, weight_granularity="per_tensor", **settings)  # type: ignore[arg-type]
+    given = {"weight_granularity": "per_tensor", "output_correction": "none", **settings}
+    config = Config(weight_bits=bits, **given)  # type: ignore[arg-type]
     ends = "" if config.first_last_bits is None else ", 8 in first and last layer"
     ranges = ", min-max ranges" if "weight_range" in settings else ""
-    return Recipe(f"{bits} bits per tensor{ends}{ranges}", config, lr, steps)
+    return Recipe(f"{bits} bits per tensor{ends}{ranges}", config, lr, steps, blocks)
 
 
 MODELS = (

@@ -104,7 +104,7 @@ def run(
         onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], config)
         for config in (recipe.uncorrected, recipe.config)
     )
-    trained = train(inserted, proto, data.inputs(), recipe.lr, steps or recipe.steps)
+    trained = train(inserted, proto, data.inputs(), recipe, steps or recipe.steps)
     deployed = onnxqat.fold(trained)
     report = onnxqat.verify(
         trained,
@@ -119,10 +119,12 @@ def run(
 
 
 def train(
-    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], lr: float, steps: int
+    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], recipe: Recipe, steps: int
 ) -> onnx.ModelProto:
-    """Trains against the float model for a number of steps, on batches in random order."""
-    optimizer, schedule = onnxqat.AdamW(lr=lr, relative=True), Cosine(warmup_steps=WARMUP_STEPS)
+    """Brings blocks closer to the float model where the recipe says so, then trains against it, on batches in random order."""
+    if recipe.blocks:
+        qdq = onnxqat.reconstruct(qdq, teacher, batches, steps=recipe.blocks)
+    optimizer, schedule = onnxqat.AdamW(lr=recipe.lr, relative=True), Cosine(warmup_steps=WARMUP_STEPS)
     trainer = onnxqat.Trainer(qdq, loss="distill", optimizer=optimizer, schedule=schedule, teacher=teacher)
     trainer.schedule.plan(1, steps)
     random = np.random.default_rng(0)
