@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -39,6 +40,7 @@ def main() -> None:
         "--contestants", nargs="+", choices=CONTESTANTS, help="who takes part; all unless options are given"
     )
     parser.add_argument("--peers-python", help="interpreter of the peers; unless given, the tool makes one")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after so many")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument(
         "--write", action="store_true", help="write table and digest into docs/benchmarks.md and the README"
@@ -62,11 +64,14 @@ def main() -> None:
 
 def _measure(asked: argparse.Namespace, chosen: Iterable[Contestant], results: Results) -> None:
     """Runs what is missing, and prints what is there."""
+    begin = time.perf_counter()
     for net, bits, contestant in product(asked.nets, asked.bits, chosen):
         if bits not in contestant.rates:
             continue
         python = (asked.peers_python or peers_python()) if contestant.peer else sys.executable
         for task in contestant.tasks(net, bits, asked.seeds, results):
+            if time.perf_counter() - begin > asked.seconds and results.get(task) is None:
+                return
             start = time.perf_counter()
             print(
                 _line(contestant, task, results.run(task, python)), f"{time.perf_counter() - start:.0f} s", flush=True

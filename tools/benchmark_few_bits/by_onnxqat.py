@@ -13,6 +13,7 @@ import onnx
 
 import onnxqat
 from tools.benchmark_few_bits import data
+from tools.benchmark_few_bits.runtime_run import judged
 from tools.benchmark_few_bits.task import Clock, Judged, Task
 
 
@@ -20,7 +21,7 @@ def run(task: Task) -> dict[str, Judged]:
     """Results before training, `ptq`, and after it, `qat`."""
     axis, settings, clock = data.NETS[task.net], task.settings, Clock()
     qdq = inserted(task, settings)
-    found = {"ptq": _judged(qdq, axis, clock.read())}
+    found = {"ptq": judged(qdq, axis, clock.read(), simulated=True)}
     if task.rate:
         clock = Clock()
         trainer = onnxqat.Trainer(
@@ -33,7 +34,7 @@ def run(task: Task) -> dict[str, Judged]:
         )
         trainer.fit(data.Training(axis, task.seed, task.steps), epochs=1)
         trained = trainer.model()
-        found["qat"] = _judged(trained, axis, clock.read())
+        found["qat"] = judged(trained, axis, clock.read(), simulated=True)
     return found
 
 
@@ -45,13 +46,3 @@ def inserted(task: Task, settings: Mapping[str, Any]) -> onnx.ModelProto:
     if "reconstruct" in settings:
         qdq = onnxqat.reconstruct(qdq, model, batches, seed=task.seed, threads=1, **settings["reconstruct"])
     return qdq
-
-
-def _judged(qdq: onnx.ModelProto, axis: int, measured: Mapping[str, float]) -> Judged:
-    held_out = data.validation(axis)
-    return Judged(
-        test=onnxqat.evaluate(qdq, data.test(axis), threads=1),
-        validation=onnxqat.evaluate(qdq, held_out, threads=1),
-        loss=onnxqat.evaluate(qdq, held_out, metric=data.cross_entropy, threads=1),
-        **measured,
-    )

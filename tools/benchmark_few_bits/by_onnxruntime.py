@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
+import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from models import fashion_mnist
 from tools.benchmark_few_bits import data
+from tools.benchmark_few_bits.runtime_run import judged
 from tools.benchmark_few_bits.task import Clock, Judged, Task
 
 
 def run(task: Task) -> dict[str, Judged]:
-    """Results of post-training quantization, with a scale per channel and, if processors saturate, 7-bit weights."""
+    """Results of post-training quantization, with a scale for each output channel."""
     axis, clock = data.NETS[task.net], Clock()
     with tempfile.TemporaryDirectory() as folder:
         ready, quantized = Path(folder, "ready.onnx"), Path(folder, "int8.onnx")
@@ -32,12 +32,7 @@ def run(task: Task) -> dict[str, Judged]:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        measured = clock.read()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(quantized, options, ["CPUExecutionProvider"])
-    (test, _), (validation, loss) = (_scores(session, batches) for batches in (data.test(axis), data.validation(axis)))
-    return {"ptq": Judged(test=test, validation=validation, loss=loss, **measured)}
+        return {"ptq": judged(onnx.load(quantized), axis, clock.read(), simulated=False)}
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -50,13 +45,3 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         """The next batch's image; None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {"image": batch["image"]}
-
-
-def _scores(session: onnxruntime.InferenceSession, batches: fashion_mnist.Batches) -> tuple[float, float]:
-    """Accuracy and mean cross entropy."""
-    outputs, labels = [], []
-    for batch in batches:
-        outputs += list(session.run(None, {"image": batch["image"]})[0])
-        labels += list(batch["label"])
-    output, label = np.stack(outputs), np.array(labels)
-    return float((output.argmax(1) == label).mean()), float(data.cross_entropy(output, label).mean())
