@@ -7,11 +7,11 @@ import pytest
 
 from onnxqat import numerics
 from tools.benchmark_few_bits import data
-from tools.benchmark_few_bits.contestants import CONTESTANTS
+from tools.benchmark_few_bits.contestants import CONTESTANTS, Budget
 from tools.benchmark_few_bits.results import Results
 from tools.benchmark_few_bits.table import digest, table
 
-SEEDS = (0, 1, 2)
+BUDGET = Budget()
 
 
 def stage(test, loss):
@@ -33,8 +33,8 @@ def results(tmp_path, monkeypatch):
     return found, ran
 
 
-def run(name, results, net="resnet20", bits=2):
-    for task in CONTESTANTS[name].tasks(net, bits, SEEDS, results):
+def run(name, results, bits=2, budget=BUDGET):
+    for task in CONTESTANTS[name].tasks("resnet20", bits, budget, results):
         results.run(task, "python")
 
 
@@ -42,7 +42,7 @@ def test_rate_is_chosen_by_validation_loss_of_the_first_seed(results):
     kept, ran = results
     run("affine", kept)
     assert [(task.seed, task.rate) for task in ran] == [(0, 3e-4), (0, 1e-3), (1, 1e-3), (2, 1e-3)]
-    assert [rate for rate, _ in CONTESTANTS["affine"].done("resnet20", 2, SEEDS, kept)] == [1e-3] * 3
+    assert [rate for rate, _ in CONTESTANTS["affine"].done("resnet20", 2, BUDGET, kept)] == [1e-3] * 3
 
 
 def test_what_has_run_does_not_run_again(results):
@@ -54,13 +54,22 @@ def test_what_has_run_does_not_run_again(results):
 
 def test_a_contestant_whose_rates_have_not_all_run_is_not_in_the_table(results):
     kept, _ = results
-    first = next(CONTESTANTS["affine"].tasks("resnet20", 2, SEEDS, kept))
+    first = next(CONTESTANTS["affine"].tasks("resnet20", 2, BUDGET, kept))
     kept.run(first, "python")
-    assert CONTESTANTS["affine"].done("resnet20", 2, SEEDS, kept) == []
+    assert CONTESTANTS["affine"].done("resnet20", 2, BUDGET, kept) == []
+
+
+def test_without_training_a_cell_is_filled_as_far_as_it_goes(results):
+    kept, ran = results
+    run("affine", kept, budget=Budget(steps=0))
+    assert [(task.seed, task.rate) for task in ran] == [(0, 0), (1, 0), (2, 0)]
+    assert "| resnet20 | onnxqat, affine | W2A2 | 80.00 ± 0.00 |  |  | 70 |" in table(kept, BUDGET)
 
 
 def test_contestants_differ_in_their_tasks(results):
-    firsts = [next(one.tasks("resnet20", next(iter(one.rates)), SEEDS, results[0])).key for one in CONTESTANTS.values()]
+    firsts = [
+        next(one.tasks("resnet20", next(iter(one.rates)), BUDGET, results[0])).key for one in CONTESTANTS.values()
+    ]
     assert len({json.dumps({**json.loads(key), "bits": 0, "rate": 0}, sort_keys=True) for key in firsts}) == len(firsts)
 
 
@@ -69,7 +78,7 @@ def test_table_gives_mean_and_deviation_over_seeds_and_the_digest_its_best_peer(
     for name in ("affine", "brevitas", "lsq-kept"):
         run(name, kept)
     run("onnxruntime", kept, bits=8)
-    text = table(kept, SEEDS)
+    text = table(kept, BUDGET)
     assert "| resnet20 | onnxqat, affine | W2A2 | 80.00 ± 0.00 | 92.00 ± 0.10 | 0.001 | 70 | 70 | 800 | 800 |" in text
     assert "| resnet20 | ONNX Runtime, static | W8A8 | 80.00 ± 0.00 |  |  | 70 |  | 800 |  |" in text
     row = "| resnet20, W2A2 | 93.09 | 80.00 ± 0.00 |  | **92.00 ± 0.10** | 92.00 ± 0.10, Brevitas, learned scales |"

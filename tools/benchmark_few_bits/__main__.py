@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import tools.benchmark_few_bits
-from tools.benchmark_few_bits.contestants import AFFINE, CONTESTANTS, WIDTHS, Contestant
+from tools.benchmark_few_bits.contestants import AFFINE, CONTESTANTS, WIDTHS, Budget, Contestant
 from tools.benchmark_few_bits.data import NETS
 from tools.benchmark_few_bits.environment import peers_python
 from tools.benchmark_few_bits.results import ROOT, Result, Results
@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--bits", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--steps", type=int, default=100, help="training batches of 128 images, five epochs have 2,300; 0: no training"
+    )
     parser.add_argument("--options", nargs="+", default=[], metavar="NAME: SETTINGS", help="settings of ours, in JSON")
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates that options try; 0: no training")
     parser.add_argument("--results", type=Path, default=ROOT / ".cache/few-bits.json")
@@ -47,7 +50,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     fetch()
-    results = Results(asked.results)
+    results, budget = Results(asked.results), Budget(asked.seeds, asked.steps)
     chosen = [_option(option, asked.rates) for option in asked.options]
     named = asked.contestants or ([] if chosen else CONTESTANTS)
     chosen += [CONTESTANTS[name] for name in named]
@@ -55,7 +58,7 @@ def main() -> None:
         _measure(asked, chosen, results)
     if asked.options:
         return
-    whole = table(results, asked.seeds)
+    whole = table(results, budget)
     print(f"\n{whole}")
     if asked.write:
         replace_section("few-bits", f"{whole}\n\nMeasured on {processor()}, one thread.", BENCHMARKS)
@@ -69,7 +72,7 @@ def _measure(asked: argparse.Namespace, chosen: Iterable[Contestant], results: R
         if bits not in contestant.rates:
             continue
         python = (asked.peers_python or peers_python()) if contestant.peer else sys.executable
-        for task in contestant.tasks(net, bits, asked.seeds, results):
+        for task in contestant.tasks(net, bits, Budget(asked.seeds, asked.steps), results):
             if time.perf_counter() - begin > asked.seconds and results.get(task) is None:
                 return
             start = time.perf_counter()

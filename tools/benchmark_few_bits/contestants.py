@@ -17,6 +17,19 @@ AFFINE = {"config": {"output_correction": "affine"}}
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What each contestant is given.
+
+    Attributes:
+        seeds: of its runs; the first chooses the rate.
+        steps: training batches; 0: no training.
+    """
+
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 100
+
+
+@dataclass(frozen=True)
 class Contestant:
     """Who takes part.
 
@@ -36,30 +49,32 @@ class Contestant:
     )
     peer: bool = True
 
-    def tasks(self, net: str, bits: int, seeds: Sequence[int], results: Results) -> Iterator[Task]:
+    def tasks(self, net: str, bits: int, budget: Budget, results: Results) -> Iterator[Task]:
         """Runs of a cell: each rate with the first seed, then the other seeds with the rate that was best."""
-        yield from self._firsts(net, bits, seeds)
-        best = self._best(net, bits, seeds, results)
+        yield from self._firsts(net, bits, budget)
+        best = self._best(net, bits, budget, results)
         if best is not None:
-            yield from (replace(best, seed=seed) for seed in seeds[1:])
+            yield from (replace(best, seed=seed) for seed in budget.seeds[1:])
 
-    def done(self, net: str, bits: int, seeds: Sequence[int], results: Results) -> list[tuple[float, Result]]:
+    def done(self, net: str, bits: int, budget: Budget, results: Results) -> list[tuple[float, Result]]:
         """The best rate and a result, for each seed that has run with it."""
-        best = self._best(net, bits, seeds, results) if bits in self.rates else None
+        best = self._best(net, bits, budget, results) if bits in self.rates else None
         if best is None:
             return []
-        found = [results.get(replace(best, seed=seed)) for seed in seeds]
+        found = [results.get(replace(best, seed=seed)) for seed in budget.seeds]
         return [(best.rate, result) for result in found if result is not None]
 
-    def _firsts(self, net: str, bits: int, seeds: Sequence[int]) -> list[Task]:
+    def _firsts(self, net: str, bits: int, budget: Budget) -> list[Task]:
         settings = {**WARMUP, **self.settings}
-        rates = self.rates[bits] or (0.0,)
-        return [Task(self.kind, net, bits, seeds[0], rate, settings=settings) for rate in rates]
+        rates = (self.rates[bits] if budget.steps else ()) or (0.0,)
+        return [
+            Task(self.kind, net, bits, budget.seeds[0], rate, budget.steps if rate else 0, settings) for rate in rates
+        ]
 
-    def _best(self, net: str, bits: int, seeds: Sequence[int], results: Results) -> Task | None:
+    def _best(self, net: str, bits: int, budget: Budget, results: Results) -> Task | None:
         """The first seed's task at the rate with the lowest loss on validation images; None before all rates have run."""
         losses = []
-        for task in self._firsts(net, bits, seeds):
+        for task in self._firsts(net, bits, budget):
             found = results.get(task)
             if found is None:
                 return None

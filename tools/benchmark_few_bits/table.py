@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from tools.benchmark_few_bits.contestants import CONTESTANTS, WIDTHS, Contestant
+from tools.benchmark_few_bits.contestants import CONTESTANTS, WIDTHS, Budget, Contestant
 from tools.benchmark_few_bits.results import Result, Results
 
 #: Accuracy of the float networks, in percent (`models/README.md`).
@@ -20,16 +21,24 @@ STAGES = ("ptq", "qat")
 PEERS, LSQ = ("brevitas", "brevitas-kept", "nncf", "torchao"), ("lsq", "lsq-kept")
 
 
-def table(results: Results, seeds: Sequence[int]) -> str:
+def table(results: Results, budget: Budget) -> str:
     """All cells that have been measured."""
     lines = [
         _line(net, contestant, bits, runs)
         for net in FLOAT
         for bits in WIDTHS
         for contestant in CONTESTANTS.values()
-        if (runs := contestant.done(net, bits, seeds, results))
+        if (runs := _runs(contestant, net, bits, budget, results))
     ]
     return "\n".join([HEADER, *lines])
+
+
+def _runs(
+    contestant: Contestant, net: str, bits: int, budget: Budget, results: Results
+) -> Sequence[tuple[float, Result]]:
+    """Runs of a cell; those without training where not all rates have been tried."""
+    trained = contestant.done(net, bits, budget, results)
+    return trained or contestant.done(net, bits, replace(budget, steps=0), results)
 
 
 def _line(net: str, contestant: Contestant, bits: int, runs: Sequence[tuple[float, Result]]) -> str:

@@ -29,7 +29,7 @@ class Task:
     bits: int
     seed: int
     rate: float = 0.0
-    steps: int = 100
+    steps: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
