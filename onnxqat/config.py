@@ -62,7 +62,8 @@ class Config(Frozen):
         overrides: settings for single nodes; where several select a node, later ones win.
         unified_scales: groups of nodes that read all their values with one scale.
         output_correction: what each channel of a weighted layer's output gets back of its float statistics: `affine`, mean and
-            deviation; `mean`, by the bias alone; `none`. None: `affine` where anything has fewer than 8 bits, else `none`.
+            deviation; `mean`, by the bias alone; `none`. None: `affine` where anything has fewer than 8 bits, unless it takes
+            the model's outputs further from float; else `none`.
         correction_samples: samples on which that is measured.
         activation_start_epoch: epoch of training, from 0, before which activations are not quantized.
         weight_start_epoch: the same for weights.

@@ -26,7 +26,7 @@ from onnxqat.graph.edit import constant_value, sole_user
 from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 from onnxqat.insertion.calibrate import with_outputs
 from onnxqat.insertion.groups import inputs
-from onnxqat.insertion.nearness import distances
+from onnxqat.insertion.nearness import distance
 from onnxqat.insertion.parts import Parts
 from onnxqat.runtime import Inference
 from onnxqat.terminal.progress import track
@@ -104,7 +104,7 @@ def correct_outputs(
 
 def _lead_away(original: ir.Model, plain: ir.Model, corrected: ir.Model, parts: Parts, workers: Workers) -> bool:
     """Whether corrections take the model's outputs further from the float model's; says so."""
-    before, after = distances(original, (plain, corrected), parts.inputs(), workers)
+    before, after = (distance(original, model, parts.inputs(), workers) for model in (plain, corrected))
     if after.exceeds(before):
         log.warning(
             "outputs are not corrected: that would take the model's further from float, to a squared error of %.3g of variance "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,28 +33,26 @@ class Distance(NamedTuple):
         return self.error > other.error and self.unexplained > MADE_UP * other.unexplained
 
 
-def distances(
-    original: ir.Model, models: Sequence[ir.Model], batches: Iterable[Batch], workers: Workers
-) -> list[Distance]:
-    """The distance of each model's float outputs to those of the original, over all batches of all processes."""
+def distance(original: ir.Model, model: ir.Model, batches: Iterable[Batch], workers: Workers) -> Distance:
+    """The distance of a model's float outputs to those of the original, over all batches of all processes; 0 without any."""
     names = [str(value.name) for value in original.graph.outputs if value.dtype == ir.DataType.FLOAT]
-    reference, *others = (Inference(model, names) for model in (original, *models))
-    sums = np.zeros((len(models), len(names), 4))
+    if not names:
+        return Distance(0.0, 0.0)
+    reference, other = (Inference(each, names) for each in (original, model))
+    sums = np.zeros((len(names), 4))
     for batch in batches:
-        meant = reference(batch)
-        for number, run in enumerate(others):
-            found = run(batch)
-            sums[number] += [_products(meant[name], found[name]) for name in names]
-    everyone = np.sum([theirs["sums"] for theirs in workers.gather({"sums": sums})], axis=0)
-    return [_distance(each) for each in everyone]
+        meant, found = reference(batch), other(batch)
+        sums += [_products(meant[name], found[name]) for name in names]
+    return _distance(np.sum([theirs["sums"] for theirs in workers.gather({"sums": sums})], axis=0))
 
 
 def _products(meant: NDArray[np.float32], found: NDArray[np.float32]) -> list[float]:
     """Sums over a batch: of squared errors, and of the products of what deviates from the mean over its samples."""
     f, q = (array.astype(np.float64) for array in (meant, found))
-    error = np.square(f - q).sum()
-    f, q = (each - (each.mean(axis=0) if each.ndim and len(each) > 1 else each.mean()) for each in (f, q))
-    return [error, np.square(f).sum(), np.square(q).sum(), (f * q).sum()]
+    with np.errstate(invalid="ignore", over="ignore"):  # outputs may be infinite: no distance exceeds another then
+        error = np.square(f - q).sum()
+        f, q = (each - (each.mean(axis=0) if each.ndim and len(each) > 1 else each.mean()) for each in (f, q))
+        return [error, np.square(f).sum(), np.square(q).sum(), (f * q).sum()]
 
 
 def _distance(sums: NDArray[np.float64]) -> Distance:

@@ -260,6 +260,15 @@ def test_correction_that_leads_away_from_the_float_model_is_taken_back(caplog):
     assert trainer.step(data[0]) > 0
 
 
+def test_model_that_answers_in_integers_is_corrected():
+    text = "(float[N,6] x) => (int64[N] y) { h = Gemm(x, w, b) y = ArgMax<axis=1, keepdims=0>(h) }"
+    proto = model(text, w=random(6, 3), b=random(3, seed=1))
+    data, settings = batches(proto, 20), {"weight_bits": 3, "first_last_bits": None}
+    assert insert(proto, data, Config(**settings)) == insert(
+        proto, data, Config(**settings, output_correction="affine")
+    )
+
+
 def test_data_that_can_be_read_once_is_enough_where_correction_is_not_asked_for(caplog):
     proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
     settings = {"weight_bits": 4, "first_last_bits": None}
