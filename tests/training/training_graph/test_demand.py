@@ -1,4 +1,5 @@
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,21 @@ def test_what_is_kept_follows_the_memory_that_is_free(qdq, monkeypatch, caplog):
     assert loss == other
     for name, gradient in expected.items():
         np.testing.assert_array_equal(found[name], gradient)
+
+
+def test_run_short_of_memory_says_so_and_goes_on_to_the_bit_where_there_is_more(qdq, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(steps, "free_memory", lambda: 1000)
+    run = Trainer(qdq, threads=1)
+    run.step(batches(1)[0])
+    assert re.search(r"a step takes about .* GB, .* GB are free: if it fails, use smaller batches", caplog.text)
+    run.save(tmp_path / "state")
+    monkeypatch.setattr(steps, "free_memory", lambda: 10**12)
+    caplog.clear()
+    resumed = Trainer.restore(tmp_path / "state")
+    for each in (run, resumed):
+        each.step(batches(2)[1])
+    assert "free" not in caplog.text
+    np.testing.assert_array_equal(resumed.state.parameters, run.state.parameters)
 
 
 #: Takes a step in four parts; prints the peak of memory beyond what the process took before, and the estimate of it.
