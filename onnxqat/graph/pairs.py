@@ -131,13 +131,14 @@ class PairedLayer:
         return Reach(low, high, pair_low, pair_high)
 
     @cached_property
-    def _all_pairings(self) -> list[Pairing]:
+    def every_pairing(self) -> list[Pairing]:
+        """The pairings of all its runtimes, each once."""
         return sorted({pairing for runtime in self.runtimes for pairing in self.pairings(runtime)})
 
     def _reach(self, blocks: Array) -> Array:
         """The four numbers of `Reach` for each output channel: [4, C]."""
         singles = (blocks.min(axis=(0, 2, 3), initial=0), blocks.max(axis=(0, 2, 3), initial=0))
-        sums = [np.add(*self._members(blocks, pairing)) for pairing in self._all_pairings]
+        sums = [np.add(*self._members(blocks, pairing)) for pairing in self.every_pairing]
         lowest = reduce(np.minimum, (s.min(axis=(0, 2, 3), initial=0) for s in sums))
         highest = reduce(np.maximum, (s.max(axis=(0, 2, 3), initial=0) for s in sums))
         return np.stack([*singles, lowest, highest])

@@ -4,8 +4,7 @@
 - `optimizer.onnx`: parameters, gradients, moments, learning rate, number of the step (from 1) → new parameters and moments;
 - `evaluation.onnx`: inputs of a batch, its labels, parameters → the model's outputs, loss;
 - `parameters.bin`: the flat array to begin with, float32, little-endian;
-- `training.json`: names of all of these inputs and outputs, the place of each initializer in the array, and the scales that
-  are raised at the end (see `_places`).
+- `training.json`: names of all of these inputs and outputs, and the place of each initializer in the array.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ import onnx_ir as ir
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
-from onnxqat.graph.pairs import held_weights
 from onnxqat.runtime import check_loads
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
 from onnxqat.training.portable import flat
 from onnxqat.training.portable.optimizer import optimizer_graph
+from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.training_graph.build import TrainingGraph, load_qdq, training_graph
 from onnxqat.training.training_graph.logits import CLASS_AXIS
 from onnxqat.training.training_graph.loss_inputs import LABEL
@@ -69,9 +68,11 @@ def export_training(
     graph = training_graph(load_qdq(qdq), loss, freeze, labelling, engine="standard")
     _check(graph)
     _give_labels_ranks(graph)
+    initial = graph.initial
+    PairSafety(graph.qdq).hold(graph.layout.named(initial))
     models = {
         "training": flat.training(graph.training, graph.layout),
-        "optimizer": optimizer_graph(chosen, graph.layout, graph.initial),
+        "optimizer": optimizer_graph(chosen, graph.qdq, graph.layout, initial),
         "evaluation": flat.evaluation(graph.evaluation, graph.layout),
     }
     facts = {"format": FORMAT, "session": SESSION, **_described(graph, models), "parameters": _places(graph)}
@@ -82,7 +83,7 @@ def export_training(
     for name, model in models.items():
         check_loads(model)
         io.save(model, path / f"{name}.onnx")
-    content = graph.initial.astype("<f4").tobytes()
+    content = initial.astype("<f4").tobytes()
     files.write(path / "parameters.bin", _BINARY, lambda file: file.write_bytes(content))
     files.write_text(json.dumps(facts, indent=2), path / "training.json", files.JSON)
 
@@ -139,7 +140,6 @@ def _described(graph: TrainingGraph, models: dict[str, ir.Model]) -> dict[str, A
 
 
 def _places(graph: TrainingGraph) -> dict[str, Any]:
-    """Place of each initializer, and which scales weights may outgrow, as the exported step does not raise them."""
+    """Place of each initializer."""
     places = [{"name": p.name, "offset": p.offset, "shape": list(p.shape)} for p in graph.layout.parameters]
-    outgrown = [str(held.quantizer.scale.name) for held in held_weights(graph.qdq)]
-    return {"file": "parameters.bin", "size": graph.layout.size, "initializers": places, "outgrown": outgrown}
+    return {"file": "parameters.bin", "size": graph.layout.size, "initializers": places}

@@ -10,14 +10,17 @@ from onnxqat.graph.ops import Ops
 from onnxqat.training.optimize.optimizers import SGD, AdamW, Optimizer, updated, updated_scales
 from onnxqat.training.optimize.update import scale_bounds, sizes
 from onnxqat.training.portable.flat import GRADIENTS, PARAMETERS, vector
+from onnxqat.training.portable.hold import held
 from onnxqat.training.training_graph.parameters import Layout
 from onnxqat.training.values import Floats
 
 _OPSET = 17
 
 
-def optimizer_graph(optimizer: Optimizer, layout: Layout, initial: Floats) -> ir.Model:
+def optimizer_graph(optimizer: Optimizer, qdq: ir.Model, layout: Layout, initial: Floats) -> ir.Model:
     """(parameters, gradients, moments, `learning_rate`, `step` from 1) → new parameters and moments.
+
+    Scales of the model that its weights and biases have outgrown are raised, as `Trainer` does after each step.
 
     Raises:
         InputError: the optimizer is not one of this package.
@@ -43,7 +46,8 @@ def optimizer_graph(optimizer: Optimizer, layout: Layout, initial: Floats) -> ir
                 op, optimizer, p, g, moments, rate, None if units is None else _constant(op, units[start:stop])
             )
         stretches.append(new)
-    outputs = [op.Concat(*parts, axis=0) for parts in zip(*stretches, strict=True)]
+    moved, *outputs = [op.Concat(*parts, axis=0) for parts in zip(*stretches, strict=True)]
+    outputs = [held(op, qdq, layout, moved), *outputs]
     for name, value in zip(
         ["new_parameters", *(f"new_moment_{i}" for i in range(optimizer.moments))], outputs, strict=True
     ):
