@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains two networks on a GPU with stock onnxruntime-gpu and prints ratios; where no GPU is, the same on the CPU, with small batches.
 # usage: tools/check_gpu.sh [python to make the environment with; where no GPU is, python to run with]
-# Takes at most ten minutes after the downloads.
+# Takes at most ten minutes after the downloads. The newest onnxruntime-gpu and torch share one CUDA 13, whose driver is 580 or newer.
 set -eu
 cd "$(dirname "$0")/.."
 if command -v nvidia-smi > /dev/null && nvidia-smi -L 2> /dev/null | grep -q GPU; then
