@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -27,7 +27,7 @@ from onnxqat.errors import InputError, LostProcessError, MissingExtraError, Trai
 from onnxqat.process.crew import cores
 from onnxqat.process.launch import in_words
 
-Tensors = dict[str, NDArray[Any]]
+Tensors = Mapping[str, NDArray[Any]]
 
 #: Time after which a process considers the others dead; initialize the group yourself for another.
 TIMEOUT = timedelta(minutes=5)
@@ -141,8 +141,8 @@ class Workers:
         """The tensors of all processes, by rank; names and shapes may differ from one to the next."""
         if self.size == 1:
             return [tensors]
-        contents = [np.frombuffer(safetensors.numpy.save(tensors), np.uint8).copy()] * self.size
-        found = []
+        contents = [np.frombuffer(safetensors.numpy.save(dict(tensors)), np.uint8).copy()] * self.size
+        found: list[Tensors] = []
         for rank in range(self.size):
             found.append(safetensors.numpy.load(self._bytes_of(rank, contents[self.rank])))
         return found
@@ -159,7 +159,7 @@ class Workers:
         if self.is_first:
             try:
                 tensors, facts = load()
-                content = safetensors.numpy.save(tensors, {"facts": json.dumps(facts)})
+                content = safetensors.numpy.save(dict(tensors), {"facts": json.dumps(facts)})
             except InputError as error:
                 content = safetensors.numpy.save({}, {"error": str(error)})
         received = bytes(self._bytes_of(0, np.frombuffer(content, np.uint8).copy()))

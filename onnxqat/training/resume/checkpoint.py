@@ -11,8 +11,10 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
@@ -79,7 +81,7 @@ def collect(state: State, last: Batch | None, callbacks: Sequence[tuple[str, Fac
         last: the last batch trained on, whose fingerprint is written.
         callbacks: name and state of each callback that has one.
     """
-    tensors: Tensors = {"parameters": state.parameters}
+    tensors: dict[str, NDArray[Any]] = {"parameters": state.parameters}
     tensors |= {f"moment_{number}": moment for number, moment in enumerate(state.moments)}
     if state.accumulated is not None:
         tensors["accumulated"] = state.accumulated

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,31 @@ from onnxqat.process.foreign import described
 
 log = logging.getLogger(__name__)
 
-Tensors = dict[str, NDArray[Any]]
+Tensors = Mapping[str, NDArray[Any]]
 Facts = dict[str, Any]
 
 #: Names count up, so that the newest is the one with the highest number whatever a clock says.
 _NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
+
+
+class _Stored(Mapping[str, NDArray[Any]]):
+    """The tensors of a file, each read when it is asked for: all at once may take more memory than the run itself."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self._path, self._names = path, names
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, framework="np") as file:
+            tensor: NDArray[Any] = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class DamagedError(InputError):
@@ -52,7 +72,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Facts) -> None
 
 
 def read(path: Path) -> tuple[Tensors, Facts]:
-    """Reads what `write` wrote.
+    """Reads what `write` wrote; tensors stay in the file until they are asked for.
 
     Raises:
         InputError: there is no such file.
@@ -61,13 +81,13 @@ def read(path: Path) -> tuple[Tensors, Facts]:
     files.check_present(path)
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            metadata, tensors = file.metadata() or {}, _Stored(path, tuple(file.keys()))
+        digest = _digest(tensors, metadata.get("facts", ""))
     except Exception as error:  # types that NumPy does not have are no error of its reader's own
         raise DamagedError(f"{path}: is cut off, or not a checkpoint ({described(error)}); take another one") from error
     if "facts" not in metadata or "sha256" not in metadata:
         raise DamagedError(f"{path}: is not a checkpoint of onnxqat; take another one")
-    if _digest(tensors, metadata["facts"]) != metadata["sha256"]:
+    if digest != metadata["sha256"]:
         raise DamagedError(f"{path}: is damaged (its checksum is not that of its content); take another one")
     with understood(path):
         return tensors, dict(json.loads(metadata["facts"]))
@@ -139,10 +159,13 @@ def _number(path: Path) -> int:
 def _digest(tensors: Mapping[str, NDArray[Any]], text: str) -> str:
     """SHA-256 over the text, and names, types, shapes and bytes of the tensors."""
     digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        array = tensors[name]
+
+    def add(name: str, array: NDArray[Any]) -> None:
         digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    for name in sorted(tensors):
+        add(name, tensors[name])  # which then holds one of them at a time
     return digest.hexdigest()
 
 

@@ -1,4 +1,5 @@
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +16,16 @@ def test_what_is_written_is_read_back(tmp_path):
     assert facts == {"number": 0.1, "list": [1, -float("inf")]}
     for name, array in TENSORS.items():
         np.testing.assert_array_equal(tensors[name], array, strict=True)
+
+
+def test_no_more_than_a_tensor_is_in_memory_beside_those_that_are_written_or_read(tmp_path):
+    tensors = {name: np.ones(2**18, np.float32) for name in "abcd"}
+    for work in (lambda: write(tmp_path / "x", tensors, {}), lambda: read(tmp_path / "x")):
+        tracemalloc.start()
+        work()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1.5 * 2**20
 
 
 def test_nothing_but_the_file_is_left(tmp_path):
