@@ -19,6 +19,7 @@ import onnxqat
 from onnxqat.distributed import Workers
 from onnxqat.torch import as_module, to_model
 from onnxqat.training.trainer import Trainer
+from tests.command_line import status_of
 from tests.models import model as text_model
 from tests.test_distributed import accumulating, sequences
 from tests.training.test_trainer import BODY, WEIGHTS, batches
@@ -123,6 +124,8 @@ def main() -> None:
         )
     ]
     found["corrected"] = corrected()
+    files = [FOLDER / "float.onnx", "--calibration", FOLDER / "calibration.npz", "-o", FOLDER / "two.onnx"]
+    found["inserted"] = status_of("insert", *files)
     found["data parallel"] = model_of_data_parallel(rank)
     train_sequences(rank)
     found["no checkpoint"] = message(trainer.resume, FOLDER / "nowhere")

@@ -1,12 +1,9 @@
 """Real processes, started by torchrun, on one thread each."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,6 @@ from onnxqat.errors import InputError
 from onnxqat.training.trainer import Trainer
 from tests import fashion
 from tests.models import model, random
-from tests.processes import started
 from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +92,8 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("script")
     images = [{"x": b["x"]} for b in batches(2)]
     onnxqat.save(onnxqat.insert(model(BODY, **WEIGHTS), images), folder / "qdq.onnx")
+    onnxqat.save(model(BODY, **WEIGHTS), folder / "float.onnx")
+    np.savez(folder / "calibration.npz", x=np.concatenate([b["x"] for b in batches(5)]))
     weights = {"w": random(8, 6), "b": random(6), "v": random(6, 4)}
     calibration = [{"x": batch["x"]} for batch in sequences()]
     onnxqat.save(onnxqat.insert(model(SEQUENCES, **weights), calibration), folder / "sequences.onnx")
@@ -191,6 +189,24 @@ def test_outputs_are_corrected_by_what_all_processes_see(found):
 
 
 @pytest.mark.slow
+def test_calibration_by_the_command_line_writes_the_model_of_one_process(found, call):
+    folder, everyone = found
+    assert [one["inserted"] for one in everyone] == [0, 0]
+    arguments = [
+        "insert",
+        folder / "float.onnx",
+        "--calibration",
+        folder / "calibration.npz",
+        "-o",
+        folder / "one.onnx",
+    ]
+    assert call(*arguments)[0] == 0
+    one, two = parameters(folder / "one.onnx"), parameters(folder / "two.onnx")
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
 def test_sharded_modules_take_the_step_of_the_whole_batch(found):
     for one in found[1]:
         assert max(one["sharded"]) < 1e-6
@@ -217,10 +233,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def training(folder, output, *options):
+def training(folder, output):
     data = ["--data", folder / "train.npz", "--validation", folder / "validation.npz", "--batch-size", "8"]
     settings = ["--epochs", "2", "--lr", "1e-5", "--threads", "1", "-o", folder / output]
-    return ["-m", "onnxqat", "train", folder / "qdq.onnx", *data, *settings, *options]
+    return ["-m", "onnxqat", "train", folder / "qdq.onnx", *data, *settings]
 
 
 def numbers(text, epoch):
@@ -233,22 +249,15 @@ def parameters(path):
     return {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
 
 
-@pytest.fixture(scope="module")
-def whole(folder):
-    """The model that two processes train, and what they print."""
-    run = subprocess.run(
-        [*TORCHRUN, *training(folder, "two.onnx")], cwd=ROOT, capture_output=True, text=True, timeout=200
-    )
-    assert run.returncode == 0, run.stderr
-    return folder / "two.onnx", run.stdout + run.stderr
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(folder, whole, call):
+def test_two_processes_give_the_result_of_one(folder, call):
     """40 steps, the last of each epoch on 5 rows; at a higher rate a value that rounds the other way may set them apart."""
-    path, said = whole
+    command = [*TORCHRUN, *training(folder, "two.onnx")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert run.returncode == 0, run.stderr
+    said = run.stdout + run.stderr
     _, _, by_one = call(*training(folder, "one.onnx")[2:])
-    one, two, start = parameters(folder / "one.onnx"), parameters(path), parameters(folder / "qdq.onnx")
+    one, two, start = parameters(folder / "one.onnx"), parameters(folder / "two.onnx"), parameters(folder / "qdq.onnx")
     moved = 0
     for name, array in one.items():
         if array.dtype == np.float32:
@@ -258,46 +267,3 @@ def test_two_processes_give_the_result_of_one(folder, whole, call):
     assert said.count("wrote") == said.count("epoch 1/2") == 1
     for epoch in "epoch 1/2", "epoch 2/2":
         assert numbers(said, epoch) == pytest.approx(numbers(by_one, epoch), rel=0.01)
-
-
-def process_of(rank, launcher):
-    """Process id of a rank that a launcher has started."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (path / "environ").read_bytes().split(b"\0")
-            parent = (path / "stat").read_text().rsplit(")", 1)[1].split()[1]
-        except OSError:
-            continue
-        if parent == str(launcher) and b"RANK=%d" % rank in environment:
-            return int(path.name)
-    raise AssertionError(f"no process has rank {rank}")
-
-
-@pytest.mark.slow
-def test_the_process_that_writes_checkpoints_dies_and_the_run_resumes(folder, whole):
-    """That of another process is in test_torchrun.py."""
-    checkpoints = folder / "checkpoints"
-    options = ["--checkpoint", checkpoints, "--checkpoint-every", "1"]
-    command = [*TORCHRUN, *training(folder, "resumed.onnx", *options)]
-    with started(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
-        while launcher.poll() is None and not list(checkpoints.glob("checkpoint-00000[2-9].*")):
-            time.sleep(0.01)
-        os.kill(process_of(0, launcher.pid), signal.SIGKILL)
-        _, errors = launcher.communicate(timeout=100)
-    assert launcher.returncode != 0
-    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert "another process of the run has died" in line
-    assert "--resume" in line
-
-    subprocess.run([*command, "--resume"], cwd=ROOT, check=True, capture_output=True, timeout=200)
-    assert (folder / "resumed.onnx").read_bytes() == whole[0].read_bytes()
-
-
-@pytest.mark.slow
-def test_calibration_by_two_processes_gives_the_model_of_one(folder):
-    options = ["--calibration", "models.fashion_mnist:calibration_nhwc"]
-    command = ["-m", "onnxqat", "insert", ROOT / "models" / "separable.onnx", *options, "-o"]
-    subprocess.run([*TORCHRUN, *command, folder / "c2.onnx"], cwd=ROOT, check=True, capture_output=True, timeout=200)
-    one, two = parameters(folder / "qdq.onnx"), parameters(folder / "c2.onnx")
-    for name, array in one.items():
-        np.testing.assert_allclose(two[name], array, rtol=1e-6, err_msg=name)

@@ -1,6 +1,7 @@
 """The committed models and data that demo and benchmarks start from."""
 
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -29,8 +30,8 @@ def test_model_is_valid_small_and_takes_any_batch(path, data):
 @pytest.mark.parametrize(("path", "data"), MODELS)
 def test_model_is_right_on_91_percent_of_the_test_images(path, data: Callable[[], fashion_mnist.Batches]):
     model = Inference(onnx.load(path))
-    right = [(model(batch)[model.outputs[0]].argmax(1) == batch["label"]).sum() for batch in data()]
-    assert sum(right) / 10_000 >= 0.91
+    right = [model(batch)[model.outputs[0]].argmax(1) == batch["label"] for batch in islice(data(), 32)]
+    assert np.concatenate(right).mean() >= 0.91
 
 
 def test_slice_is_class_balanced_and_at_most_8_megabytes():

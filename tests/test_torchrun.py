@@ -3,10 +3,11 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
-import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,10 @@ from onnxqat.cli import app
 from onnxqat.training.resume import checkpoint_files
 from tests.models import model
 from tests.processes import started
-from tests.test_distributed import process_of
+from tests.test_distributed import TORCHRUN
 from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 ROOT = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
 STEPS = 60
 
 
@@ -54,32 +54,50 @@ def watched(launcher, checkpoints, until):
         time.sleep(0.002)
 
 
+def process_of(rank, launcher):
+    """Process id of a rank that a launcher has started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            parent = (path / "stat").read_text().rsplit(")", 1)[1].split()[1]
+        except OSError:
+            continue
+        if parent == str(launcher) and b"RANK=%d" % rank in environment:
+            return int(path.name)
+    raise AssertionError(f"no process has rank {rank}")
+
+
 @pytest.mark.slow
-def test_three_processes_killed_at_random_write_as_one_does_and_lose_nothing(folder):
+def test_processes_killed_at_random_write_as_one_does_and_lose_nothing(folder):
+    """First the one that writes is killed, then the other one."""
     subprocess.run(command(folder, "whole.onnx"), cwd=ROOT, check=True, capture_output=True, timeout=100)
     generator = random.Random(5)
     checkpoints, log, board = (folder / name for name in ("checkpoints", "log.jsonl", "board"))
     options = ["--checkpoint", checkpoints, "--checkpoint-every", "1", "--log-file", log, "--tensorboard", board]
-    highest = []
-    target = generator.randrange(10, STEPS - 20)
-    with started(command(folder, "killed.onnx", *options), cwd=ROOT, stderr=subprocess.PIPE) as run:
-        highest += watched(run, checkpoints, lambda: log.exists() and (steps(log) or [0])[-1] >= target)
-        assert run.poll() is None, "the run ended before it could be killed"
-        os.kill(process_of(generator.randrange(1, 3), run.pid), signal.SIGKILL)  # test_distributed kills the first
-        errors = run.communicate(timeout=60)[1].decode()
-    assert "another process of the run has died" in errors
-    before = steps(log)
-    subprocess.run(command(folder, "killed.onnx", *options, "--resume"), cwd=ROOT, check=True, capture_output=True)
-    after = steps(log)[len(before) :]
+    killed, parts, highest = command(folder, "killed.onnx", *options), [], []
+    kills = [(0, generator.randrange(5, 20)), (1, generator.randrange(25, 40))]
+    for rank, target in kills:
+        with started(killed, cwd=ROOT, stderr=subprocess.PIPE) as run:
+            highest += watched(
+                run, checkpoints, lambda target=target: log.exists() and (steps(log) or [0])[-1] >= target
+            )
+            assert run.poll() is None, "the run ended before it could be killed"
+            os.kill(process_of(rank, run.pid), signal.SIGKILL)
+            errors = run.communicate(timeout=60)[1].decode()
+        assert re.search("error: .*another process of the run has died.*--resume", errors)
+        parts.append(steps(log)[sum(map(len, parts)) :])
+        killed = command(folder, "killed.onnx", *options, "--resume")
+    subprocess.run(killed, cwd=ROOT, check=True, capture_output=True)
+    parts.append(steps(log)[sum(map(len, parts)) :])
     assert (folder / "killed.onnx").read_bytes() == (folder / "whole.onnx").read_bytes()
     assert highest == sorted(highest), "a checkpoint has been deleted before the next was there"
-    for one in (before, after):
-        assert one == list(range(one[0], one[0] + len(one)))
-    assert (
-        1 <= after[0] <= before[-1] + 1
-    )  # a step may be written before the checkpoint behind it, and is then done again
-    assert after[-1] == STEPS
-    assert len(list(board.iterdir())) == 2
+    for part in parts:
+        assert part == list(range(part[0], part[0] + len(part)))
+    for before, after in pairwise(parts):
+        # a step may be written before the checkpoint behind it, and is then done again
+        assert 1 <= after[0] <= before[-1] + 1
+    assert parts[-1][-1] == STEPS
+    assert len(list(board.iterdir())) == len(parts)
     assert len(list(checkpoints.iterdir())) == 2
 
 

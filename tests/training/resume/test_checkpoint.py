@@ -96,17 +96,24 @@ def test_every_argument_of_a_trainer_is_in_its_checkpoints(qdq, tmp_path):
 LENGTHS = {name: {"epochs": 3} for name in ARGUMENTS} | {"so many steps": {"steps": 13}}
 
 
-@pytest.mark.parametrize("kind", LENGTHS)
+@pytest.fixture(scope="module", params=LENGTHS)
+def whole(request, qdq):
+    """Arguments of a run and of its `fit`, and the run when it has ended."""
+    arguments = ARGUMENTS.get(request.param, ARGUMENTS["sgd"])
+    length = LENGTHS[request.param] | {"validation": batches(2, seed=1)}
+    run = Trainer(qdq, **arguments)
+    run.fit(batches(), **length)
+    return arguments, length, run
+
+
 @pytest.mark.parametrize("steps", [2, 9, 13], ids=["at the start", "within an epoch", "at the end of an epoch"])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(qdq, tmp_path, kind, steps):
-    arguments, length = ARGUMENTS.get(kind, ARGUMENTS["sgd"]), LENGTHS[kind]
-    whole = Trainer(qdq, **arguments)
-    whole.fit(batches(), validation=batches(2, seed=1), **length)
-    interrupted(qdq, tmp_path, batches, steps, arguments=arguments, validation=batches(2, seed=1), **length)
+def test_a_resumed_run_ends_as_the_uninterrupted_one(qdq, tmp_path, whole, steps):
+    arguments, length, expected = whole
+    interrupted(qdq, tmp_path, batches, steps, arguments=arguments, **length)
     resumed = Trainer.restore(tmp_path)
-    resumed.fit(batches(), validation=batches(2, seed=1), callbacks=[Checkpoints(tmp_path)], **length)
-    assert outcome(resumed) == outcome(whole)
-    assert resumed.model().SerializeToString() == whole.model().SerializeToString()
+    resumed.fit(batches(), callbacks=[Checkpoints(tmp_path)], **length)
+    assert outcome(resumed) == outcome(expected)
+    assert resumed.model().SerializeToString() == expected.model().SerializeToString()
 
 
 def test_your_own_loop_resumes(qdq, tmp_path):
