@@ -10,6 +10,7 @@ from tools.benchmark_few_bits import data
 from tools.benchmark_few_bits.contestants import CONTESTANTS, Budget
 from tools.benchmark_few_bits.results import Results
 from tools.benchmark_few_bits.table import digest, table
+from tools.readme import BENCHMARKS, README, section
 
 BUDGET = Budget()
 
@@ -83,6 +84,10 @@ def test_table_gives_mean_and_deviation_over_seeds_and_the_digest_its_best_peer(
     assert "| resnet20 | ONNX Runtime, static | W8A8 | 80.00 ± 0.00 |  |  | 70 |  | 800 |  |" in text
     row = "| resnet20, W2A2 | 93.09 | 80.00 ± 0.00 |  | **92.00 ± 0.10** | 92.00 ± 0.10, Brevitas, learned scales |"
     assert row in digest(text)
+
+
+def test_digest_of_the_readme_is_that_of_the_benchmarks():
+    assert section("few-bits", README) == digest(section("few-bits", BENCHMARKS))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,13 @@ def _at(rates: tuple[float, ...], *widths: int) -> dict[int, tuple[float, ...]]:
 
 #: By the name under which they are asked for; in the order of the table's lines.
 CONTESTANTS = {
-    "plain": Contestant("onnxqat, no correction", "onnxqat", {"config": {"output_correction": "none"}}, peer=False),
+    "plain": Contestant(
+        "onnxqat, no correction",
+        "onnxqat",
+        {"config": {"output_correction": "none"}},
+        {**_at(RATES, 8), **_at((), 4, 3, 2)},
+        peer=False,
+    ),
     "affine": Contestant("onnxqat, affine", "onnxqat", AFFINE, _at(LOW_RATES, 4, 3, 2), peer=False),
     "reconstruct": Contestant(
         "onnxqat, affine and reconstruction",

@@ -16,6 +16,12 @@ HEADER = (
     "| network | contestant | width | not trained | trained | rate | seconds | in training | MB | in training |\n"
     "| --- | --- | --- | --- | --- | --- | --: | --: | --: | --: |"
 )
+DIGEST = """\
+Beside other tools, at equal budgets: two networks on Fashion-MNIST, weights and activations at the same width, 100 training steps
+([how it was measured](docs/benchmarks.md#few-bits-beside-peers)):
+
+| network, width | float | not trained | with reconstruction | trained | best peer, trained | LSQ in PyTorch, best |
+| --- | --: | --- | --- | --- | --- | --- |"""
 STAGES = ("ptq", "qat")
 #: Those whose best is in the digest.
 PEERS, LSQ = ("brevitas", "brevitas-kept", "nncf", "torchao"), ("lsq", "lsq-kept")
@@ -66,31 +72,27 @@ def _mean(stages: Sequence[Mapping[str, float]], what: str) -> str:
 
 
 def digest(text: str) -> str:
-    """Digest of the table for the README: one line for each network and width."""
+    """Digest of the table for the README: one line for each network and width at which a peer was trained; else nothing."""
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     for line in text.splitlines()[2:]:
         if line.startswith("|"):
             net, title, width, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             rows.setdefault((net, width), {})[title] = cells
     lines = [
-        "| network, width | float | not trained | with reconstruction | trained | best peer, trained | LSQ in PyTorch, best |",
-        "| --- | --: | --- | --- | --- | --- | --- |",
+        f"| {net}, {width} | {FLOAT[net]:.2f} | {' | '.join(_digested(found))} |"
+        for (net, width), found in rows.items()
+        if _best(found, PEERS)
     ]
-    for (net, width), found in rows.items():
-        ours = next(
-            (found[CONTESTANTS[name].title] for name in ("affine", "plain") if CONTESTANTS[name].title in found),
-            ["", ""],
-        )
-        rebuilt = found.get(CONTESTANTS["reconstruct"].title, [""])
-        cells = [
-            ours[0],
-            rebuilt[0],
-            f"**{ours[1]}**" if ours[1] else "",
-            _best(found, PEERS, named=True),
-            _best(found, LSQ),
-        ]
-        lines.append(f"| {net}, {width} | {FLOAT[net]:.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([DIGEST, *lines]) if lines else ""
+
+
+def _digested(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """Cells of a line: ours, the best peer, the reference."""
+    titles = [CONTESTANTS[name].title for name in ("affine", "plain", "reconstruct")]
+    affine, plain, rebuilt = (found.get(title, ["", ""]) for title in titles)
+    ours = affine if any(affine) else plain
+    trained = f"**{ours[1]}**" if ours[1] else ""
+    return [ours[0], rebuilt[0], trained, _best(found, PEERS, named=True), _best(found, LSQ)]
 
 
 def _best(rows: Mapping[str, Sequence[str]], names: Iterable[str], *, named: bool = False) -> str:
