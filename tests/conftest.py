@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from onnxqat.runtime import engines
+from onnxqat.verification import run
 from tests.command_line import status_of
 
 
@@ -18,6 +19,14 @@ def _engine(request, monkeypatch):
     """Hides the kernels of the training build, as any other onnxruntime lacks them."""
     if request.config.getoption("--engine") == "runtime":
         monkeypatch.setattr(engines, "_has_training_kernels", lambda: False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_timing():
+    """Has `verify` time models for a moment: no test is about how fast they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "TIMING_SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture(autouse=True)

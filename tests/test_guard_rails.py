@@ -12,7 +12,6 @@ import onnx
 import pytest
 
 from onnxqat import Config, fold, insert, pipeline
-from onnxqat.verification import run as verify_run
 from tests.models import model, random
 
 NET = "(float[N,8] x) => (float[N,5] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v, c) }"
@@ -58,7 +57,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def call(call, folder, monkeypatch) -> Call:
     """Calls the command line in the folder of the files."""
-    monkeypatch.setattr(verify_run, "TIMING_SECONDS", 0.05)
     monkeypatch.chdir(folder)
     return call
 

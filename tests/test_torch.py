@@ -23,7 +23,6 @@ from onnxqat.torch.graph import Memory, as_tensor, as_values
 from onnxqat.torch.operator import bound, run_backward
 from onnxqat.torch.operator import run as run_operator
 from onnxqat.training.trainer import Trainer
-from onnxqat.verification import run
 from tests.models import model, outputs, random
 from tests.test_model_shapes import SHAPES, data
 from tests.training.test_quantized_gradients import torch_gradients
@@ -175,8 +174,7 @@ def test_the_model_comes_back_as_it_was(qdq, module):
     assert to_model(module) == Trainer(qdq).model()
 
 
-def test_the_trained_model_is_folded_and_verified(module, monkeypatch):
-    monkeypatch.setattr(run, "TIMING_SECONDS", 0.2)
+def test_the_trained_model_is_folded_and_verified(module):
     torch.optim.SGD(module.parameters(), lr=1e-3).step(lambda: functional.mse_loss(module(X), TARGET).backward())
     trained = to_model(module)
     report = onnxqat.verify(trained, onnxqat.fold(trained), batches(2))

@@ -19,7 +19,6 @@ from torch.nn import functional
 import onnxqat
 from models import fashion_mnist
 from onnxqat.training.trainer import Trainer
-from onnxqat.verification import run
 from tests.command_line import status_of
 from tests.models import operators
 
@@ -173,8 +172,7 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("make", WAYS.values(), ids=WAYS)
-def test_a_trained_model_goes_all_the_way_and_answers_as_its_framework(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "TIMING_SECONDS", 0.2)
+def test_a_trained_model_goes_all_the_way_and_answers_as_its_framework(make, tmp_path):
     original = make(tmp_path)
     held_out = list(islice(getattr(fashion_mnist, f"test{original.suffix}")(), 16))
     images, labels = (np.concatenate([b[name] for b in held_out]) for name in ("image", "label"))

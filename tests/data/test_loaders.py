@@ -10,7 +10,6 @@ import onnxqat
 from onnxqat.data.sources import Rows
 from onnxqat.errors import InputError
 from onnxqat.training.trainer import Trainer
-from onnxqat.verification import run
 from tests.models import model, random
 
 ROWS, BATCH = 40, 8
@@ -68,11 +67,6 @@ AS_BATCHES = [{"x": X[cut], "label": LABELS[cut]} for cut in CUTS]
 @pytest.fixture(scope="module")
 def qdq():
     return onnxqat.insert(FLOAT, AS_BATCHES)
-
-
-@pytest.fixture(autouse=True)
-def short_timing(monkeypatch):
-    monkeypatch.setattr(run, "TIMING_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The committed classifiers through insertion and folding: one exported from PyTorch, one from Keras (channels last)."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ TESTS = {"resnet20": fashion_mnist.test, "separable": fashion_mnist.test_nhwc}
 IMAGES = 1024
 
 
+@cache
 def deployed(name: str, **settings) -> onnx.ModelProto:
     return fold(insert(FOLDER / f"{name}.onnx", MODELS[name], Config(**settings)))
 

@@ -15,7 +15,7 @@ from onnxqat.verification.fusion import WEIGHTED
 from tests.models import batches, model, random
 
 FOLDER = Path(fashion_mnist.__file__).parent
-STEPS, IMAGES = 6, 2048
+STEPS, IMAGES = 3, 1024
 
 
 def first(data: Callable[[], fashion_mnist.Batches], images: int) -> list[dict[str, np.ndarray]]:

@@ -14,13 +14,6 @@ from tests.models import model, random
 from tests.verification.saturating import LAYERS, Layer, expected
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _short_timing():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "TIMING_SECONDS", 0.01)
-        yield
-
-
 def text_of(report):
     console = Console(file=StringIO(), width=160)
     console.print(report)
