@@ -150,7 +150,7 @@ def export_training(
         model,
         output,
         loss=settings.loss,
-        optimizer=settings.built_optimizer,
+        optimizer=settings.built_optimizer(),
         freeze=settings.freeze,
         labelling=settings.labelling,
     )

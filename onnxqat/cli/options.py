@@ -136,7 +136,13 @@ class Training(Learning):
             show_default=False,
         ),
     ] = None
-    lr: Annotated[float, Option(help="Largest learning rate; warm-up, then a cosine to 0.")] = 1e-4
+    lr: Annotated[
+        float | None,
+        Option(
+            help="Largest learning rate; warm-up, then a cosine to 0. (default: 1e-4 at 8 bits, 3e-4 at 6, 1e-3 at 4 and less)",
+            show_default=False,
+        ),
+    ] = None
     clip_norm: Annotated[
         float | None, Option(help="Largest norm of the gradient. (default: no limit)", show_default=False)
     ] = None

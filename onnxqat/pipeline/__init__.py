@@ -27,6 +27,7 @@ from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
 from onnxqat.training import preflight
+from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.baseline import Baseline
@@ -238,7 +239,7 @@ def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
     return Trainer(
         qdq,
         loss=training.loss,
-        optimizer=training.built_optimizer,
+        optimizer=training.built_optimizer(rate_of(io.load(qdq))),
         schedule=Cosine(warmup_steps=WARMUP_STEPS),
         seed=training.seed,
         freeze=training.freeze,

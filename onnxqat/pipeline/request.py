@@ -71,7 +71,7 @@ class Training:
         epochs: passes over the data; 3 where `steps` is not given either.
         steps: optimizer steps after which training ends instead, whatever the epoch.
         until: metric of validation and bound at which training ends, `("accuracy", 0.92)`; see `Trainer.fit`.
-        lr: largest learning rate; it falls to 0 along a cosine.
+        lr: largest learning rate, which falls to 0 along a cosine; None: by the width of weights (see `Trainer`).
         optimizer: which optimizer takes the steps.
         weight_decay: weight decay of the optimizer.
         clip_norm: largest norm of the gradient; None: no limit.
@@ -91,7 +91,7 @@ class Training:
     epochs: int | None = None
     steps: int | None = None
     until: Until | None = None
-    lr: float = 1e-4
+    lr: float | None = None
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -128,7 +128,8 @@ class Training:
         return [self.loss] if isinstance(self.loss, str) else list(self.loss)
 
     def __post_init__(self) -> None:
-        self.length, self.built_optimizer  # noqa: B018  (they refuse numbers that are none)
+        self.length  # noqa: B018  (it refuses numbers that are none, as the optimizer does)
+        self.built_optimizer()
         if self.until is not None:
             check_until(self.until)
 
@@ -137,11 +138,10 @@ class Training:
         """Length of a training."""
         return Length(self.epochs, self.steps)
 
-    @property
-    def built_optimizer(self) -> AdamW | SGD:
-        """The optimizer with its rate and weight decay."""
+    def built_optimizer(self, preset: float = 1e-4) -> AdamW | SGD:
+        """The optimizer with its rate, a preset where none is given, and weight decay."""
         kind: type[AdamW | SGD] = SGD if self.optimizer == "sgd" else AdamW
-        return kind(lr=self.lr, weight_decay=self.weight_decay)
+        return kind(lr=preset if self.lr is None else self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)

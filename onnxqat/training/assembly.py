@@ -15,7 +15,8 @@ from onnxqat.graph import io
 from onnxqat.runtime import explained
 from onnxqat.training.execution import Execution
 from onnxqat.training.feeds import feeds_for
-from onnxqat.training.optimize.optimizers import Optimizer
+from onnxqat.training.optimize.optimizers import AdamW, Optimizer
+from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Rate, Schedule
 from onnxqat.training.own import check_own
 from onnxqat.training.staging import Stages
@@ -35,7 +36,7 @@ class Arguments:
     """
 
     loss: Loss
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     schedule: Rate
     freeze: Sequence[str]
     teacher: io.ModelLike | None
@@ -45,7 +46,8 @@ class Arguments:
     seed: int
 
     def __post_init__(self) -> None:
-        check_own("optimizer", self.optimizer, Optimizer, "SGD or AdamW")
+        if self.optimizer is not None:
+            check_own("optimizer", self.optimizer, Optimizer, "SGD or AdamW")
         check_own("schedule", self.schedule, Rate, "Constant, Cosine or StepDecay")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError(f"clip_norm is {self.clip_norm}; it must be above 0")
@@ -80,7 +82,7 @@ def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, executi
         graph,
         feeds_for(graph, arguments.teacher, execution),
         Stages(graph, arguments.loss),
-        arguments.optimizer,
+        arguments.optimizer or AdamW(rate_of(graph.qdq)),
         Schedule(arguments.schedule),
         workers,
         clip_norm=arguments.clip_norm,

@@ -27,7 +27,7 @@ from onnxqat.training.calling import Callers
 from onnxqat.training.execution import Execution, Options
 from onnxqat.training.fit import Fit
 from onnxqat.training.goal import Until, goal
-from onnxqat.training.optimize.optimizers import AdamW, Optimizer
+from onnxqat.training.optimize.optimizers import Optimizer
 from onnxqat.training.optimize.schedules import Constant, Length, Rate, Schedule
 from onnxqat.training.resume import checkpoint, checkpoint_files
 from onnxqat.training.resume.identity import arguments_of
@@ -55,8 +55,8 @@ class Trainer:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
         loss: a name, names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar; see `losses`.
         optimizer: `SGD` or `AdamW`. A quantized model begins near its best, so rates at which networks are trained from scratch
-            ruin it. Begin with AdamW at 1e-5 to 1e-4 for 8 bits, at 1e-3 for 4 bits and fewer. If the loss rises above its first
-            value, a warning says so.
+            ruin it. None: AdamW at 1e-4 where weights have 8 or 7 bits, 3e-4 at 6 and 5, 1e-3 at 4 and fewer. If the loss rises
+            above its first value, a warning says so.
         schedule: `Constant`, `Cosine` or `StepDecay`.
         freeze: names or regular expressions of initializers or nodes that are not trained. If trained 8-bit weights outgrow a
             frozen scale, it is raised in the model that is returned (`Config.overflow_fix`).
@@ -113,7 +113,7 @@ class Trainer:
         self._workers = Workers.join() if distributed else Workers()
         arguments = Arguments(
             loss,
-            optimizer if optimizer is not None else AdamW(),
+            optimizer,
             schedule if schedule is not None else Constant(),
             freeze,
             teacher,
