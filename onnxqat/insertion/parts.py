@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch
+from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph import io
 from onnxqat.graph.subgraph import between, constant_nodes, read, readers, subgraph
 from onnxqat.runtime import Inference
@@ -57,8 +59,7 @@ class Parts:
         made = [value for each in part if each not in self._constant for value in each.outputs]
         results = [value for value in made if value is node.outputs[0] or self._is_alive(value)]
         inputs = [value for value in self.kept if any(value in read(each) for each in part)]
-        # ONNX Runtime 1.19 cannot load a Clip of an input before a quantizer with its optimizations
-        run = Inference(self._proto(part, inputs, results), [str(value.name) for value in results], exactly=True)
+        run = _loaded(self._proto(part, inputs, results), [str(value.name) for value in results])
         for number in range(self.count):
             arrays = run({str(value.name): self.load(value, number) for value in inputs})
             for value in results:
@@ -99,3 +100,12 @@ class Parts:
         """A value, as it is kept of a batch."""
         loaded: Array = np.load(self._file(value, number), allow_pickle=False)
         return loaded
+
+
+def _loaded(proto: onnx.ModelProto, outputs: list[str]) -> Inference:
+    try:
+        return Inference(proto, outputs)
+    except (
+        UnsupportedModelError
+    ):  # ONNX Runtime 1.19 cannot load a Clip of an input before a quantizer with its optimizations
+        return Inference(proto, outputs, exactly=True)
