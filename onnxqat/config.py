@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from onnxqat import nncf
 from onnxqat.config_parts import (
     Bits,
+    BlockSize,
     Frozen,
     Granularity,
     Input,
@@ -43,6 +44,9 @@ class Config(Frozen):
             for weights and the values they read; None: no exception for them (Esser et al. 2020 keep 8).
         weight_symmetric: whether the zero point of weights is fixed at 0.
         weight_granularity: one scale per output channel, or one per tensor.
+        weight_block_size: number of weights along the reduction of MatMul and Gemm that share a scale: 16, 32, 64 or 128; 0: see
+            `weight_granularity`. For weights of 4 bits (int4, or uint4 with `weight_symmetric=False`; opset 21), first and last
+            layers too, and activations that stay in float.
         weight_range: how the ranges of weights are found (see `Range`); None: `min_max` at 8 bits, `mse` below.
         overflow_fix: protection of 8-bit weights from saturation on x86 without VNNI, which adds product pairs in 16
             bits. `pairs`: scales at which no two weights that a kernel adds as a pair reach beyond, kept up by training; costs
@@ -85,6 +89,7 @@ class Config(Frozen):
     first_last_bits: Bits | None = 8
     weight_symmetric: bool = True
     weight_granularity: Granularity = "per_channel"
+    weight_block_size: BlockSize = 0
     weight_range: RangeSetting | None = None
     overflow_fix: OverflowFix = "pairs"
     activation_symmetric: bool | None = None
@@ -120,6 +125,11 @@ class Config(Frozen):
     def correction(self) -> Correction:
         """`output_correction`, or what None stands for."""
         return self.output_correction or ("affine" if self.has_few_bits else "none")
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether blocks of weights are asked for anywhere."""
+        return bool(self.weight_block_size or any(override.weight_block_size for override in self.overrides))
 
     @property
     def rules(self) -> tuple[Select, ...]:

@@ -14,6 +14,8 @@ from onnxqat.estimators.table import ESTIMATORS
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 Granularity = Literal["per_tensor", "per_channel"]
+#: Sizes of blocks that runtimes have kernels for; 0: no blocks.
+BlockSize = Literal[0, 16, 32, 64, 128]
 
 #: Metadata of a node that preparation rewrote: the operator that the user's model had there, so that rules find it.
 ORIGINAL_TYPE = "onnxqat.original_type"
@@ -156,6 +158,7 @@ class Override(Select):
         weight_bits: width of weights, 2 to 8.
         weight_symmetric: whether the zero point of weights is fixed at 0.
         weight_granularity: one scale per output channel, or one per tensor.
+        weight_block_size: number of weights along the reduction that share a scale; 0: see `weight_granularity`.
         weight_range: estimator of the range of weights (see `Range`).
         activation_bits: width of the values that a weighted node reads, 2 to 8.
         activation_symmetric: whether the zero point of activations is fixed.
@@ -175,6 +178,7 @@ class Override(Select):
     weight_bits: Bits | None = None
     weight_symmetric: bool | None = None
     weight_granularity: Granularity | None = None
+    weight_block_size: BlockSize | None = None
     weight_range: RangeSetting | None = None
     activation_bits: Bits | None = None
     activation_symmetric: bool | None = None

@@ -7,6 +7,9 @@ Throughout, ``x`` is float, ``scale`` float32 > 0, ``zero_point`` an integer in 
     dequantize:      y = (q - zero_point) · scale                                int -> float
     fake-quantize:   y = dequantize(quantize(x))                                 float -> float
 
+With ``block`` scale and zero point have the rank of ``x``, and each of their entries along ``axis`` is for so many elements of
+``x``, the last one perhaps for fewer.
+
 ``np.rint`` and ONNX QuantizeLinear both round half to even. The affine map is that of Jacob et al. 2018 ("Quantization and
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"), eq. 1.
 """
@@ -54,6 +57,23 @@ def along_axis(parameter: Array | float, rank: int, axis: int | None) -> Array:
     return values.reshape(shape)
 
 
+def spread(parameter: Array | float, shape: tuple[int, ...], axis: int | None, block: int = 0) -> Array:
+    """Brings `parameter` to a shape that broadcasts over `shape`: see `along_axis`, or each entry repeated for its block."""
+    if not block:
+        return along_axis(parameter, len(shape), axis)
+    assert axis is not None
+    repeated = np.repeat(np.asarray(parameter), block, axis=axis)
+    return repeated[(slice(None),) * axis + (slice(shape[axis]),)]
+
+
+def in_blocks(x: Array, axis: int, block: int) -> Array:
+    """Returns `x` [.., K, ..] as [.., ⌈K/block⌉, block, ..], with zeros where the last block is not full."""
+    missing = [(0, 0)] * x.ndim
+    missing[axis] = (0, -x.shape[axis] % block)
+    padded = np.pad(x, missing)
+    return padded.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
+
+
 def scale_and_zero_point(
     low: Array | float, high: Array | float, qmin: int, qmax: int, *, symmetric: bool
 ) -> tuple[Floats, NDArray[np.int32]]:
@@ -97,38 +117,66 @@ def floor_scale(scale: Array) -> Floats:
 
 
 def quantize(
-    x: Array, scale: Array | float, zero_point: Array | int, qmin: int, qmax: int, axis: int | None = None
+    x: Array,
+    scale: Array | float,
+    zero_point: Array | int,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    block: int = 0,
 ) -> NDArray[np.int32]:
     """Float to codes, ONNX QuantizeLinear: int32 of the shape of `x`, in [qmin, qmax], ties to even."""
-    s, z = along_axis(scale, x.ndim, axis), along_axis(zero_point, x.ndim, axis)
+    s, z = (spread(p, x.shape, axis, block) for p in (scale, zero_point))
     codes = np.rint(x / s.astype(x.dtype)) + z
     return np.asarray(np.clip(codes, qmin, qmax), np.int32)
 
 
 def clipped(
-    x: Array, scale: Array | float, zero_point: Array | int, qmin: int, qmax: int, axis: int | None = None
+    x: Array,
+    scale: Array | float,
+    zero_point: Array | int,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    block: int = 0,
 ) -> NDArray[np.bool_]:
     """Returns the mask of values that a quantizer cannot represent (code outside [qmin, qmax]); bool, shape of `x`."""
-    s, z = along_axis(scale, x.ndim, axis), along_axis(zero_point, x.ndim, axis)
+    s, z = (spread(p, x.shape, axis, block) for p in (scale, zero_point))
     code = np.rint(x / s.astype(x.dtype)) + z
     return np.asarray((code < qmin) | (code > qmax))
 
 
-def dequantize(q: Array, scale: Array | float, zero_point: Array | int, axis: int | None = None) -> Floats:
+def dequantize(
+    q: Array, scale: Array | float, zero_point: Array | int, axis: int | None = None, block: int = 0
+) -> Floats:
     """Codes to float, ONNX DequantizeLinear: float32 of the shape of `q`."""
-    s, z = along_axis(scale, q.ndim, axis), along_axis(zero_point, q.ndim, axis)
+    s, z = (spread(p, q.shape, axis, block) for p in (scale, zero_point))
     return np.asarray((q.astype(np.int32) - z.astype(np.int32)) * s.astype(np.float32), np.float32)
 
 
 def fake_quantize(
-    x: Array, scale: Array | float, zero_point: Array | int, qmin: int, qmax: int, axis: int | None = None
+    x: Array,
+    scale: Array | float,
+    zero_point: Array | int,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    block: int = 0,
 ) -> Floats:
     """Quantizes and dequantizes a float tensor; float32 of the shape of `x`."""
-    return dequantize(quantize(x, scale, zero_point, qmin, qmax, axis), scale, zero_point, axis)
+    codes = quantize(x, scale, zero_point, qmin, qmax, axis, block)
+    return dequantize(codes, scale, zero_point, axis, block)
 
 
 def fake_quantize_gradient(
-    dy: Array, x: Array, scale: Array | float, zero_point: Array | int, qmin: int, qmax: int, axis: int | None = None
+    dy: Array,
+    x: Array,
+    scale: Array | float,
+    zero_point: Array | int,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    block: int = 0,
 ) -> tuple[Floats, Floats]:
     """Gradient of fake-quantize with respect to data and scale: LSQ, Esser et al. 2020, eqs. 3 and 5, for any zero point.
 
@@ -138,13 +186,18 @@ def fake_quantize_gradient(
     Returns:
         dx of the shape of `x`; dscale of the shape of `scale`.
     """
-    s, z = along_axis(scale, x.ndim, axis), along_axis(zero_point, x.ndim, axis)
+    s, z = (spread(p, x.shape, axis, block) for p in (scale, zero_point))
     u = x / s.astype(x.dtype)
     code = np.rint(u) + z
-    inside = ~clipped(x, scale, zero_point, qmin, qmax, axis)
+    inside = ~clipped(x, scale, zero_point, qmin, qmax, axis, block)
     dy_ds = np.where(inside, np.rint(u) - u, np.clip(code, qmin, qmax) - z)
-    others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-    dscale = np.sum(dy.astype(np.float64) * dy_ds, axis=others)
+    summands = dy.astype(np.float64) * dy_ds
+    if block:
+        assert axis is not None
+        dscale = in_blocks(summands, axis, block).sum(axis=axis + 1)
+    else:
+        others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+        dscale = np.sum(summands, axis=others)
     return np.asarray(dy * inside, np.float32), np.asarray(dscale, np.float32)
 
 

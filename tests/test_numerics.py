@@ -1,9 +1,11 @@
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx.reference import ReferenceEvaluator
 
 from onnxqat import numerics as nx
 from tests.models import model, outputs, random
@@ -61,6 +63,27 @@ def test_quantize_and_dequantize_equal_the_runtime_per_channel(seed):
     codes, floats = outputs(model(body, s=scale, z=zero_point), {"x": x})
     assert np.array_equal(nx.quantize(x, scale, zero_point, -128, 127, axis=1), codes)
     assert np.array_equal(nx.dequantize(codes, scale, zero_point, axis=1), floats)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "block"), [((64, 5), 0, 16), ((5, 64), 1, 32), ((70, 5), 0, 32), ((5, 30), 1, 64)]
+)
+@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+def test_blocks_equal_the_reference_of_onnx_and_the_runtime(dtype, shape, axis, block):
+    rng = np.random.default_rng(0)
+    counts = nx.in_blocks(np.zeros(shape), axis, block).sum(axis=axis + 1).shape
+    x, scale = random(*shape, scale=2.0), rng.uniform(0.1, 0.5, counts).astype(np.float32)
+    low, high = (-8, 7) if dtype == "int4" else (0, 15)
+    zero_point = rng.integers(low, high + 1, counts)
+    body = f"""(float[A,B] x) => (float[A,B] y) {{
+        q = QuantizeLinear<axis={axis}, block_size={block}>(x, s, z)
+        y = DequantizeLinear<axis={axis}, block_size={block}>(q, s, z) }}"""
+    codes = zero_point.astype(getattr(ml_dtypes, dtype))
+    proto = model(body, opset=21, ir_version=10, s=scale, z=codes)
+    found = nx.fake_quantize(x, scale, zero_point, low, high, axis, block)
+    np.testing.assert_array_equal(found, outputs(proto, {"x": x})[0])
+    if not shape[axis] % block:  # the reference knows no shorter blocks
+        np.testing.assert_allclose(found, ReferenceEvaluator(proto).run(None, {"x": x})[0], rtol=1e-6)
 
 
 def test_data_gradient_equals_torch_and_scale_gradient_too_per_tensor():

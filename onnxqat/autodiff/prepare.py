@@ -42,7 +42,7 @@ def supported(model: ir.Model) -> ir.Model:
 
 
 def _upgrade(model: ir.Model) -> None:
-    upgrade_nodes(model, model.opset_imports[""])
+    upgrade_nodes(model, model.opset_imports[""], _OPSET)
     model.opset_imports[""] = _OPSET
     for function in model.functions.values():
         function.opset_imports[""] = _OPSET

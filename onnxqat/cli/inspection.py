@@ -64,5 +64,5 @@ def _row(quantizer: Quantizer) -> tuple[str, ...]:
         f"{quantizer.qmin} … {quantizer.qmax}",
         points,
         span,
-        "per tensor" if quantizer.axis is None else f"per channel (axis {quantizer.axis})",
+        quantizer.granularity,
     )

@@ -74,8 +74,25 @@ class Quantization:
         ),
     ] = None
     weight_bits: Annotated[int | None, Option(help="Width of weights, 2 to 8. (default: 8)", show_default=False)] = None
+    weight_block_size: Annotated[
+        int | None,
+        Option(
+            metavar="0|16|32|64|128",
+            help="Weights of MatMul and Gemm that share a scale, with 4 bits and float activations; 0: a scale per channel. "
+            "(default: 0)",
+            show_default=False,
+        ),
+    ] = None
     activation_bits: Annotated[
         int | None, Option(help="Width of the inputs of weighted layers, 2 to 8. (default: 8)", show_default=False)
+    ] = None
+    quantize_activations: Annotated[
+        bool | None,
+        Option(
+            "--quantize-activations/--float-activations",
+            help="Whether activations are quantized, or weights alone. (default: both)",
+            show_default=False,
+        ),
     ] = None
     fix_input: FixInput = None
 

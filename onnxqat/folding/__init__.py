@@ -11,7 +11,7 @@ import onnx_ir.passes.common as passes
 from onnxqat.errors import InputError
 from onnxqat.folding.activations import fold_activation, share_zero_points
 from onnxqat.folding.biases import fold_bias
-from onnxqat.folding.guards import guard_float_layers
+from onnxqat.folding.guards import guard_blocks, guard_float_layers
 from onnxqat.folding.weights import check_scale, fold_weight, separate_readers
 from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 def fold(model: io.ModelLike) -> onnx.ModelProto:
     """Folds a Q/DQ model into the deployed model.
 
-    Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes; biases int32 of scale sx·sw, and a Relu or
-    Clip in front of a quantizer bounds on its codes (both left in float where the target of `insert` takes them so).
+    Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes, those in blocks int4 or uint4; biases int32
+    of scale sx·sw, and a Relu or Clip in front of a quantizer bounds on its codes (both left in float where the target of
+    `insert` takes them so).
     Activations keep their QuantizeLinear/DequantizeLinear pairs, which runtimes fuse.
 
     Args:
@@ -71,8 +72,10 @@ def _folded(folded: ir.Model) -> ir.Model:
             if not quantizer.is_weight:
                 fold_activation(graph, quantizer)
         guard_float_layers(graph)
+        guard_blocks(graph, found)
     for quantizer in weights:
         fold_weight(graph, quantizer)
+    passes.RemoveUnusedNodesPass()(folded)
     for quantizer in quantizers(folded):
         if quantizer.is_weight:
             separate_readers(graph, quantizer)

@@ -1,17 +1,27 @@
-"""Layers that stay in float, kept so in every runtime.
+"""Layers with a float side, kept apart from what ONNX Runtime would join them with.
 
 Between two pairs, with nothing but a Relu or Clip in front of the second, ONNX Runtime 1.32 quantizes a Conv, ConvTranspose or
 Gemm by itself, weight and bias. A Max of one value, which is that value, ends its search and costs one copy.
+
+Its kernel for weights in blocks takes no quantizer on either side, no Gemm that it has made one with an activation, and no MatMul
+with a Relu right behind it (1.32).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import fresh_name, fresh_value_name, sole_user
 from onnxqat.graph.movement import origin
+from onnxqat.graph.qdq import Quantizer
+from onnxqat.targets.facts import operators
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
+
+#: Activations that it joins with a Gemm, or looks past from a MatMul.
+JOINED = operators("Clip Elu HardSigmoid LeakyRelu Relu Selu Sigmoid Softplus Softsign Tanh ThresholdedRelu")
 
 
 def guard_float_layers(graph: ir.Graph) -> None:
@@ -20,6 +30,31 @@ def guard_float_layers(graph: ir.Graph) -> None:
         end = _end_of_layer(node)
         if end is not None and _is_dequantized(node.inputs[0]) and _is_quantized(end):
             _put_guard(graph, end)
+
+
+def guard_blocks(graph: ir.Graph, found: Iterable[Quantizer]) -> None:
+    """Puts guards around the layers whose weights are in blocks, where something stands that would keep them in float."""
+    layers = [use.node for quantizer in found if quantizer.block for use in quantizer.output.uses()]
+    for node in [node for node in layers if node.op_type in ("Gemm", "MatMul")]:
+        data, end = node.inputs[0], _behind_bias(node)
+        if data is not None and _is_dequantized(data):
+            node.replace_input_with(0, _guarded(graph, data, node))
+        user = sole_user(end)
+        if _is_quantized(end) or (user is not None and user.op_type in JOINED and _is_joined(node, end)):
+            _put_guard(graph, end)
+
+
+def _behind_bias(node: ir.Node) -> ir.Value:
+    user = sole_user(node.outputs[0])
+    return (
+        user.outputs[0] if node.op_type == "MatMul" and user is not None and user.op_type == "Add" else node.outputs[0]
+    )
+
+
+def _is_joined(node: ir.Node, end: ir.Value) -> bool:
+    """Whether ONNX Runtime would join the layer with an activation; not a MatMul with a bias on data of more than two axes."""
+    shape = node.outputs[0].shape
+    return node.outputs[0] is end or shape is None or shape.rank() == 2
 
 
 def _end_of_layer(node: ir.Node) -> ir.Value | None:
@@ -51,9 +86,16 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 def _put_guard(graph: ir.Graph, value: ir.Value) -> None:
     node = value.producer()
     assert node is not None
-    guard = ir.node("Max", [value], name=fresh_name(graph, f"{node.name}_float"))
+    uses = list(value.uses())
+    output = _guarded(graph, value, node)
+    for use in uses:
+        use.node.replace_input_with(use.idx, output)
+
+
+def _guarded(graph: ir.Graph, value: ir.Value, beside: ir.Node) -> ir.Value:
+    """The value behind a guard that is named after a node which makes or reads it."""
+    guard = ir.node("Max", [value], name=fresh_name(graph, f"{beside.name}_float"))
     output = guard.outputs[0]
     output.name, output.type, output.shape = fresh_value_name(graph, str(guard.name)), value.type, value.shape
-    for use in [use for use in value.uses() if use.node is not guard]:
-        use.node.replace_input_with(use.idx, output)
-    graph.insert_after(node, guard)
+    graph.append(guard)  # the caller sorts
+    return output

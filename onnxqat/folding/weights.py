@@ -31,6 +31,10 @@ def fold_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
     if not np.isfinite(weight).all():
         raise InputError(f"weight {name!r}: holds NaN or infinity; train again from a good state")
     codes = quantizer.codes
+    if quantizer.block:
+        stored = constant_value(graph, f"{name}_quantized", codes.astype(quantizer.dtype.numpy()))
+        quantizer.dequantize.replace_input_with(0, stored)
+        return
     dtype = np.int8 if quantizer.qmin < 0 else np.uint8
     if codes.size >= SMALLEST_PACKED and quantizer.bits <= 4:
         stored = _packed(graph, f"{name}_quantized", codes.astype(dtype), 2 if quantizer.bits == 2 else 4)
@@ -75,28 +79,33 @@ def _packed(graph: ir.Graph, name: str, codes: NDArray[np.integer[Any]], bits: i
 
 
 def separate_readers(graph: ir.Graph, quantizer: Quantizer) -> None:
-    """Gives each node that reads an int8 weight its own codes and zero point.
+    """Gives each node that reads an int8 weight its own codes and zero point, and one that reads blocks its own scales too.
 
-    `session.x64quantprecision` rewrites them to uint8 node by node, and ONNX Runtime 1.32 fails at the second node that reads the
-    same ones. It leaves codes alone that are no larger than `SAFE_CODE`.
+    `session.x64quantprecision` rewrites the former to uint8 node by node, and ONNX Runtime 1.32 fails at the second node that
+    reads the same ones. It leaves codes alone that are no larger than `SAFE_CODE`. It fuses no blocks that two nodes read.
     """
     dequantize = quantizer.dequantize
-    codes = constant(dequantize.inputs[0])
-    if codes is None or codes.dtype != np.int8 or np.abs(codes.astype(np.int16)).max(initial=0) <= SAFE_CODE:
+    if not (quantizer.block or _may_be_rewritten(quantizer)):
         return
+    kept = None if quantizer.block else quantizer.scale
     for index, value in enumerate(dequantize.inputs):  # other quantizers may read the same
-        if value is not None and value is not quantizer.scale and len(value.uses()) > 1:
+        if value is not None and value is not kept and len(value.uses()) > 1:
             dequantize.replace_input_with(index, _copy(graph, value))
     for use in list(quantizer.output.uses())[1:]:
-        inputs = [
-            value if value is None or value is quantizer.scale else _copy(graph, value) for value in dequantize.inputs
-        ]
+        inputs = [value if value is None or value is kept else _copy(graph, value) for value in dequantize.inputs]
         name = fresh_name(graph, str(dequantize.name))
         own = ir.Node("", "DequantizeLinear", inputs, dequantize.attributes.values(), name=name)
         own.outputs[0].name = fresh_value_name(graph, name)
         own.outputs[0].type, own.outputs[0].shape = quantizer.output.type, quantizer.output.shape
         graph.insert_after(dequantize, own)
         use.node.replace_input_with(use.idx, own.outputs[0])
+
+
+def _may_be_rewritten(quantizer: Quantizer) -> bool:
+    codes = constant(quantizer.dequantize.inputs[0])
+    return (
+        codes is not None and codes.dtype == np.int8 and bool(np.abs(codes.astype(np.int16)).max(initial=0) > SAFE_CODE)
+    )
 
 
 def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:

@@ -145,7 +145,7 @@ def _products(layer: ir.Node, weight: Quantizer) -> int:
 
 def _bias(layer: ir.Node, produced_by: dict[ir.Value, Quantizer]) -> Bias | None:
     data, weight = quantizer_above(layer.inputs[0], produced_by), produced_by.get(layer.inputs[1])  # type: ignore[arg-type]
-    if data is None or weight is None or not weight.is_weight or data.axis is not None:
+    if data is None or weight is None or not weight.is_weight or weight.block or data.axis is not None:
         return None
     adder, index = layer, 2
     if layer.op_type == "MatMul":

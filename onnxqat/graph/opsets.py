@@ -33,7 +33,7 @@ def upgraded(model: ir.Model, version: int) -> ir.Model:
     copy = model.clone()
     infer(copy)
     try:
-        upgrade_nodes(copy, found)
+        upgrade_nodes(copy, found, version)
     except UnsupportedModelError as error:
         raise InputError(f"model: opset {found} cannot be converted to {version}: {error}; export it again") from error
     _check_exist(copy, found, version, "converted", f"opset {version}")

@@ -213,7 +213,14 @@ def _layers(model: ir.Model) -> Iterator[PairedLayer]:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
         data, weight = quantizer_above(node.inputs[0], produced_by), produced_by.get(node.inputs[1])  # type: ignore[arg-type]
-        if data is None or weight is None or data.axis is not None or not _is_byte(data) or not _is_byte(weight):
+        if (
+            data is None
+            or weight is None
+            or data.axis is not None
+            or weight.block
+            or not _is_byte(data)
+            or not _is_byte(weight)
+        ):
             continue
         stored = constant(weight.source)  # None: computed, or codes of 4 bits and fewer, packed
         if stored is None or weight.qmin >= 0:

@@ -17,7 +17,7 @@ from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph.constants import constant
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq_checks import check_agree, check_shapes, required
-from onnxqat.numerics import integer_range, quantize
+from onnxqat.numerics import dequantize, integer_range, quantize
 
 #: Key of the metadata of a node whose weight and bias `insert` has changed: a normalization behind it was folded into them.
 FOLDED = "onnxqat.folded"
@@ -42,7 +42,8 @@ class Spec:
         signed: whether codes run from negative to positive (int8) or from 0 (uint8).
         symmetric: whether the zero point is fixed at the middle code (or at 0 for what is never negative).
         narrow: leave out the lowest signed code: [-127, 127].
-        axis: channel axis of per-channel scales; None for one scale.
+        axis: channel axis of per-channel scales, or the axis that blocks divide; None for one scale.
+        block: number of elements along the axis that share a scale, in types of 4 bits (opset 21); 0: a scale per channel.
     """
 
     bits: int = 8
@@ -50,6 +51,7 @@ class Spec:
     symmetric: bool = True
     narrow: bool = False
     axis: int | None = None
+    block: int = 0
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -58,7 +60,9 @@ class Spec:
 
     @property
     def dtype(self) -> ir.DataType:
-        """The 8-bit type that carries the codes."""
+        """The 8-bit type that carries the codes; the one of 4 bits for blocks."""
+        if self.block:
+            return ir.DataType.INT4 if self.signed else ir.DataType.UINT4
         return ir.DataType.INT8 if self.signed else ir.DataType.UINT8
 
 
@@ -72,11 +76,12 @@ class Quantizer:
         quantize: the QuantizeLinear node; None where the codes are stored.
         clip: the Clip between the two, of codes below 8 bits; None otherwise.
         dequantize: the DequantizeLinear node.
-        scale: float32 value, rank 0 (per tensor) or [C] (per channel).
+        scale: float32 value, rank 0 (per tensor), [C] (per channel), or of the source's rank (in blocks).
         zero_point: integer value of the scale's shape; None for 0.
-        axis: channel axis, counted from the front; None per tensor.
+        axis: channel axis, or the one that blocks divide, counted from the front; None per tensor.
         qmin: lowest code.
         qmax: highest code.
+        block: number of elements along the axis that share a scale; 0: none do, or all of a channel.
     """
 
     source: ir.Value
@@ -89,6 +94,7 @@ class Quantizer:
     axis: int | None
     qmin: int
     qmax: int
+    block: int = 0
 
     @property
     def is_weight(self) -> bool:
@@ -112,7 +118,7 @@ class Quantizer:
 
     @cached_property
     def scales(self) -> NDArray[np.float32]:
-        """The scale as an array, [] or [C]."""
+        """The scale as an array, [] or [C], or of the source's rank."""
         array = np.asarray(required(self.scale), np.float32)
         return array.reshape(()) if self.axis is None and array.size == 1 else array  # one scale may be written as [1]
 
@@ -122,6 +128,13 @@ class Quantizer:
         if self.zero_point is None:
             return np.zeros(self.scales.shape, np.int32)
         return np.asarray(required(self.zero_point)).astype(np.int32).reshape(self.scales.shape)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The integer type of the codes."""
+        given = self.zero_point.dtype if self.zero_point is not None else None
+        stored = self.dequantize.inputs[0].dtype if self.dequantize.inputs[0] is not None else None
+        return given or stored or ir.DataType.UINT8
 
     @property
     def is_signed(self) -> bool:
@@ -135,7 +148,19 @@ class Quantizer:
         array = required(self.source)
         if self.quantize is None:
             return array.astype(np.int32)
-        return quantize(array, self.scales, self.zero_points, self.qmin, self.qmax, self.axis)
+        return quantize(array, self.scales, self.zero_points, self.qmin, self.qmax, self.axis, self.block)
+
+    @property
+    def dequantized(self) -> NDArray[np.float32]:
+        """The numbers behind a weight's codes."""
+        return dequantize(self.codes, self.scales, self.zero_points, self.axis, self.block)
+
+    @property
+    def granularity(self) -> str:
+        """How much shares a scale, in words."""
+        if self.block:
+            return f"blocks of {self.block} (axis {self.axis})"
+        return "per tensor" if self.axis is None else f"per channel (axis {self.axis})"
 
     @property
     def same_grid_key(self) -> tuple[str, str, int, int]:
@@ -207,6 +232,7 @@ def _read(dequantize: ir.Node) -> Quantizer:
         axis=_axis(dequantize, scale, source),
         qmin=qmin,
         qmax=qmax,
+        block=dequantize.attributes.get_int("block_size", 0),
     )
 
 
@@ -216,7 +242,7 @@ def _axis(dequantize: ir.Node, scale: ir.Value, source: ir.Value) -> int | None:
     axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
     if axis < 0 and source.shape is not None:
         axis += source.shape.rank()
-    if required(scale).size == 1 and source.shape is not None:
+    if required(scale).size == 1 and source.shape is not None and not dequantize.attributes.get_int("block_size", 0):
         # onnxruntime's quantizer writes one scale as [1] too, with an axis that need not exist
         one_channel = axis < source.shape.rank() and source.shape[axis] == 1
         return axis if one_channel else None

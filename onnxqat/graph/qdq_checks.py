@@ -21,25 +21,40 @@ def check_shapes(dequantize: ir.Node, scale: ir.Value, zero_point: ir.Value | No
         raise UnsupportedModelError(
             f"{what}: its zero point has shape {list(points.shape)}, its scale {list(scales.shape)}; quantize the model again"
         )
-    in_blocks = "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() > 0
-    if scales.ndim > 1 and not in_blocks:
+    block = dequantize.attributes.get_int("block_size", 0)
+    if scales.ndim > 1 and not block:
         raise UnsupportedModelError(
             f"{what}: scale {scale.name!r} has shape {list(scales.shape)}, not one axis at most; quantize the model again"
         )
     stored = constant(source)
     shape = source.shape if stored is None else ir.Shape(stored.shape)  # what a model says of it may be wrong
-    if scales.size == 1 or shape is None or in_blocks:
+    if shape is None or (scales.size == 1 and not block):
         return
-    axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
-    rank = shape.rank()
+    axis, rank = dequantize.attributes.get_int("axis", 1), shape.rank()
     if not -rank <= axis < rank:
         raise UnsupportedModelError(
             f"{what}: axis is {axis}, but {source.name!r} has {rank} axes; quantize the model again"
         )
+    if block:
+        _check_blocks(what, scales, list(shape), axis % rank, block)
+        return
     size = shape[axis]
     if isinstance(size, int) and size != len(scales):
         raise UnsupportedModelError(
             f"{what}: scale {scale.name!r} has shape {list(scales.shape)}, axis {axis} of {source.name!r} size {size}; "
+            "quantize the model again"
+        )
+
+
+def _check_blocks(what: str, scales: NDArray[Any], sizes: list[Any], axis: int, block: int) -> None:
+    """Refuses scales that are not one for each block, the last of which may be shorter."""
+    expected = [-(-size // block) if i == axis and isinstance(size, int) else size for i, size in enumerate(sizes)]
+    fits = len(expected) == scales.ndim and all(
+        want == found or not isinstance(want, int) for want, found in zip(expected, scales.shape, strict=True)
+    )
+    if not fits:
+        raise UnsupportedModelError(
+            f"{what}: its scale has shape {list(scales.shape)}, blocks of {block} along axis {axis} of {sizes} need {expected}; "
             "quantize the model again"
         )
 

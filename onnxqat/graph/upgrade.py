@@ -1,4 +1,4 @@
-"""Operators of opsets 7 to 12 in the form that they have in opset 17; inside branches and bodies too.
+"""Operators of opsets 7 to 20 in the form that they have in newer ones, up to 21; inside branches and bodies too.
 
 Only what changed its meaning or its inputs is rewritten: other operators merely take more types now. Node and value names stay.
 """
@@ -21,15 +21,15 @@ from onnxqat.graph.naming import label, name_of
 Adapter = Callable[[ir.Graph, ir.Node], None]
 
 
-def upgrade_nodes(model: ir.Model, found: int) -> None:
-    """Rewrites, in place, every node whose operator means something else since opset `found`.
+def upgrade_nodes(model: ir.Model, found: int, version: int) -> None:
+    """Rewrites, in place, every node whose operator means something else in opset `version` than in opset `found`.
 
     Raises:
         UnsupportedModelError: a node has no newer form; the message names it.
     """
     for node in list(model.graph.all_nodes()):
         for until, adapter in ADAPTERS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ():
-            if found < until:
+            if found < until <= version:
                 adapter(model.graph, node)
 
 
@@ -172,6 +172,21 @@ def _roi_align(graph: ir.Graph, node: ir.Node) -> None:
     )
 
 
+def _split(graph: ir.Graph, node: ir.Node) -> None:
+    """Equal parts are asked for by their number."""
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+
+
+def _grid_sample(graph: ir.Graph, node: ir.Node) -> None:
+    mode = node.attributes.get_string("mode", "bilinear")
+    node.attributes["mode"] = ir.AttrString("mode", {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode))
+
+
+def _group_normalization(graph: ir.Graph, node: ir.Node) -> None:
+    raise _refuse(node, "has a scale for each group, which newer opsets do not")
+
+
 def _scan(graph: ir.Graph, node: ir.Node) -> None:
     raise _refuse(node, "runs over batches, which newer opsets do not")
 
@@ -180,18 +195,25 @@ def _scan(graph: ir.Graph, node: ir.Node) -> None:
 ADAPTERS: Mapping[str, tuple[tuple[int, Adapter], ...]] = {
     "BatchNormalization": ((9, _batch_normalization), (14, _inference_alone)),
     "Clip": ((11, _clip),),
+    "DFT": ((20, _as_inputs(axis=2)),),
     "Dropout": ((10, _dropout_of_numbers), (12, _dropout)),
+    "GridSample": ((20, _grid_sample),),
+    "GroupNormalization": ((21, _group_normalization),),
     "Hardmax": ((13, _over_all_axes_behind),),
     "LogSoftmax": ((13, _over_all_axes_behind),),
     "Pad": ((11, _pad),),
     "ReduceSum": ((13, _as_inputs(axes=1)),),
+    **dict.fromkeys(
+        [f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")],
+        ((18, _as_inputs(axes=1)),),
+    ),
     "Resize": ((11, _resize), (13, _drop_empty_inputs)),
     "RoiAlign": ((16, _roi_align),),
     "Scan": ((9, _scan),),
     "Scatter": ((11, _scatter),),
     "Slice": ((10, _as_inputs(starts=1, ends=2, axes=3)),),
     "Softmax": ((13, _over_all_axes_behind),),
-    "Split": ((13, _as_inputs(split=1)),),
+    "Split": ((13, _as_inputs(split=1)), (18, _split)),
     "Squeeze": ((13, _as_inputs(axes=1)),),
     "TopK": ((10, _as_inputs(k=1)),),
     "Unsqueeze": ((13, _as_inputs(axes=1)),),

@@ -9,10 +9,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxqat.graph import io, qdq
-from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, replace_value
 from onnxqat.graph.movement import moved
-from onnxqat.numerics import dequantize
 
 #: Key of a QuantizeLinear's metadata: lower and upper bound of the activations that it has absorbed, where its codes do not tell.
 ABSORBED = "onnxqat.absorbed"
@@ -67,11 +65,9 @@ def absorbed(quantizer: qdq.Quantizer, *, ours: bool) -> Bounds:
 def _take_out(graph: ir.Graph, quantizer: qdq.Quantizer, bounds: Bounds) -> None:
     replacement = quantizer.source
     if quantizer.quantize is None:
-        codes = constant(quantizer.source)
-        if codes is None:
+        if not quantizer.is_weight:
             return
-        floats = dequantize(codes, quantizer.scales, quantizer.zero_points, quantizer.axis)
-        replacement = constant_value(graph, f"{quantizer.source.name}_float", floats)
+        replacement = constant_value(graph, f"{quantizer.source.name}_float", quantizer.dequantized)
     elif any(map(np.isfinite, bounds)):
         replacement = _bounded(graph, quantizer, bounds)
     replace_value(graph, quantizer.output, replacement)

@@ -32,7 +32,7 @@ from onnxqat.insertion.inputs import check_inputs
 from onnxqat.insertion.losses import warn_of_losses
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.place import Grid, Placement, new_grid, place
-from onnxqat.insertion.prepare import check_conversion, prepare
+from onnxqat.insertion.prepare import check_conversion, prepare, ready_for_blocks
 from onnxqat.insertion.ranges import weight_range
 from onnxqat.insertion.scopes import with_names
 from onnxqat.insertion.simplify import zero_bias_in_gemm
@@ -87,6 +87,8 @@ def insert(
         prepared = prepare(model, config.fixed_inputs)
         if config.correction != "none":
             zero_bias_in_gemm(prepared.graph)
+        if config.has_blocks:
+            prepared = ready_for_blocks(prepared)
         config = with_names(config, model, prepared, table)
         groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph

@@ -217,7 +217,7 @@ def _own(node: ir.Node, weights: Mapping[ir.Value, Quantizer]) -> Quantizer | No
 
 def _factor(weight: Quantizer, wanted: Moments, found: Moments) -> Floats:
     """The factor [C] by which the deviations of channels are to grow: one for all that share a scale."""
-    shared = weight.scales.size
+    shared = wanted.shape[1] if weight.block else weight.scales.size
     meant, measured = (
         (squares / count - np.square(total / count)).reshape(-1, shared).mean(axis=0)
         for count, total, squares in (wanted, found)
@@ -229,8 +229,11 @@ def _factor(weight: Quantizer, wanted: Moments, found: Moments) -> Floats:
 def _scale(weight: Quantizer, factor: Floats) -> None:
     """Multiplies a weight's channels and their scales."""
     array = np.asarray(constant(weight.source))
-    own = factor[: weight.scales.size].reshape(weight.scales.shape)
-    along = own if weight.axis is None else own.reshape([-1 if i == weight.axis else 1 for i in range(array.ndim)])
+    if weight.block:  # of a matrix, whose channels are the other axis
+        own = along = np.expand_dims(factor, weight.axis or 0)
+    else:
+        own = factor[: weight.scales.size].reshape(weight.scales.shape)
+        along = own if weight.axis is None else own.reshape([-1 if i == weight.axis else 1 for i in range(array.ndim)])
     for value, changed in ((weight.source, array * along), (weight.scale, np.asarray(constant(weight.scale)) * own)):
         value.const_value = ir.tensor(changed.astype(np.float32), name=value.name)
 

@@ -27,6 +27,12 @@ class Group:
     weight_axis: int | None = None
     quantizes_weight: bool = True
 
+    @property
+    def reduction_axis(self) -> int | None:
+        """Axis of a matrix along which MatMul and Gemm add up products, and blocks divide it; None for other weights."""
+        is_matrix = self.node.op_type in ("MatMul", "Gemm") and self.weight_axis is not None
+        return 1 - self.weight_axis if is_matrix and self.weight_axis is not None else None
+
 
 @dataclass(frozen=True, eq=False)
 class Skip:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.movement import moved
-from onnxqat.graph.qdq import Spec
+from onnxqat.graph.qdq import INTEGER_BOUNDS, Spec
 from onnxqat.insertion.groups import is_float
 from onnxqat.targets import Target
 
@@ -47,7 +47,7 @@ class Placement:
 
 
 def new_grid(graph: ir.Graph, stem: str, spec: Spec, scale: NDArray[np.float32], zero_point: NDArray[np.int32]) -> Grid:
-    """Adds scale (float32 [] or [C]) and zero point (int32, same shape) to the graph as initializers."""
+    """Adds scale (float32, [] or [C] or of the weight's rank) and zero point (int32, same shape) to the graph as initializers."""
     return Grid(
         stem,
         spec,
@@ -90,6 +90,8 @@ def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, .
     """Quantizes `value` for its users; returns the value that they read now."""
     uses = [use for use in value.uses() if users is None or use.node in users]
     axis = {} if grid.spec.axis is None else {"axis": grid.spec.axis}
+    if grid.spec.block:
+        axis["block_size"] = grid.spec.block
     quantize = ir.node("QuantizeLinear", [value, grid.scale, grid.zero_point], axis)
     nodes = [quantize, *_clip(graph, quantize.outputs[0], grid.spec)]
     nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], grid.scale, grid.zero_point], axis))
@@ -111,7 +113,7 @@ def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, .
 
 def _clip(graph: ir.Graph, codes: ir.Value, spec: Spec) -> list[ir.Node]:
     """Codes narrower than their type, or without the lowest one, are clipped as integers."""
-    if spec.bounds == Spec(8, signed=spec.signed).bounds:
+    if spec.bounds == INTEGER_BOUNDS[spec.dtype]:
         return []
     bounds = [shared_code(graph, np.asarray(bound, spec.dtype.numpy())) for bound in spec.bounds]
     return [ir.node("Clip", [codes, *bounds])]

@@ -21,7 +21,7 @@ from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.identities import eliminate_identities
 from onnxqat.graph.limits import check_folded
-from onnxqat.graph.opsets import lowered
+from onnxqat.graph.opsets import lowered, upgraded
 from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.graph.reversal import reverse_at_least_one_step
@@ -31,7 +31,7 @@ from onnxqat.insertion.affine import decompose_batch_normalization, fold_affine
 from onnxqat.insertion.bounds import bound_activations
 from onnxqat.insertion.einsum import einsum_as_matmul
 from onnxqat.insertion.fixed import fix_inputs
-from onnxqat.insertion.gemm import make_bias_a_vector
+from onnxqat.insertion.gemm import make_bias_a_vector, turn_weights
 from onnxqat.insertion.half import float16_to_float32
 from onnxqat.insertion.simplify import (
     drop_inference_noops,
@@ -46,6 +46,8 @@ from onnxqat.runtime.conversion import check_converted, modern
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64
 NEWEST_WITH_KERNELS = 20
+#: Opset and format of files with integers of 4 bits, and scales for blocks of them.
+FIRST_WITH_BLOCKS, FIRST_IR_WITH_BLOCKS = 21, 10
 #: Ways to write the same that patterns need not know, each brought to one form, in this order.
 SIMPLIFICATIONS = (
     bound_activations,
@@ -98,6 +100,15 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     infer(loaded)
     name_nodes(loaded.graph)
     return loaded
+
+
+def ready_for_blocks(model: ir.Model) -> ir.Model:
+    """A prepared model in the opset that has scales in blocks, with weights as kernels read them in blocks."""
+    turn_weights(model.graph)
+    passes.RemoveUnusedNodesPass()(model)
+    ready = upgraded(model, FIRST_WITH_BLOCKS) if io.opset(model) < FIRST_WITH_BLOCKS else model
+    ready.ir_version = max(ready.ir_version, FIRST_IR_WITH_BLOCKS)
+    return ready
 
 
 def check_conversion(model: io.ModelLike, fixed: Mapping[str, Any] | None, batch: Batch) -> None:

@@ -12,7 +12,8 @@ from onnxqat.config import Config
 from onnxqat.config_parts import Range
 from onnxqat.errors import InputError
 from onnxqat.estimators.table import Estimate
-from onnxqat.graph.naming import name_of
+from onnxqat.graph.constants import constant
+from onnxqat.graph.naming import label, name_of
 from onnxqat.insertion.groups import Group, inputs
 from onnxqat.targets import Target
 from onnxqat.targets.ort_cpu import PER_TENSOR
@@ -37,6 +38,7 @@ class Layer:
         activation_bits: width of the values it reads.
         symmetric: whether the zero point of the weight is fixed.
         per_channel: whether the weight has a scale per output channel.
+        block: number of weights along the reduction that share a scale; 0: see `per_channel`.
         safe: whether its codes must fit into `SAFE_BITS` bits.
         estimate: how the weight's range is found.
     """
@@ -45,6 +47,7 @@ class Layer:
     activation_bits: int
     symmetric: bool
     per_channel: bool
+    block: int
     safe: bool
     estimate: Estimate
 
@@ -66,13 +69,18 @@ class Activation:
     estimate: Estimate
 
 
-def layers(groups: Sequence[Group], config: Config) -> dict[Group, Layer]:
-    """Settings of every node with a weight."""
+def layers(groups: Sequence[Group], config: Config, target: Target) -> dict[Group, Layer]:
+    """Settings of every node with a weight.
+
+    Raises:
+        InputError: blocks are asked for where they do not run.
+    """
     weighted = [group for group in groups if group.weight is not None]
     ends = outermost(weighted)
     nearest = first({group.node for group in weighted}) if config.overflow_fix == "first_layer_only" else set()
     return {
-        group: _layer(group.node, config, outer=group.node in ends, first=group.node in nearest) for group in weighted
+        group: _layer(group, config, target, outer=group.node in ends, first=group.node in nearest)
+        for group in weighted
     }
 
 
@@ -152,20 +160,57 @@ def _graph(nodes: Collection[ir.Node]) -> ir.Graph | None:
     return graph
 
 
-def _layer(node: ir.Node, config: Config, *, outer: bool, first: bool) -> Layer:
-    names = ("weight_bits", "activation_bits", "weight_symmetric", "weight_granularity", "weight_range")
-    settings = {name: getattr(config, name) for name in names}
-    if outer and config.first_last_bits is not None:
+def _layer(group: Group, config: Config, target: Target, *, outer: bool, first: bool) -> Layer:
+    names = (
+        "weight_bits",
+        "activation_bits",
+        "weight_symmetric",
+        "weight_granularity",
+        "weight_block_size",
+        "weight_range",
+    )
+    settings, own = {name: getattr(config, name) for name in names}, overridden([group.node], config, names)
+    block = 0 if group.reduction_axis is None else asked_block(group, config)
+    if outer and not block and config.first_last_bits is not None:
         for name in ("weight_bits", "activation_bits"):
             settings[name] = max(settings[name], config.first_last_bits)
-    settings |= overridden([node], config, names)
+    settings |= own
     bits = settings["weight_bits"]
+    if block:
+        _check_block(group, block, bits, target)
     given = settings["weight_range"] or Range(type="min_max" if bits >= 8 else "mse")
     return Layer(
         weight_bits=bits,
         activation_bits=settings["activation_bits"],
         symmetric=settings["weight_symmetric"],
         per_channel=settings["weight_granularity"] == "per_channel",
+        block=block,
         safe=first or config.overflow_fix == "enable",
         estimate=estimate_of(given, config.percentile),
     )
+
+
+def asked_block(group: Group, config: Config) -> int:
+    """Size of blocks that the configuration asks for in a layer, whether or not it can have them; 0: none."""
+    if not group.quantizes_weight:
+        return 0
+    own = overridden([group.node], config, ["weight_block_size"])
+    return int(own.get("weight_block_size", config.weight_block_size))
+
+
+def _check_block(group: Group, block: int, bits: int, target: Target) -> None:
+    """Raises InputError where the target runs no blocks."""
+    what = f"configuration: weight_block_size is {block} for {label(group.node)}"
+    remedy = "or weight_block_size=0 in a rule for it"
+    if bits != 4:
+        raise InputError(f"{what}, whose weights have {bits} bits; blocks take 4: set weight_bits=4, {remedy}")
+    if group.reads:
+        raise InputError(
+            f"{what}, whose activations are quantized too; blocks run with float ones: set quantize_activations=False, {remedy}"
+        )
+    weight = constant(group.weight)
+    size = 0 if weight is None else weight.shape[group.reduction_axis or 0]
+    if size % block and not target.shorter_blocks:
+        raise InputError(
+            f"{what}, which does not divide its {size} inputs, as {target.title} demands; choose a size that does, {remedy}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,23 @@ import onnx_ir as ir
 from onnxqat.config import Config
 from onnxqat.errors import InputError
 from onnxqat.estimators.table import Estimate
+from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Spec
 from onnxqat.insertion import settings
 from onnxqat.insertion.calibrate import Observed
 from onnxqat.insertion.groups import Group, is_float
 from onnxqat.insertion.origins import origins
-from onnxqat.insertion.settings import SAFE_BITS, Activation
+from onnxqat.insertion.settings import SAFE_BITS, Activation, Layer
 from onnxqat.targets import Target
 from onnxqat.targets.ort_cpu import PER_TENSOR
 
 #: For each value, the nodes that read it as integers: by width, and by the value behind data movement that they read.
 Readers = dict[ir.Value, dict[int, dict[ir.Value, list[ir.Node]]]]
 
+log = logging.getLogger(__name__)
+
+#: Layers that a warning names.
+NAMED = 5
 #: Width of values that feed no weighted layer (residual Add, pooling): narrower ones lose accuracy and save nothing.
 PLAIN_BITS = 8
 
@@ -83,7 +89,8 @@ def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> lis
 
     Its scales are per channel only if all of them agree on the channel axis.
     """
-    layers = settings.layers(groups, config)
+    layers = settings.layers(groups, config, target)
+    _warn_of_channels([group for group in layers if settings.asked_block(group, config) and not layers[group].block])
     readers: dict[ir.Value, list[Group]] = defaultdict(list)
     for group in layers:
         if group.weight is not None and group.quantizes_weight:
@@ -92,13 +99,30 @@ def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> lis
     for weight, sharing in readers.items():
         layer = max((layers[group] for group in sharing), key=lambda one: one.weight_bits)
         safe = any(layers[group].safe for group in sharing)
-        axes = {group.weight_axis if layers[group].per_channel else None for group in sharing}
-        axis = axes.pop() if len(axes) == 1 else None
+        shapes = {_shape(group, layers[group]) for group in sharing}
+        axis, block = shapes.pop() if len(shapes) == 1 else (None, 0)
         bits = min(layer.weight_bits, SAFE_BITS) if safe else layer.weight_bits
-        narrow = bits == 8 or (target.narrow_weights and layer.symmetric and bits == layer.weight_bits)
-        spec = Spec(bits, symmetric=layer.symmetric, narrow=narrow, axis=axis)
+        narrow = bits == 8 or (target.narrow_weights and layer.symmetric and bits == layer.weight_bits and not block)
+        signed = layer.symmetric or not block
+        spec = Spec(bits, signed=signed, symmetric=layer.symmetric, narrow=narrow, axis=axis, block=block)
         sites.append(WeightSite(weight, spec, layer.estimate, tuple(group.node for group in sharing)))
     return sites
+
+
+def _warn_of_channels(groups: Sequence[Group]) -> None:
+    if groups:
+        named = ", ".join(label(group.node) for group in groups[:NAMED])
+        more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
+        log.warning(
+            "weight_block_size: only MatMul and Gemm by a matrix have blocks; a scale per channel in %s%s", named, more
+        )
+
+
+def _shape(group: Group, layer: Layer) -> tuple[int | None, int]:
+    """Axis and block size of the scales that a layer asks for."""
+    if layer.block:
+        return group.reduction_axis, layer.block
+    return (group.weight_axis if layer.per_channel else None), 0
 
 
 def activation_sites(graph: ir.Graph, groups: Sequence[Group], target: Target, config: Config) -> list[ActivationSite]:
@@ -107,7 +131,7 @@ def activation_sites(graph: ir.Graph, groups: Sequence[Group], target: Target, c
     Where users want different widths (a weighted layer 4 bits, the residual Add beside it 8), the value gets the widest, and
     the others read it through a second, narrower quantizer.
     """
-    layers = settings.layers(groups, config)
+    layers = settings.layers(groups, config, target)
     readers: Readers = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     joined: dict[ir.Value, frozenset[ir.Value]] = {}
     for group in groups:

@@ -34,6 +34,7 @@ class Target:
         symmetric_activations: whether activations have a fixed zero point.
         signed_activations: whether symmetric activations with negative values are int8; uint8 with the zero point in the middle
             otherwise.
+        shorter_blocks: whether the last block of a weight in blocks may be shorter than the others.
         narrow_weights: leave out the lowest code of symmetric weights below 8 bits; at 8 it is always left out, since ARM
             processors without dot product wrap where two products -128 · -128 meet.
         softmax_product: whether the product of attention probabilities and values may be quantized.
@@ -60,6 +61,7 @@ class Target:
     joins: frozenset[str]
     symmetric_activations: bool
     signed_activations: bool
+    shorter_blocks: bool
     narrow_weights: bool
     softmax_product: bool
     integer_bias: bool

@@ -42,6 +42,7 @@ TARGET = Target(
     joins=operators("Concat"),
     symmetric_activations=True,
     signed_activations=True,
+    shorter_blocks=False,
     narrow_weights=True,
     softmax_product=False,
     integer_bias=False,

@@ -30,6 +30,7 @@ TARGET = Target(
     joins=frozenset(),
     symmetric_activations=False,
     signed_activations=False,
+    shorter_blocks=True,
     narrow_weights=False,
     softmax_product=True,
     integer_bias=True,

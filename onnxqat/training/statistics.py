@@ -156,14 +156,14 @@ def statistics(
 def _statistics(before: Quantizer, after: Quantizer) -> QuantizerStatistics:
     scales, start = after.scales, before.scales
     weight = constant(after.source) if after.is_weight and after.quantize is not None else None
-    granularity = "per tensor" if after.axis is None else "per channel" if scales.ndim == 1 else "per block"
+    granularity = "per tensor" if after.axis is None else "per block" if after.block else "per channel"
     share = drift = None
     if weight is not None:
         old = constant(before.source)
         assert old is not None
         drift = float(np.linalg.norm(weight - old) / max(float(np.linalg.norm(old)), float(np.finfo(np.float32).tiny)))
-        if granularity != "per block":
-            share = float(clipped(weight, scales, after.zero_points, after.qmin, after.qmax, after.axis).mean())
+        codes = after.qmin, after.qmax
+        share = float(clipped(weight, scales, after.zero_points, *codes, after.axis, after.block).mean())
     return QuantizerStatistics(
         value=str(after.source.name),
         kind="weight" if after.is_weight else "activation",

@@ -15,7 +15,6 @@ from onnxqat.graph import io
 from onnxqat.graph.constants import constant
 from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.graph.without import ADAPTED, without_quantizers
-from onnxqat.numerics import fake_quantize
 from onnxqat.runtime.parted import Parted
 from onnxqat.runtime.splitting import sample_axes, splitting_of
 from onnxqat.training.execution import Execution
@@ -80,5 +79,4 @@ def _own_teacher(qdq: ir.Model) -> ir.Model:
 
 def _lies_on_grid(weight: Quantizer) -> bool:
     array = constant(weight.source)
-    grid = weight.scales, weight.zero_points, weight.qmin, weight.qmax, weight.axis
-    return array is not None and np.array_equal(fake_quantize(array, *grid), array)
+    return array is not None and np.array_equal(weight.dequantized, array)

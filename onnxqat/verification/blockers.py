@@ -32,6 +32,11 @@ def ort_blockers(node: ir.Node, quantized: Quantizers) -> str:
     """Returns why ONNX Runtime ran the node in float."""
     if node.op_type not in ORT_CPU.reads:
         return f"ONNX Runtime has no integer kernel for {node.op_type}"
+    if any(value in quantized and quantized[value].block for value in node.inputs if value is not None):
+        return (
+            "its weight in blocks is dequantized in each run; ONNX Runtime's kernel for it, MatMulNBits, takes blocks of 16, 32, "
+            "64 and 128 of a MatMul, in newer versions than 1.19 of a Gemm too, with no quantizer beside it"
+        )
     facts = [*_ort_input_facts(node, quantized)]
     if node.op_type not in ORT_CPU.writes_float:
         facts += _output_facts(node)

@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxqat.graph.edit import sole_user
 from onnxqat.graph.naming import name_of
 from onnxqat.verification import fusion
 from onnxqat.verification.blockers import openvino_blockers
@@ -31,17 +32,25 @@ def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
     kernels = []
     holders: dict[int, ir.Node] = {}
     for number in numbers:
-        node, layer = nodes[number], by_node.get(number)
+        node = nodes[number]
+        layer = by_node.get(number) or _with_bias(node, nodes, by_node)
         kind: Kind = "absorbed" if layer is None else _KINDS.get(layer["runtimePrecision"], "float")
         holder = holders.setdefault(id(layer), node)
         reason = ""
-        if layer is not None and kind in ("float", "weight-only"):
+        if layer is not None and kind == "float":
             precision = layer["runtimePrecision"]
             alone = holder is node
             reason = openvino_blockers(node, quantized, precision) if alone else fusion.together_with(holder)
         name = "" if layer is None else f"{layer['layerType']} {layer['runtimePrecision']}"
         kernels.append(Kernel(name_of(node), node.op_type, name, kind, reason, fusion.purpose(node)))
     return kernels
+
+
+def _with_bias(node: ir.Node, nodes: list[ir.Node], by_node: dict[int, dict[str, str]]) -> dict[str, str] | None:
+    """The layer that computes a MatMul of weights of 4 bits: it is named after the Add of the bias alone."""
+    user = sole_user(node.outputs[0]) if node.op_type == "MatMul" else None
+    layer = by_node.get(nodes.index(user)) if user is not None and user.op_type == "Add" else None
+    return layer if layer is not None and layer["layerType"] == "FullyConnected" else None
 
 
 def _by_node(layers: list[dict[str, str]]) -> dict[int, dict[str, str]]:

@@ -54,11 +54,23 @@ def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
         reason = ""
         if kind in ("float", "weight-only"):
             reason = ort_blockers(node, quantized) if holder is node else fusion.together_with(holder)
+            reason = _rounding(kernel) if kind == "weight-only" else reason
         elif kind == "integer":
             reason = fusion.quantized_by_runtime(node, ORT_CPU.title)
         names = name_of(node), node.op_type, _kernel_name(kernel)
         kernels[number] = Kernel(*names, kind, reason, fusion.purpose(node))
     return list(kernels.values())
+
+
+def _rounding(kernel: onnx.NodeProto | None) -> str:
+    """Returns what MatMulNBits does to its float input at the accuracy level of the session."""
+    levels = [] if kernel is None else [one.i for one in kernel.attribute if one.name == "accuracy_level"]
+    if levels != [4]:
+        return ""
+    return (
+        "rounds its input to int8, a scale for each block (accuracy_level 4, ONNX Runtime's default), which training has not "
+        "seen; session option session.qdq_matmulnbits_accuracy_level=1 keeps it in float"
+    )
 
 
 class _Executed:

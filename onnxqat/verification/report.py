@@ -156,7 +156,8 @@ class Report:
             _kernel_table(self.kernels),
             *_reasons("quantized against the model", self.against_the_model),
             *_on_purpose(k for k in self.kernels if k.purpose and k.kind != "integer"),
-            *_reasons("float", (k for k in self.not_integer if not k.purpose)),
+            *_reasons("float", (k for k in self.not_integer if not k.purpose and k.kind == "float")),
+            *_reasons("weight-only", (k for k in self.not_integer if k.reason and k.kind == "weight-only")),
         )
 
     def _figures(self) -> Table:
@@ -179,6 +180,8 @@ class Report:
         weighted, layers = self.integer_count()
         nodes, total = self.integer_count(weighted=False)
         table.add_row("layers on integer kernels", "", f"{weighted} of {layers}")
+        if weights_alone := sum(k.kind == "weight-only" and k.is_weighted for k in self.kernels):
+            table.add_row("layers on kernels of integer weights", "", f"{weights_alone} of {layers}")
         table.add_row("nodes on integer kernels", "", f"{nodes} of {total}")
         table.add_section()
         table.add_row("", "float model", "deployed")

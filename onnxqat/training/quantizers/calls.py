@@ -167,17 +167,14 @@ def _ceiling(graph: ir.Graph, ceiling: float) -> ir.Value:
 
 
 def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
-    node = quantizer.dequantize
-    if "block_size" in node.attributes and node.attributes["block_size"].as_int():
-        raise UnsupportedModelError(
-            f"{label(node)}: block-wise scales cannot be trained; quantize per tensor or per channel"
-        )
     dtype = ir.DataType.UINT8
     if quantizer.zero_point is not None:
         tensor = ir.convenience.get_const_tensor(quantizer.zero_point)
         assert tensor is not None
         dtype = tensor.dtype
     shape = quantizer.source.shape
+    if quantizer.block:
+        return _of_blocks(quantizer, dtype)
     rank = 0 if shape is not None and shape.rank() == 0 else None
     if quantizer.axis not in (None, 0):
         if shape is None:
@@ -189,6 +186,17 @@ def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
     bounds = (quantizer.qmin, quantizer.qmax)
     stretch = _stretch(shape)
     return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified, stretch)
+
+
+def _of_blocks(quantizer: Quantizer, dtype: ir.DataType) -> fakequant.Variant:
+    shape, axis = quantizer.source.shape, quantizer.axis
+    length = None if shape is None or shape.rank() > 2 or axis is None else shape[axis]
+    if shape is None or not isinstance(length, int):
+        raise UnsupportedModelError(
+            f"{label(quantizer.dequantize)}: scales in blocks are trained for matrices of fixed size only; quantize it per tensor"
+        )
+    bounds, block = (quantizer.qmin, quantizer.qmax), quantizer.block
+    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], axis, shape.rank(), block=block, length=length)
 
 
 def _stretch(shape: ir.Shape | None) -> int | None:

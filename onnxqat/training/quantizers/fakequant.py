@@ -5,7 +5,8 @@ DequantizeLinear itself; its gradient is LSQ's (Esser et al. 2020, eqs. 3 and 5,
 of a code that was not clipped is dx = dy and d y/d scale = u/scale; that of a clipped one is dx = 0 and d y/d scale = y/scale.
 Four things make it cheap:
 
-- Channels that are not rows (of a MatMul's weight, say) are quantized by elementwise operators, to the same bits.
+- Channels that are not rows (of a MatMul's weight, say), and blocks, are quantized by elementwise operators, to the same bits.
+  Blocks get an axis of their own, behind the one that they divide.
 - An element is clipped where |u| > scale/2, and QuantizeLinear(u, scale) is 0 exactly where it is not: one pass over
   the data, one byte written. The half is widened by the rounding error of y (`_tie`), or ties would lose their gradient.
 - The sum over elements is a dot product for each stretch of a row of the batch, and the sum of these has twice the digits: the
@@ -40,8 +41,10 @@ class Variant:
         dtype: type of the codes.
         bounds: lowest and highest code.
         carrier: lowest and highest number of `dtype`; a Clip of the codes follows where the bounds are narrower.
-        axis: channel axis of the scale, None for one scale.
+        axis: channel axis of the scale, or the one that blocks divide; None for one scale.
         rank: rank of the data, needed where the axis is not the first, and where it is 0.
+        block: number of elements along the axis that share a scale; 0: no blocks.
+        length: number of elements along the axis, in blocks.
         rectified: whether a Relu or Clip before the quantizer is part of it.
         stretch: length of the pieces of a row that are summed one by one; None: a row is one piece.
     """
@@ -53,6 +56,13 @@ class Variant:
     rank: int | None = None
     rectified: bool = False
     stretch: int | None = None
+    block: int = 0
+    length: int = 0
+
+    @property
+    def on_inner_grids(self) -> bool:
+        """Whether scales run along another axis than the first, or blocks."""
+        return bool(self.block) or self.axis not in (None, 0)
 
     @property
     def steps(self) -> int:
@@ -65,6 +75,7 @@ class Variant:
         low, high = (str(bound).replace("-", "m") for bound in self.bounds)
         axis = "" if self.axis is None else f"_axis{self.axis}of{self.rank or 'any'}"
         axis = "_scalar" if self.rank == 0 else axis
+        axis += f"_blocks{self.block}of{self.length}" if self.block else ""
         axis += "" if self.stretch is None else f"_by{self.stretch}"
         return f"{'Rectified' if self.rectified else ''}FakeQuantize_{self.dtype.name.lower()}_{low}_{high}{axis}"
 
@@ -81,7 +92,7 @@ def function(variant: Variant, opset: int) -> ir.Function:
     """
     x, scale, zero_point, ceiling = (ir.val(name) for name in ("x", "scale", "zero_point", "ceiling"))
     op = Ops(opset)
-    on_grid = _on_grid if variant.axis in (None, 0) else _on_inner_grids
+    on_grid = _on_inner_grids if variant.on_inner_grids else _on_grid
     y = on_grid(op, variant, x, scale, zero_point)
     inputs = [x, scale, zero_point] + ([ceiling] if variant.rectified else [])
     forward = _function(variant.name, inputs, [y], op)
@@ -100,15 +111,51 @@ def _on_grid(op: Ops, variant: Variant, x: ir.Value, scale: ir.Value, zero_point
 def _on_inner_grids(op: Ops, variant: Variant, x: ir.Value, scale: ir.Value, zero_point: ir.Value) -> ir.Value:
     """The same to the bit where channels are not rows: there QuantizeLinear takes 50 ns for each element."""
     scales = _per_channel(op, variant, scale)
-    zeros = _per_channel(op, variant, op.Cast(zero_point, to=ir.DataType.FLOAT))
+    # not a Cast: ONNX Runtime 1.19 has none from 4 bits
+    zeros = _per_channel(op, variant, op.one("DequantizeLinear", zero_point, _float(op, 1.0)))
     low, high = (op.Sub(_float(op, bound), zeros) for bound in variant.bounds)
-    return op.Mul(op.Min(op.Max(op.Round(op.Div(x, scales)), low), high), scales)
+    codes = op.Min(op.Max(op.Round(op.Div(_in_blocks(op, variant, x), scales)), low), high)
+    return _out_of_blocks(op, variant, op.Mul(codes, scales), x)
+
+
+def _in_blocks(op: Ops, variant: Variant, x: ir.Value) -> ir.Value:
+    """The data with an axis for the elements of a block, zeros where the last one is not full; without blocks, as it is."""
+    if not variant.block:
+        return x
+    assert variant.axis is not None
+    assert variant.rank is not None
+    missing = -variant.length % variant.block
+    if missing:
+        ends = [0] * (2 * variant.rank)
+        ends[variant.rank + variant.axis] = missing
+        x = op.Pad(x, op.ints(ends))
+    count = (variant.length + missing) // variant.block
+    return op.Reshape(x, op.ints([*[0] * variant.axis, count, variant.block, *_last(variant)]))
+
+
+def _out_of_blocks(op: Ops, variant: Variant, y: ir.Value, x: ir.Value) -> ir.Value:
+    """The inverse, for data of the shape of `x`."""
+    if not variant.block:
+        return y
+    assert variant.axis is not None
+    if variant.length % variant.block:
+        padded = variant.length + -variant.length % variant.block
+        flat = op.Reshape(y, op.ints([*[0] * variant.axis, padded, *_last(variant)]))
+        return op.Slice(flat, op.ints([0]), op.ints([variant.length]), op.ints([variant.axis]))
+    return op.Reshape(y, op.Shape(x))
+
+
+def _last(variant: Variant) -> list[int]:
+    """Sizes of the axes behind the blocks, for a Reshape: in blocks the data is a matrix."""
+    return [-1] * (variant.rank - 1 - variant.axis)  # type: ignore[operator]
 
 
 def _per_channel(op: Ops, variant: Variant, vector: ir.Value) -> ir.Value:
-    """A number for each channel, in a shape that broadcasts over the data."""
+    """A number for each channel or block, in a shape that broadcasts over the data."""
     assert variant.axis is not None
     assert variant.rank is not None
+    if variant.block:
+        return op.Unsqueeze(vector, op.ints([variant.axis + 1]))
     return op.Reshape(vector, op.ints([-1] + [1] * (variant.rank - 1 - variant.axis)))
 
 
@@ -125,7 +172,7 @@ def _gradient(variant: Variant, opset: int) -> ir.Function:
     if variant.rectified:
         dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _rectified(op, variant, scale, ceiling, *rows))
         dscale = op.Div(_rounded(op, op.ReduceSum(total, keepdims=0)), scale)
-    elif variant.axis in (None, 0):
+    elif not variant.on_inner_grids:
         dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _straight_through(op, variant, scale, *rows))
         axes = None if variant.axis is None else [1, 2, 3]
         dscale = op.Div(_rounded(op, op.reduce("Sum", total, axes, keepdims=False)), scale)
@@ -174,13 +221,18 @@ def _along_inner_axis(
     op: Ops, variant: Variant, scale: ir.Value, dy: ir.Value, x: ir.Value, y: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """The same where channels are not rows: dx, and the gradient of the scale."""
+    assert variant.axis is not None
     assert variant.rank is not None
+    data = x
+    dy, x, y = (_in_blocks(op, variant, tensor) for tensor in (dy, x, y))
     u = op.Sub(y, x)
     half = op.Mul(_per_channel(op, variant, _tie(op, variant, scale)), _float(op, 0.5))
     dx = op.masked(dy, op.LessOrEqual(op.Abs(u), half))
     summands = op.Add(op.Mul(dx, u), op.Mul(op.Sub(dy, dx), y))  # what is not passed on is 0 inside
     others = [axis for axis in range(variant.rank) if axis != variant.axis]
-    return dx, op.Div(op.reduce("Sum", summands, others, keepdims=False), scale)
+    if variant.block:
+        others = [variant.axis + 1]
+    return _out_of_blocks(op, variant, dx, data), op.Div(op.reduce("Sum", summands, others, keepdims=False), scale)
 
 
 def _masks(op: Ops, variant: Variant, scale: ir.Value, x: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:

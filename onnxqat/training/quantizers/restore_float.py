@@ -10,7 +10,6 @@ import onnx_ir as ir
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value
 from onnxqat.graph.qdq import Quantizer, quantizers
-from onnxqat.numerics import dequantize
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +43,8 @@ def _restore_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
     node = quantizer.dequantize
     weight = _float_form(graph, quantizer)
     attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
+    if quantizer.block:
+        attributes["block_size"] = quantizer.block
     if quantizer.zero_point is None:  # without one, QuantizeLinear writes uint8
         zeros = np.zeros(quantizer.scales.shape, quantizer.source.dtype.numpy())  # type: ignore[union-attr]
         node.resize_inputs(3)
@@ -66,11 +67,8 @@ def _restore_bias(graph: ir.Graph, quantizer: Quantizer) -> None:
 
 
 def _float_form(graph: ir.Graph, quantizer: Quantizer) -> ir.Value:
-    codes = constant(quantizer.source)
-    assert codes is not None
-    array = dequantize(codes, quantizer.scales, quantizer.zero_points, quantizer.axis)
     name = str(quantizer.source.name).removesuffix("_quantized")
-    return constant_value(graph, name, np.ascontiguousarray(array))
+    return constant_value(graph, name, quantizer.dequantized)
 
 
 def _drop(graph: ir.Graph, value: ir.Value | None) -> None:

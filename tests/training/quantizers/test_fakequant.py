@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -6,7 +7,7 @@ import torch
 
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.autodiff.lowering import lower
-from onnxqat.numerics import fake_quantize, fake_quantize_gradient
+from onnxqat.numerics import fake_quantize, fake_quantize_gradient, in_blocks, spread
 from onnxqat.runtime import exact_options, session
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.calls import call_quantizers
@@ -155,6 +156,58 @@ def test_gradients_are_the_same_in_every_opset(shape, axis, opset):
     expected, actual = (gradients(graph, x, dy, scale) for graph in graphs)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_array_equal(actual[1], expected[1])
+
+
+def graph_of_blocks(shape, axis, block, dtype, scale, zero_points):
+    """y = quantizer(x) in blocks; loss = Σ y·dy."""
+    dims, along = f"[{shape[0]},{shape[1]}]", f"<axis={axis}, block_size={block}>"
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float{dims} x, float{dims} dy) => (float loss) {{
+            q = QuantizeLinear {along} (x, scale, zero_point)
+            y = DequantizeLinear {along} (q, scale, zero_point)
+            product = Mul (y, dy)
+            loss = ReduceSum <keepdims=0> (product)
+        }}""")
+    codes = zero_points.astype(getattr(ml_dtypes, dtype))
+    for name, array in (("scale", scale), ("zero_point", codes)):
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        model.graph.register_initializer(value)
+        for node in model.graph:
+            for index, given in enumerate(node.inputs):
+                if given is not None and given.name == name:
+                    node.replace_input_with(index, value)
+    passes.ShapeInferencePass()(model)
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "low"), [("int4", -8), ("uint4", 0)])
+@pytest.mark.parametrize(
+    ("shape", "axis", "block"), [((64, 6), 0, 16), ((6, 64), 1, 32), ((50, 6), 0, 32), ((6, 40), 1, 128)]
+)
+def test_blocks_have_the_deployed_values_and_the_gradients_of_torch(shape, axis, block, dtype, low):
+    random, bounds = np.random.default_rng(3), (low, low + 15)
+    counts = tuple(-(-size // block) if i == axis else size for i, size in enumerate(shape))
+    scale = np.exp(random.normal(-3, 0.5, counts)).astype(np.float32)
+    zero_points = random.integers(low + 4, low + 12, counts) if dtype == "uint4" else np.zeros(counts, np.int64)
+    codes, dy = data(shape, np.float32(1), np.array(0), bounds, None)
+    x = np.asarray((codes - spread(zero_points, shape, axis, block)) * spread(scale, shape, axis, block), np.float32)
+
+    dx, dscale = gradients(graph_of_blocks(shape, axis, block, dtype, scale, zero_points), x, dy, scale)
+    deployed, trained = (graph_of_blocks(shape, axis, block, dtype, scale, zero_points) for _ in range(2))
+    call_quantizers(trained)
+    lower(trained, ())
+    expected, actual = (values(model, x, scale) for model in (deployed, trained))
+
+    np.testing.assert_array_equal(actual, expected)
+    rows = [  # torch has scales per channel: a channel is a block
+        np.moveaxis(in_blocks(array, axis, block), axis + 1, -1).reshape(-1, block) for array in (x, dy)
+    ]
+    torch_dx, torch_dscale = torch_gradients(*rows, scale.reshape(-1), zero_points.reshape(-1), bounds, 0)
+    np.testing.assert_array_equal(np.moveaxis(in_blocks(dx, axis, block), axis + 1, -1).reshape(-1, block), torch_dx)
+    np.testing.assert_allclose(dscale, torch_dscale.reshape(counts), rtol=1e-4, atol=1e-5 * np.abs(torch_dscale).max())
+    reference = fake_quantize_gradient(dy, x, scale, zero_points, *bounds, axis, block)
+    np.testing.assert_allclose(dscale, reference[1], rtol=1e-4, atol=1e-5 * np.abs(torch_dscale).max())
 
 
 @pytest.mark.parametrize(("dtype", "bounds", "zero_point"), QUANTIZERS)
