@@ -47,6 +47,7 @@ class Config(Frozen):
         weight_block_size: number of weights along the reduction of MatMul and Gemm that share a scale: 16, 32, 64 or 128; 0: see
             `weight_granularity`. For weights of 4 bits (int4, or uint4 with `weight_symmetric=False`; opset 21), first and last
             layers too, and activations that stay in float.
+        embedding_bits: width of tables of embeddings (Gather of a matrix), 8 or 4 with a scale for each row; None: float.
         weight_range: how the ranges of weights are found (see `Range`); None: `min_max` at 8 bits, `mse` below.
         overflow_fix: protection of 8-bit weights from saturation on x86 without VNNI, which adds product pairs in 16
             bits. `pairs`: scales at which no two weights that a kernel adds as a pair reach beyond, kept up by training; costs
@@ -90,6 +91,7 @@ class Config(Frozen):
     weight_symmetric: bool = True
     weight_granularity: Granularity = "per_channel"
     weight_block_size: BlockSize = 0
+    embedding_bits: Literal[4, 8] | None = None
     weight_range: RangeSetting | None = None
     overflow_fix: OverflowFix = "pairs"
     activation_symmetric: bool | None = None

@@ -83,6 +83,14 @@ class Quantization:
             show_default=False,
         ),
     ] = None
+    embedding_bits: Annotated[
+        int | None,
+        Option(
+            metavar="4|8",
+            help="Width of tables of embeddings, a scale for each row. (default: they stay float)",
+            show_default=False,
+        ),
+    ] = None
     activation_bits: Annotated[
         int | None, Option(help="Width of the inputs of weighted layers, 2 to 8. (default: 8)", show_default=False)
     ] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
@@ -12,11 +13,12 @@ from onnxqat.errors import InputError
 from onnxqat.folding.activations import fold_activation, share_zero_points
 from onnxqat.folding.biases import fold_bias
 from onnxqat.folding.guards import guard_blocks, guard_float_layers
+from onnxqat.folding.tables import fold_table, is_table
 from onnxqat.folding.weights import check_scale, fold_weight, separate_readers
 from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.finite import check_finite_weights
-from onnxqat.graph.qdq import quantizers, write_scalars
+from onnxqat.graph.qdq import Quantizer, quantizers, write_scalars
 from onnxqat.graph.types import infer
 from onnxqat.runtime import checked, explained
 
@@ -73,12 +75,7 @@ def _folded(folded: ir.Model) -> ir.Model:
                 fold_activation(graph, quantizer)
         guard_float_layers(graph)
         guard_blocks(graph, found)
-    for quantizer in weights:
-        fold_weight(graph, quantizer)
-    passes.RemoveUnusedNodesPass()(folded)
-    for quantizer in quantizers(folded):
-        if quantizer.is_weight:
-            separate_readers(graph, quantizer)
+    _fold_weights(folded, weights)
     check_finite_weights(folded)
     share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)
@@ -86,6 +83,18 @@ def _folded(folded: ir.Model) -> ir.Model:
     graph.sort()
     log.info("folded %d weights", len(weights))
     return folded
+
+
+def _fold_weights(model: ir.Model, weights: Iterable[Quantizer]) -> None:
+    for quantizer in weights:
+        if is_table(quantizer):
+            fold_table(model.graph, quantizer, io.opset(model))
+        else:
+            fold_weight(model.graph, quantizer)
+    passes.RemoveUnusedNodesPass()(model)
+    for quantizer in quantizers(model):
+        if quantizer.is_weight:
+            separate_readers(model.graph, quantizer)
 
 
 def _state_shapes(model: ir.Model) -> None:

@@ -37,6 +37,7 @@ from onnxqat.insertion.ranges import weight_range
 from onnxqat.insertion.scopes import with_names
 from onnxqat.insertion.simplify import zero_bias_in_gemm
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, weight_sites
+from onnxqat.insertion.tables import table_sites
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.runtime import check_answers, checked, explained
 from onnxqat.targets import TARGETS, Target
@@ -93,6 +94,8 @@ def insert(
         groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
     weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
+    taken = {site.value for site in weights} | {site.value for site in activations}
+    tables = table_sites(graph, taken, config)
     batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
     correction = _correction(config, batches)
     check_inputs(prepared, config.inputs)
@@ -100,7 +103,7 @@ def insert(
     check_conversion(model, config.fixed_inputs, sample)
     original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
     weighted = [group.node for group in groups if group.weight is not None]
-    placements = [_weight_placement(graph, site, config) for site in weights]
+    placements = [_weight_placement(graph, site, config) for site in (*weights, *tables)]
     placements += _activation_placements(graph, activations, observers, table)
     place(graph, placements, table)
     _note(prepared, skips, table, config)
@@ -116,7 +119,7 @@ def insert(
     round_biases(prepared, _is_fine)
     log.info(
         "inserted %d weight and %d activation quantizers; %d nodes stay in float",
-        len(weights),
+        len(weights) + len(tables),
         len(activations),
         len(skips),
     )

@@ -207,6 +207,7 @@ def configuration(
     target: str | None,
     weight_bits: int | None,
     weight_block_size: int | None,
+    embedding_bits: int | None,
     activation_bits: int | None,
     quantize_activations: bool | None,
     fix_input: list[str] | None,
@@ -216,6 +217,7 @@ def configuration(
         "target": target,
         "weight_bits": weight_bits,
         "weight_block_size": weight_block_size,
+        "embedding_bits": embedding_bits,
         "activation_bits": activation_bits,
         "quantize_activations": quantize_activations,
     }
