@@ -183,10 +183,6 @@ def _grid_sample(graph: ir.Graph, node: ir.Node) -> None:
     node.attributes["mode"] = ir.AttrString("mode", {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode))
 
 
-def _group_normalization(graph: ir.Graph, node: ir.Node) -> None:
-    raise _refuse(node, "has a scale for each group, which newer opsets do not")
-
-
 def _scan(graph: ir.Graph, node: ir.Node) -> None:
     raise _refuse(node, "runs over batches, which newer opsets do not")
 
@@ -198,7 +194,6 @@ ADAPTERS: Mapping[str, tuple[tuple[int, Adapter], ...]] = {
     "DFT": ((20, _as_inputs(axis=2)),),
     "Dropout": ((10, _dropout_of_numbers), (12, _dropout)),
     "GridSample": ((20, _grid_sample),),
-    "GroupNormalization": ((21, _group_normalization),),
     "Hardmax": ((13, _over_all_axes_behind),),
     "LogSoftmax": ((13, _over_all_axes_behind),),
     "Pad": ((11, _pad),),

@@ -137,6 +137,24 @@ def test_older_model_is_upgraded_and_answers_alike(opset, nodes):
     np.testing.assert_allclose(outputs(newer, batch)[0], outputs(proto, batch)[0], rtol=1e-5, atol=1e-6)
 
 
+NEWEST = {
+    **{f"Reduce{kind}": (17, f"y = Reduce{kind}<axes=[1], keepdims=1>(x)") for kind in ("Mean", "Max", "L2", "LogSumExp")},
+    "reduction over all axes": (13, "y = ReduceMean<keepdims=1>(x)"),
+    "equal parts": (13, "y, z = Split<axis=1>(x)"),
+    "samples": (16, 'y = GridSample<mode="bilinear">(x, places)'),
+    "samples of cubic": (16, 'y = GridSample<mode="bicubic">(x, places)'),
+}
+
+
+@pytest.mark.parametrize(("opset", "nodes"), NEWEST.values(), ids=NEWEST)
+def test_model_is_upgraded_to_the_newest_opset_and_answers_alike(opset, nodes):
+    places = {"places": random(2, 3, 3, 2)} if "places" in nodes else {}
+    proto = model(f"{IMAGE} {{ {nodes} }}", opset=opset, **places)
+    newer = io.to_proto(upgraded(io.load(proto), 21))
+    (batch,) = batches(proto, 1)
+    np.testing.assert_allclose(outputs(newer, batch)[0], outputs(proto, batch)[0], rtol=1e-5, atol=1e-6)
+
+
 #: Operators whose meaning or inputs changed: their own node tests, in every older form that the checker takes them in.
 CHANGED = {name: versions for name, versions in upgrade.ADAPTERS.items() if versions and name in node_cases()}
 
