@@ -157,7 +157,7 @@ class Quantizer:
 
     @property
     def granularity(self) -> str:
-        """How much shares a scale, in words."""
+        """Granularity of the scales, in words."""
         if self.block:
             return f"blocks of {self.block} (axis {self.axis})"
         return "per tensor" if self.axis is None else f"per channel (axis {self.axis})"

@@ -54,7 +54,10 @@ def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
         reason = ""
         if kind in ("float", "weight-only"):
             reason = ort_blockers(node, quantized) if holder is node else fusion.together_with(holder)
-            reason = _rounding(kernel) if kind == "weight-only" else reason
+            if kind == "weight-only" and any(
+                v in quantized and quantized[v].block for v in node.inputs if v is not None
+            ):
+                reason = _rounding(kernel)
         elif kind == "integer":
             reason = fusion.quantized_by_runtime(node, ORT_CPU.title)
         names = name_of(node), node.op_type, _kernel_name(kernel)

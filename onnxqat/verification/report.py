@@ -128,6 +128,11 @@ class Report:
         counted = [k for k in self.kernels if k.kind != "absorbed" and (k.is_weighted or not weighted)]
         return sum(k.kind == "integer" for k in counted), len(counted)
 
+    @property
+    def weight_only_layers(self) -> int:
+        """How many of the layers with weights run on kernels of float activations and integer weights."""
+        return sum(k.kind == "weight-only" and k.is_weighted for k in self.kernels)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, numbers and strings."""
         found = asdict(self)
@@ -180,8 +185,8 @@ class Report:
         weighted, layers = self.integer_count()
         nodes, total = self.integer_count(weighted=False)
         table.add_row("layers on integer kernels", "", f"{weighted} of {layers}")
-        if weights_alone := sum(k.kind == "weight-only" and k.is_weighted for k in self.kernels):
-            table.add_row("layers on kernels of integer weights", "", f"{weights_alone} of {layers}")
+        if self.weight_only_layers:
+            table.add_row("layers on kernels of integer weights", "", f"{self.weight_only_layers} of {layers}")
         table.add_row("nodes on integer kernels", "", f"{nodes} of {total}")
         table.add_section()
         table.add_row("", "float model", "deployed")

@@ -138,7 +138,10 @@ def test_older_model_is_upgraded_and_answers_alike(opset, nodes):
 
 
 NEWEST = {
-    **{f"Reduce{kind}": (17, f"y = Reduce{kind}<axes=[1], keepdims=1>(x)") for kind in ("Mean", "Max", "L2", "LogSumExp")},
+    **{
+        f"Reduce{kind}": (17, f"y = Reduce{kind}<axes=[1], keepdims=1>(x)")
+        for kind in ("Mean", "Max", "L2", "LogSumExp")
+    },
     "reduction over all axes": (13, "y = ReduceMean<keepdims=1>(x)"),
     "equal parts": (13, "y, z = Split<axis=1>(x)"),
     "samples": (16, 'y = GridSample<mode="bilinear">(x, places)'),
