@@ -130,7 +130,7 @@ class Report:
 
     @property
     def weight_only_layers(self) -> int:
-        """How many of the layers with weights run on kernels of float activations and integer weights."""
+        """Number of layers with weights that run on kernels of float activations and integer weights."""
         return sum(k.kind == "weight-only" and k.is_weighted for k in self.kernels)
 
     def to_dict(self) -> dict[str, Any]:
