@@ -12,120 +12,27 @@ the bit; the parts depend on nothing but the size of the batch and the number of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxqat.process.crew import Crew, cores
-from onnxqat.runtime import exact_options, session
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Part, Splitting
+from onnxqat.training.lanes import Lanes, Places, Session
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
-from onnxqat.training.values import Array, Double, Floats, Loaded, aligned, as_value, run_bound
-
-Views: TypeAlias = Mapping[str, Floats]
+from onnxqat.training.training_graph.shared import shared
+from onnxqat.training.values import Array, Double, Floats, aligned
+from onnxqat.training.weights import Weights
 
 #: Bytes that the gradients of all parts of a batch but the first may take; of a larger model, there are fewer parts.
 LARGEST_COPIES = 2**30
 #: Numbers that are summed in one go, so that they stay in the processor's cache.
 _STRETCH = 1 << 16
-
-
-class Session:
-    """A training or evaluation graph, with the arrays that it runs on.
-
-    Args:
-        loaded: a session of ONNX Runtime's, which several may share that run at once.
-    """
-
-    def __init__(self, loaded: Loaded) -> None:
-        self._session = loaded
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        self.outputs = [value.name for value in self._session.get_outputs()]
-        self._binding = self._session.io_binding()
-        self._bound: dict[
-            str, tuple[Array, Any]
-        ] = {}  # a binding keeps no reference, and a freed array crashes the process
-
-    @classmethod
-    def of(cls, model: ir.Model, threads: int = 0) -> Session:
-        """Loads a graph whose nodes stand in the order in which they are to run; `threads` inside an operator, 0: all cores."""
-        return cls(session(model, exact_options(threads)))
-
-    def bind(self, inputs: Mapping[str, Array]) -> None:
-        """Binds arrays for all runs to come: on the CPU aliased, not copied; elsewhere as they are now."""
-        for name, array in inputs.items():
-            if name in self.inputs:
-                self._binding.bind_ortvalue_input(name, self._keep(name, array))
-
-    def bind_parts(self, inputs: tuple[Double, Views], outputs: tuple[Double, Views]) -> None:
-        """Binds views of flat arrays, which outlive this, at their places on the device."""
-        for name, view in inputs[1].items():
-            if name in self.inputs:
-                self._binding.bind_input(name, *inputs[0].place(view))
-        for name, view in outputs[1].items():
-            if name in self.outputs:
-                self._binding.bind_output(name, *outputs[0].place(view))
-
-    def run(self, fetch: Sequence[str] = ()) -> list[Array]:
-        """Runs the graph on what is bound; returns the outputs `fetch`, whose arrays ONNX Runtime makes."""
-        for name in fetch:
-            self._binding.bind_output(name)
-        run_bound(self._session, self._binding)
-        values = self._binding.get_outputs() if fetch else []
-        return [value.numpy() for value in values[-len(fetch) :]] if fetch else []
-
-    def _keep(self, key: str, array: Array) -> Any:
-        held = self._bound.get(key)
-        if held is not None and held[0] is array:
-            return held[1]
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
-        value = as_value(array)
-        self._bound[key] = (array, value)
-        return value
-
-
-class Lanes:
-    """Sessions of one graph for the parts of a batch: as many threads run at once as there are cores to use.
-
-    Args:
-        model: graph whose nodes stand in the order in which they are to run.
-        threads: number of cores.
-        device: device that they run on.
-        inputs: views of a flat array that all of them read.
-        outputs: views of a flat array that each of them writes, by the number of its part.
-    """
-
-    def __init__(
-        self,
-        model: ir.Model,
-        threads: int,
-        device: Device,
-        inputs: tuple[Double, Views],
-        outputs: Callable[[int], tuple[Double, Views]],
-    ) -> None:
-        self._model, self._threads, self._device = model, threads, device
-        self._inputs, self._outputs = inputs, outputs
-        self._lanes: dict[int, list[Session]] = {}
-
-    def of(self, parts: int) -> list[Session]:
-        """A session for each part, with more threads inside operators where there are fewer parts than cores."""
-        new = parts not in self._lanes
-        if new:
-            inside = max(self._threads - parts + 1, 1)
-            loaded = session(self._model, exact_options(inside), self._device)
-            self._lanes[parts] = [Session(loaded) for _ in range(parts)]
-        # What a node on the CPU reads of another device's memory, ONNX Runtime copies when it is bound.
-        if new or not self._device.is_cpu:
-            for number, lane in enumerate(self._lanes[parts]):
-                lane.bind_parts(self._inputs, self._outputs(number))
-        return self._lanes[parts]
 
 
 class Engine:
@@ -166,11 +73,13 @@ class Engine:
         self.results = aligned(layout.size + 1)
         self.gradients = self.results[:-1]
         self._threads, self._splitting, self._device = threads or cores(), splitting, device
-        self._read = Double(self.parameters, device), layout.named(self.parameters)
+        self._read: Places = Double(self.parameters, device), layout.named(self.parameters)
         self._sparing = sparing
         self._copies, self._written = [self.results], [Double(self.results, device)]
         self._crew = Crew(self._threads)
-        self._evaluation = Lanes(evaluation, self._threads, device, self._read, lambda number: (self._written[0], {}))
+        self._evaluation = Lanes(
+            lambda parts: evaluation, self._threads, device, lambda: [self._read], lambda number: (self._written[0], {})
+        )
         self.use(training)
 
     def use(self, training: ir.Model) -> None:
@@ -179,7 +88,8 @@ class Engine:
             copy[:] = 0
             double.send()
         self.training = training
-        self._training = Lanes(training, self._threads, self._device, self._read, self._results_of)
+        self._weights: Weights | None = None
+        self._training = Lanes(self._graph_of, self._threads, self._device, self._inputs, self._results_of)
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
@@ -187,11 +97,18 @@ class Engine:
         parts = [part for part in self._parts(batch, 1 + most // self.results.nbytes) if part.share]
         self._read[0].send()
         lanes = self._training.of(len(parts))
+        weights = self._weights if len(parts) > 1 else None
+        if weights is not None:
+            weights.quantize(self._crew)
         self._crew([partial(_run, lane, part.arrays) for lane, part in zip(lanes, parts, strict=True)])
         for double in self._written[: len(parts)]:
             double.fetch()
-        if len(parts) > 1 or parts[0].share != 1:
-            self._add_up([part.share for part in parts])
+        shares = [part.share for part in parts]
+        if weights is not None:
+            self._add_up(shares, 1)
+            weights.finish(self._crew, self._results_of(1), self._results_of(0))
+        elif shares != [1]:
+            self._add_up(shares, 0)
         return self.loss
 
     @property
@@ -215,33 +132,49 @@ class Engine:
             for name, arrays in zip(fetch, zip(*found, strict=True), strict=True)
         ]
 
-    def _results_of(self, number: int) -> tuple[Double, Views]:
+    def _graph_of(self, parts: int) -> ir.Model:
+        """The training graph for so many parts; quantizers of weights are not in it where these are quantized for all parts."""
+        if parts > 1 and self._weights is None:
+            found = shared(self.training, self._threads)
+            self._weights = None if found is None else Weights(found, self.layout, self._read)
+        return self.training if parts == 1 or self._weights is None else self._weights.parts
+
+    def _inputs(self) -> list[Places]:
+        return [self._read] if self._weights is None else [self._read, self._weights.quantized]
+
+    def _results_of(self, number: int) -> Places:
         """The results of a part, in an array of its own; the first part's are where those of the batch will be."""
         if number == len(self._copies):
             self._copies.append(aligned(self.results.size))
             self._written.append(Double(self._copies[number], self._device))
         copy = self._copies[number]
-        gradients = {f"{name}_grad": view for name, view in self.layout.named(copy[:-1]).items()}
-        return self._written[number], {**gradients, LOSS: copy[-1:].reshape(())}
+        views = self.layout.named(copy[:-1])
+        found = {f"{name}_grad": view for name, view in views.items()}
+        if self._weights is not None:
+            found |= {gradient: views[name] for name, gradient in self._weights.gradients.items()}
+        return self._written[number], {**found, LOSS: copy[-1:].reshape(())}
 
     def _parts(self, batch: Mapping[str, Array], most: int | None = None) -> list[Part]:
         count = self._threads if most is None else min(self._threads, most)
         return [Part(batch, 1.0)] if self._splitting is None else self._splitting.parts(batch, count)
 
-    def _add_up(self, shares: Sequence[float]) -> None:
-        """Writes the weighted sum of the parts' results; every number is summed in the order of the parts."""
+    def _add_up(self, shares: Sequence[float], into: int) -> None:
+        """Writes the weighted sum of the parts' results over those of a part; every number is summed in the same order."""
         size = self.results.size
         bounds = [size * number // len(shares) for number in range(len(shares) + 1)]
-        weights = [np.float32(share) for share in shares]
-        self._crew([partial(self._add_stretch, weights, *pair) for pair in pairwise(bounds)])
+        copies = [(np.float32(share), copy) for share, copy in zip(shares, self._copies, strict=False)]
+        copies.insert(0, copies.pop(into))
+        self._crew([partial(_add_stretch, copies, *pair) for pair in pairwise(bounds)])
 
-    def _add_stretch(self, weights: Sequence[np.float32], start: int, stop: int) -> None:
-        for begin in range(start, stop, _STRETCH):
-            part = slice(begin, min(begin + _STRETCH, stop))
-            total = self.results[part]
-            total *= weights[0]
-            for weight, copy in zip(weights[1:], self._copies[1:], strict=False):
-                total += weight * copy[part]
+
+def _add_stretch(copies: Sequence[tuple[np.float32, Floats]], start: int, stop: int) -> None:
+    """Adds weighted arrays up in the first of them."""
+    for begin in range(start, stop, _STRETCH):
+        part = slice(begin, min(begin + _STRETCH, stop))
+        total = copies[0][1][part]
+        total *= copies[0][0]
+        for weight, copy in copies[1:]:
+            total += weight * copy[part]
 
 
 def _run(lane: Session, arrays: Mapping[str, Array], fetch: Sequence[str] = ()) -> list[Array]:

@@ -79,7 +79,7 @@ class Steps:
             device,
             sparing=execution.twice,
         )
-        self._safety = PairSafety(graph.qdq)
+        self._safety = PairSafety(graph.qdq, threads)
         self._update = Updater(
             optimizer, graph.layout, engine.parameters, engine.gradients, threads, self.hold, in_8_bits=execution.twice
         )

@@ -85,6 +85,11 @@ def is_call(node: ir.Node) -> bool:
     return node.domain == DOMAIN and not node.op_type.endswith(_GRADIENT)
 
 
+def is_gradient(node: ir.Node) -> bool:
+    """Whether the node is a call of one of their gradients: (dy, x, y, scale, …) → (dx, dscale)."""
+    return node.domain == DOMAIN and node.op_type.endswith(_GRADIENT)
+
+
 def function(variant: Variant, opset: int) -> ir.Function:
     """The function of a variant, with its gradient.
 

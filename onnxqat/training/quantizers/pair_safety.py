@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.pairs import HeldWeight, held_weights
 from onnxqat.graph.qdq import Quantizer
 from onnxqat.numerics import Reach, pair_safe_scale
+from onnxqat.process.crew import Crew, cores
 
 Floats = NDArray[np.float32]
 
@@ -25,9 +27,15 @@ LEEWAY = np.float32(1 + 2.0**-20)
 
 
 class PairSafety:
-    """Scales that a model's weights have outgrown, where `insert` promised to hold them, or its biases."""
+    """Scales that a model's weights have outgrown, where `insert` promised to hold them, or its biases.
 
-    def __init__(self, qdq: ir.Model) -> None:
+    Args:
+        qdq: the model.
+        threads: number of cores to use; 0: all.
+    """
+
+    def __init__(self, qdq: ir.Model, threads: int = 1) -> None:
+        self._crew = Crew(threads or cores())
         self._held, self._biases = held_weights(qdq), integer_biases(qdq)
         self._fixed: dict[HeldWeight, Reach] = {}  # of weights that are not trained
 
@@ -38,7 +46,7 @@ class PairSafety:
         """
         held = [one for one in self._held if _has(arrays, one.quantizer.source) or _has(arrays, one.quantizer.scale)]
         if held:
-            reach = Reach.joined([self._reach(one, arrays) for one in held])
+            reach = Reach.joined(self._crew.map(partial(self._reach, arrays), held))
             zero_points = np.concatenate([one.quantizer.zero_points.reshape(-1) for one in held])
             least = pair_safe_scale(reach, zero_points).astype(np.float32)
             yield from _outgrown([one.quantizer for one in held], least, arrays)
@@ -59,7 +67,7 @@ class PairSafety:
             if name in arrays:
                 arrays[name][...] = raised
 
-    def _reach(self, held: HeldWeight, arrays: Mapping[str, Floats]) -> Reach:
+    def _reach(self, arrays: Mapping[str, Floats], held: HeldWeight) -> Reach:
         source = held.quantizer.source
         if _has(arrays, source):
             return held.reach(arrays[str(source.name)])

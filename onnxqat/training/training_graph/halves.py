@@ -33,6 +33,7 @@ from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.training_graph.build import forward_graph, with_values
+from onnxqat.training.training_graph.cut import cut
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import ancestors, schedule
 from onnxqat.training.training_graph.parameters import initial_values
@@ -173,12 +174,12 @@ class Function:
         ]
         kept = list(dict.fromkeys([*self.computed, *crossing]))
         gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.computed]
-        ahead_part = _cut(training, {}, kept)
+        ahead_part = cut(training, {}, kept)
         division = self._division(ahead_part, set(crossing) - set(self.computed))
         forward = self._program(ahead_part, division)
         types = {name: forward.outputs[name] for name in crossing}
         behind = None if division is None else self._backward_division(division, gradients)
-        return Halves(forward, self._program(_cut(training, types, gradients), behind))
+        return Halves(forward, self._program(cut(training, types, gradients), behind))
 
     def _program(self, model: ir.Model, division: Division | None) -> Program:
         return Program(model, self.execution.threads, division, self.execution.device)
@@ -226,21 +227,3 @@ def cotangent(output: str) -> str:
 def gradient(name: str) -> str:
     """The name under which the backward part gives a gradient."""
     return f"{name}_grad"
-
-
-def _cut(model: ir.Model, given: Mapping[str, ir.DataType], wanted: Sequence[str]) -> ir.Model:
-    """The part of a graph that computes the values `wanted` where those named in `given` come as inputs."""
-    part = model.clone()
-    graph = part.graph
-    values = {str(value.name): value for node in graph for value in node.outputs}
-    graph.outputs[:] = [values[name] for name in wanted]
-    for name, dtype in given.items():
-        computed = values[name]
-        fed = ir.Value(name=name, type=ir.TensorType(dtype), shape=computed.shape)
-        ir.convenience.replace_all_uses_with(computed, fed)
-        computed.name = f"{name}/computed"
-        graph.inputs.append(fed)
-    passes.RemoveUnusedNodesPass()(part)
-    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
-    passes.RemoveUnusedOpsetsPass()(part)
-    return part

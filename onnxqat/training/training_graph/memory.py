@@ -20,6 +20,7 @@ from onnxqat.graph.nesting import captured_values, owners
 from onnxqat.names import MemoryName
 from onnxqat.training.blocked.lower import lower as to_blocks
 from onnxqat.training.quantizers import fakequant
+from onnxqat.training.training_graph.shared import note_weights
 
 #: Bytes that kept outputs of weights' quantizers may take.
 LARGEST_KEPT = 2**28
@@ -61,13 +62,14 @@ def schedule(
     position = {node: index for index, node in enumerate(graph)}
     owner = owners(graph)  # a branch or body may be the reader
     calls = [node for node in graph if fakequant.is_call(node) and node in forward]
-    weights = _large_weights(calls)
+    weights, repeated = _large_weights(calls), list[str]()
     for call in calls:
         recomputed = twice or call in weights
         uses = [use for use in call.outputs[0].uses() if use.node in owner]  # a removed branch still counts there
         backward = [use for use in uses if owner[use.node] not in forward]
         if backward and recomputed:
             again = _again(call)
+            repeated.append(str(again.outputs[0].name))
             graph.insert_before(min((owner[use.node] for use in backward), key=position.__getitem__), again)
             for use in backward:
                 use.node.replace_input_with(use.idx, again.outputs[0])
@@ -77,6 +79,7 @@ def schedule(
             graph.insert_before(min(ahead, key=position.__getitem__), call)
     if block:
         to_blocks(model, block)
+    note_weights(model, repeated)
     lower(model, kernels)
     for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
         _write_as_cast(model.graph, node)
