@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -36,6 +36,11 @@ class Rectifier:
     node: ir.Node
     ceiling: float
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it has an upper bound."""
+        return math.isfinite(self.ceiling)
+
 
 def call_quantizers(model: ir.Model) -> dict[str, float]:
     """Replaces all quantizers, in place, and lets biases that become integers be read on their grid.
@@ -61,7 +66,7 @@ def call_quantizers(model: ir.Model) -> dict[str, float]:
         else:
             rectifier = _rectifier(quantizer)
             calls[codes] = _replace(model, quantizer, rectifier)
-            if rectifier is not None and np.isfinite(rectifier.ceiling):
+            if rectifier is not None and rectifier.is_bounded:
                 name = str(quantizer.scale.name)
                 bound = rectifier.ceiling / (quantizer.qmax - quantizer.qmin)
                 bounds[name] = min(bounds.get(name, np.inf), bound)
@@ -95,7 +100,7 @@ def _rectifier(quantizer: Quantizer) -> Rectifier | None:
 
 def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None) -> ir.Value:
     graph = model.graph
-    variant = _variant(quantizer, rectified=rectifier is not None)
+    variant = _variant(quantizer, rectifier)
     function = fakequant.function(variant, opset(model))
     model.functions[function.identifier()] = function
     inputs: list[ir.Value | None] = [
@@ -105,6 +110,7 @@ def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None)
     ]
     if rectifier is not None:
         inputs[0] = rectifier.node.inputs[0]
+    if rectifier is not None and rectifier.is_bounded:
         inputs.append(_ceiling(graph, rectifier.ceiling))
     if inputs[0] is not None and _may_be_infinite(inputs[0]):
         inputs[0] = _bounded(graph, quantizer.dequantize, inputs[0])
@@ -166,7 +172,7 @@ def _ceiling(graph: ir.Graph, ceiling: float) -> ir.Value:
     return constant_value(graph, name, np.array(ceiling, np.float32))
 
 
-def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
+def _variant(quantizer: Quantizer, rectifier: Rectifier | None) -> fakequant.Variant:
     dtype = ir.DataType.UINT8
     if quantizer.zero_point is not None:
         tensor = ir.convenience.get_const_tensor(quantizer.zero_point)
@@ -185,7 +191,8 @@ def _variant(quantizer: Quantizer, *, rectified: bool) -> fakequant.Variant:
         rank = shape.rank()
     bounds = (quantizer.qmin, quantizer.qmax)
     stretch = _stretch(shape)
-    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified, stretch)
+    rectified, bounded = rectifier is not None, rectifier is not None and rectifier.is_bounded
+    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified, bounded, stretch)
 
 
 def _of_blocks(quantizer: Quantizer, dtype: ir.DataType) -> fakequant.Variant:
@@ -202,7 +209,7 @@ def _of_blocks(quantizer: Quantizer, dtype: ir.DataType) -> fakequant.Variant:
 def _stretch(shape: ir.Shape | None) -> int | None:
     """The longest piece of a row whose sum keeps its digits, where the length of rows is known and made up of such pieces."""
     sizes = [] if shape is None else [size for size in shape[1:] if isinstance(size, int)]
-    row = prod(sizes)
+    row = math.prod(sizes)
     if shape is None or len(sizes) < len(shape) - 1 or row <= _LONGEST:
         return None
     return next((size for size in range(_LONGEST, _SHORTEST, -1) if row % size == 0), None)

@@ -46,6 +46,7 @@ class Variant:
         block: number of elements along the axis that share a scale; 0: no blocks.
         length: number of elements along the axis, in blocks.
         rectified: whether a Relu or Clip before the quantizer is part of it.
+        bounded: whether that has an upper bound.
         stretch: length of the pieces of a row that are summed one by one; None: a row is one piece.
     """
 
@@ -55,6 +56,7 @@ class Variant:
     axis: int | None = None
     rank: int | None = None
     rectified: bool = False
+    bounded: bool = False
     stretch: int | None = None
     block: int = 0
     length: int = 0
@@ -77,7 +79,8 @@ class Variant:
         axis = "_scalar" if self.rank == 0 else axis
         axis += f"_blocks{self.block}of{self.length}" if self.block else ""
         axis += "" if self.stretch is None else f"_by{self.stretch}"
-        return f"{'Rectified' if self.rectified else ''}FakeQuantize_{self.dtype.name.lower()}_{low}_{high}{axis}"
+        before = "Clipped" if self.bounded else "Rectified" if self.rectified else ""
+        return f"{before}FakeQuantize_{self.dtype.name.lower()}_{low}_{high}{axis}"
 
 
 def is_call(node: ir.Node) -> bool:
@@ -93,13 +96,13 @@ def is_gradient(node: ir.Node) -> bool:
 def function(variant: Variant, opset: int) -> ir.Function:
     """The function of a variant, with its gradient.
 
-    Its inputs are x, scale and zero point, and the upper bound of the Clip (infinity for Relu) where it is rectified.
+    Its inputs are x, scale and zero point, and the upper bound of what comes before it, where there is one.
     """
     x, scale, zero_point, ceiling = (ir.val(name) for name in ("x", "scale", "zero_point", "ceiling"))
     op = Ops(opset)
     on_grid = _on_inner_grids if variant.on_inner_grids else _on_grid
     y = on_grid(op, variant, x, scale, zero_point)
-    inputs = [x, scale, zero_point] + ([ceiling] if variant.rectified else [])
+    inputs = [x, scale, zero_point] + ([ceiling] if variant.bounded else [])
     forward = _function(variant.name, inputs, [y], op)
     give_gradient(forward, Custom(_called, inputs=frozenset({0, 1})), [_gradient(variant, opset)])
     return forward
@@ -165,14 +168,15 @@ def _per_channel(op: Ops, variant: Variant, vector: ir.Value) -> ir.Value:
 
 
 def _called(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value]:
-    """A call of the gradient function: (dy, x, y, scale, and the ceiling where it is rectified) → (dx, dscale)."""
+    """A call of the gradient function: (dy, x, y, scale, and the ceiling where there is one) → (dx, dscale)."""
     inputs = [dy, call.required(0), call.outputs[0], call.required(1), *call.inputs[3:]]
     return op.many(f"{call.op_type}{_GRADIENT}", *inputs, _domain=DOMAIN, _outputs=2)
 
 
 def _gradient(variant: Variant, opset: int) -> ir.Function:
     """The gradient function: its body follows the shape of the scale."""
-    dy, x, y, scale, ceiling = (ir.val(name) for name in ("dy", "x", "y", "scale", "ceiling"))
+    dy, x, y, scale = (ir.val(name) for name in ("dy", "x", "y", "scale"))
+    ceiling = ir.val("ceiling") if variant.bounded else None
     op = Ops(opset)
     if variant.rectified:
         dx, total = _in_rows(op, variant, [dy, x, y], lambda *rows: _rectified(op, variant, scale, ceiling, *rows))
@@ -183,7 +187,7 @@ def _gradient(variant: Variant, opset: int) -> ir.Function:
         dscale = op.Div(_rounded(op, op.reduce("Sum", total, axes, keepdims=False)), scale)
     else:
         dx, dscale = _along_inner_axis(op, variant, scale, dy, x, y)
-    inputs = [dy, x, y, scale] + ([ceiling] if variant.rectified else [])
+    inputs = [dy, x, y, scale] + ([] if ceiling is None else [ceiling])
     return _function(f"{variant.name}{_GRADIENT}", inputs, [dx, dscale], op)
 
 
@@ -205,21 +209,28 @@ def _straight_through(
 
 
 def _rectified(
-    op: Ops, variant: Variant, scale: ir.Value, ceiling: ir.Value, dy: ir.Value, x: ir.Value, y: ir.Value
+    op: Ops,
+    variant: Variant,
+    scale: ir.Value,
+    ceiling: ir.Value | None,
+    dy: ir.Value,
+    x: ir.Value,
+    y: ir.Value,
 ) -> tuple[ir.Value, ir.Value]:
     """The same for x before its Relu or Clip.
 
     Nothing passes below 0, and what is cut there adds nothing (y = 0). Nothing passes above the ceiling or the quantizer's
     range either; what is cut there adds y where the range ends first, and y - ceiling where the ceiling does.
     """
-    top = op.Mul(scale, _float(op, variant.steps))
     reach = op.Mul(scale, _float(op, variant.steps + 0.5 + variant.steps * 2.0**-23))
-    bound = op.Min(ceiling, reach)
-    inside = op.And(op.Less(x, bound), op.Greater(x, _float(op, 0.0)))
-    over = op.Cast(op.GreaterOrEqual(x, bound), to=ir.DataType.UINT8)
-    dx = op.masked(dy, inside)
-    cut = op.one("DequantizeLinear", over, op.Where(op.Less(ceiling, reach), op.Sub(top, ceiling), top))
-    return dx, op.Sub(_dot(op, variant, dy, cut), _dot(op, variant, dx, op.Sub(x, y)))
+    bound = reach if ceiling is None else op.Min(ceiling, reach)
+    below = op.Less(x, bound)
+    inside = op.And(below, op.Greater(x, _float(op, 0.0)))
+    if ceiling is None:
+        follows = op.masked(x, inside)
+    else:
+        follows = op.masked(op.Clip(x, _float(op, 0.0), bound), op.Or(below, op.Less(ceiling, reach)))
+    return op.masked(dy, inside), _dot(op, variant, dy, op.Sub(y, follows))
 
 
 def _along_inner_axis(
@@ -232,8 +243,8 @@ def _along_inner_axis(
     dy, x, y = (_in_blocks(op, variant, tensor) for tensor in (dy, x, y))
     u = op.Sub(y, x)
     half = op.Mul(_per_channel(op, variant, _tie(op, variant, scale)), _float(op, 0.5))
-    dx = op.masked(dy, op.LessOrEqual(op.Abs(u), half))
-    summands = op.Add(op.Mul(dx, u), op.Mul(op.Sub(dy, dx), y))  # what is not passed on is 0 inside
+    inside = op.LessOrEqual(op.Abs(u), half)
+    dx, summands = op.masked(dy, inside), op.Mul(dy, op.Sub(y, op.masked(x, inside)))
     others = [axis for axis in range(variant.rank) if axis != variant.axis]
     if variant.block:
         others = [variant.axis + 1]
