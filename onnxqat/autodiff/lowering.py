@@ -12,8 +12,8 @@ from onnxqat.graph.ops import KERNELS
 
 #: Domain under which ONNX Runtime has its own operators.
 OWN = "com.microsoft"
-#: Kernels of the builds of ONNX Runtime that can train, and of all others.
-OF_TRAINING, OF_RUNTIME = frozenset(TABLE), frozenset({"FusedMatMul"})
+#: Kernels of the builds of ONNX Runtime that can train, and of all others. (`MaxPoolGrad` of theirs takes one size of images.)
+OF_TRAINING, OF_RUNTIME = frozenset(TABLE) - {"MaxPoolGrad"}, frozenset({"FusedMatMul"})
 
 
 def lower(model: ir.Model, kernels: Collection[str]) -> None:

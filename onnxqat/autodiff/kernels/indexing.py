@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from onnxqat.autodiff.rule import Call, Formula
-from onnxqat.autodiff.shapes import reshape, zeros
+from onnxqat.autodiff.shapes import added_up, reshape, zeros
 from onnxqat.graph.ops import Ops
 
 
@@ -34,4 +34,14 @@ def gather_grad(op: Ops, call: Call) -> ir.Value:
     return op.Reshape(op.Transpose(total, perm=[1, 0, 2]), shape)
 
 
-BODIES: Mapping[str, Formula] = {"GatherElementsGrad": gather_elements_grad, "GatherGrad": gather_grad}
+def max_pool_grad(op: Ops, call: Call) -> ir.Value:
+    """(dy, indices, x): adds dy up at the maxima of the windows, whose numbers in x the indices are."""
+    dy, indices, x = (call.required(i) for i in range(3))
+    return added_up(op, dy, indices, x)
+
+
+BODIES: Mapping[str, Formula] = {
+    "GatherElementsGrad": gather_elements_grad,
+    "GatherGrad": gather_grad,
+    "MaxPoolGrad": max_pool_grad,
+}

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxqat.autodiff.rule import Call, Custom, Expanded, Refused, Rule, RuleOrChoice
-from onnxqat.autodiff.shapes import added_up, averaged, reshape
+from onnxqat.autodiff.shapes import averaged, reshape
 from onnxqat.autodiff.windows import Window, begins_and_ends, padded, spatial, window
 from onnxqat.graph.ops import Ops
 
@@ -78,7 +78,7 @@ def max_pool_rule(node: ir.Node) -> Rule:
 
 def max_pool_gradient(op: Ops, call: Call, dy: ir.Value, _: ir.Value | None = None) -> ir.Value:
     """MaxPool: dy goes to the maximum of its window, whose number the second output tells."""
-    return added_up(op, dy, call.outputs[1], call.required(0))
+    return op.kernel("MaxPoolGrad", dy, call.outputs[1], call.required(0))[0]
 
 
 def _may_pool_padding_alone(node: ir.Node) -> bool:

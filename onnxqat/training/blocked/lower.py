@@ -11,6 +11,7 @@ from onnxqat.graph.nesting import captured_values, subgraphs
 from onnxqat.graph.ops import BLOCKED, Ops
 from onnxqat.training.blocked import choice, gradients, weights
 from onnxqat.training.blocked.convolution import Convolution, Gradient, Pair, forward_of, gradient_of
+from onnxqat.training.blocked.max_pool import Pooling, by_comparison, is_gradient, pooling_of
 from onnxqat.training.blocked.order import disregards_order, gives_data, moves_blocks, results_in_order
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class _Lowering:
         self._opset = model.graph.opset_imports[""]
         self._blocked: set[ir.Value] = set()  # values that are in the blocked layout
         self._other: dict[ir.Value, ir.Value] = {}  # the same values in the other layout
+        self._pools: dict[ir.Node, tuple[Pooling, ir.Value]] = {}  # what replaces maximum poolings
         self.lowered, self.gain = 0, 0.0
         forget_names(self._graph)
 
@@ -58,6 +60,8 @@ class _Lowering:
         """Lowers a node, or feeds it what it understands."""
         forward, backward = forward_of(node), gradient_of(node)
         if forward is not None and self._lower_forward(node, forward):
+            return
+        if self._lower_pooling_backward(node) if is_gradient(node) else self._lower_pooling(node):
             return
         if backward is not None:
             self._lower_backward(node, *backward)
@@ -115,6 +119,39 @@ class _Lowering:
         if any(value.name and (value.uses() or value.is_graph_output()) for value in node.outputs):
             self._feed_plain(node)
         else:
+            self._graph.remove(node, safe=True)
+
+    def _lower_pooling(self, node: ir.Node) -> bool:
+        """Lowers a maximum pooling of blocked data; the node stays until its gradient, which reads its places, is lowered too."""
+        x = node.inputs[0] if node.inputs else None
+        pool = pooling_of(node, _size(x)) if x is not None and x in self._blocked else None
+        if x is None or pool is None:
+            return False
+        op, result = Ops(self._opset), node.outputs[0]
+        y = op.one("MaxPool", x, _domain=BLOCKED, **pool.attributes)
+        self._replace(node, op, result, y)
+        self._note(y, _channels(x))
+        self._pools[node] = pool, y
+        self._remove_unread(node)
+        return True
+
+    def _lower_pooling_backward(self, node: ir.Node) -> bool:
+        dy, places, x = node.inputs
+        pool = None if places is None else places.producer()
+        if dy is None or x is None or pool is None or pool not in self._pools:
+            return False
+        op = Ops(self._opset)
+        geometry, y = self._pools[pool]
+        dy, x = self._in_blocks(op, dy), self._in_blocks(op, x)
+        new = by_comparison(op, dy, x, y, geometry, _channels(x), self._block)
+        self._replace(node, op, node.outputs[0], new)
+        self._note(new, _channels(x))
+        self._graph.remove(node, safe=True)
+        self._remove_unread(pool)
+        return True
+
+    def _remove_unread(self, node: ir.Node) -> None:
+        if not any(value.uses() for value in node.outputs):
             self._graph.remove(node, safe=True)
 
     def _replace(self, node: ir.Node, op: Ops, old: ir.Value, new: ir.Value) -> None:
@@ -206,3 +243,11 @@ class _Lowering:
 def _size(x: ir.Value) -> Pair | None:
     sizes = [] if x.shape is None else [size for size in list(x.shape)[2:] if isinstance(size, int)]
     return (sizes[0], sizes[1]) if len(sizes) == 2 else None
+
+
+def _channels(x: ir.Value) -> int:
+    """Channels of a blocked value, which its shape says (see `_note`)."""
+    assert x.shape is not None
+    channels = x.shape[1]
+    assert isinstance(channels, int)
+    return channels

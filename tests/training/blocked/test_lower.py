@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxqat import insert
+from onnxqat import Config, insert
 from onnxqat.graph import io
 from onnxqat.graph.ops import BLOCKED
 from onnxqat.graph.qdq import is_quantized
@@ -77,6 +77,21 @@ NETS = {
         3,
     ),
     "maximum pool": (net("p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h) y = Conv(p, v)", v=DENSE), 3),
+    "maximum pool that overlaps": (
+        net("p = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(h) y = Conv(p, v)", v=wide(32, 32, 1, 1)),
+        3,
+    ),
+    "maximum pool of any window": (
+        net("p = MaxPool<kernel_shape=[4,2], strides=[2,1], pads=[0,1,3,0]>(h) y = Conv(p, v)", v=wide(32, 32, 1, 1)),
+        3,
+    ),
+    "maximum pool whose places are read": (
+        net(
+            "p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h) f = Cast<to=1>(i) g = Conv(p, v) y = Mul(g, f)",
+            v=wide(32, 32, 1, 1),
+        ),
+        3,
+    ),
     "average pool": (net("p = AveragePool<kernel_shape=[2,2], strides=[2,2]>(h) y = Conv(p, v)", v=DENSE), 3),
     "global pool": (net("g = Conv(h, v) y = GlobalAveragePool(g)", v=DENSE), 3),
     "concatenation": (
@@ -153,6 +168,17 @@ def test_batches_and_images_of_any_size_run(rows, size):
     _, found, _, graph = trained(free, x, block())
     assert blocked(graph) == 7  # the gradient of the data at a stride needs a known size
     assert_same(expected, found)
+
+
+def test_gradient_of_a_maximum_goes_to_the_first_of_equals():
+    body = "r = Relu(h) p = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(r) y = Conv(p, v)"
+    proto, x = net(body, v=wide(32, 32, 1, 1))
+    quantized = with_exact_sums(insert(proto, [{"x": x}], Config(activation_bits=2)))
+    _, expected, _, _ = trained(quantized, x, 0)
+    _, found, _, graph = trained(quantized, x, block())
+    kinds = Counter(node.op_type for node in graph.training.graph if node.domain == BLOCKED)
+    assert kinds["MaxPool"] == 2
+    assert_same(expected, found, tolerance=1e-5)  # gradients of scales are sums of numbers that cancel
 
 
 def with_exact_sums(qdq: onnx.ModelProto) -> onnx.ModelProto:
