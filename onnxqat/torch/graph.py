@@ -17,7 +17,7 @@ import torch
 from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.runtime.devices import Device
-from onnxqat.training.program import Program, Take
+from onnxqat.training.program import Chain, Program, Take
 from onnxqat.training.staging import Stage
 from onnxqat.training.training_graph.halves import Function, Halves, cotangent, gradient
 from onnxqat.training.values import DLPACK_HAS_BOOLEANS, Array, Value, allocated, as_value, dlpack, from_dlpack
@@ -179,7 +179,7 @@ class Call:
 
     def forward(self, values: Mapping[str, Value], take: Take = allocated) -> dict[str, Value]:
         """The results by name; see `Program` for `take`."""
-        run: Program = self.halves.forward if self.wrt else self.function.plain
+        run: Program | Chain = self.halves.forward if self.wrt else self.function.plain
         return run(values, take)
 
     def backward(self, values: Mapping[str, Value]) -> dict[str, Value]:

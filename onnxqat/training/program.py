@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -75,6 +75,11 @@ class Program:
         self.inputs = [value.name for value in first.get_inputs()]
         self.outputs = {value.name: TYPES[value.type] for value in first.get_outputs()}
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether parts of a batch run at once."""
+        return self._division is not None
+
     def __call__(self, values: Values, take: Take = allocated) -> dict[str, Value]:
         """The outputs by name, in memory that belongs to them; `values` may hold more than the graph reads.
 
@@ -140,6 +145,38 @@ class Program:
         kind, _ = memory = self._device.memory
         on_device = kind != "cpu" and any(value.device_name() == kind for value in feeds.values())
         return memory if on_device else CPU.memory
+
+
+class Chain:
+    """Programs one after another, each of them given what those before it have computed.
+
+    Args:
+        stages: the programs; those of a stage run at once.
+        inner: names of what only the programs read.
+
+    Attributes:
+        inputs: names of the inputs.
+        outputs: types of the outputs.
+        is_divided: whether parts of a batch run at once.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[Program]], inner: Container[str] = ()) -> None:
+        self._stages = stages
+        programs = [program for stage in stages for program in stage]
+        made = {name: dtype for program in programs for name, dtype in program.outputs.items()}
+        read = (name for program in programs for name in program.inputs)
+        self.inputs = [name for name in dict.fromkeys(read) if name not in made]
+        self.outputs = {name: dtype for name, dtype in made.items() if name not in inner}
+        self.is_divided = any(program.is_divided for program in programs)
+        self._crew = Crew(max(map(len, stages)))
+
+    def __call__(self, values: Values, take: Take = allocated) -> dict[str, Value]:
+        """See `Program`."""
+        known = dict(values)
+        for stage in self._stages:
+            for found in self._crew([partial(program, known, take) for program in stage]):
+                known = known | found
+        return {name: known[name] for name in self.outputs}
 
 
 def view(value: Value) -> Array:

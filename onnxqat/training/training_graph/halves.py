@@ -26,17 +26,19 @@ from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, quantizers
 from onnxqat.graph.samplewise.kinds import Rows
+from onnxqat.process.crew import cores
 from onnxqat.runtime.engines import kernels
 from onnxqat.runtime.splitting import rows_of, sample_axes
 from onnxqat.training.execution import Execution
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
-from onnxqat.training.program import Division, Program
+from onnxqat.training.program import Chain, Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.training_graph.build import forward_graph, with_values
 from onnxqat.training.training_graph.cut import cut
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import ancestors, schedule
 from onnxqat.training.training_graph.parameters import initial_values
+from onnxqat.training.training_graph.shared import Borders, borders
 from onnxqat.training.values import Floats, Value
 
 
@@ -49,8 +51,8 @@ class Halves:
         backward: from inputs, parameters, outputs of `forward` and cotangents to gradients.
     """
 
-    forward: Program
-    backward: Program
+    forward: Program | Chain
+    backward: Program | Chain
 
 
 class Function:
@@ -98,8 +100,8 @@ class Function:
         graph.outputs[:] = [value for value in graph.outputs if value.producer() is not None]
         self.computed = tuple(str(value.name) for value in graph.outputs)
         self.differentiable = tuple(str(value.name) for value in graph.outputs if value.dtype in FLOAT_TYPES)
-        self.safety = PairSafety(qdq)
         self.execution = execution or Execution()
+        self.safety = PairSafety(qdq, self.execution.threads)
         self._halves: dict[frozenset[str], Halves] = {}
 
     def model(self, arrays: Mapping[str, Floats]) -> onnx.ModelProto:
@@ -154,7 +156,8 @@ class Function:
             add_weighted_sum(model.graph, self.differentiable)
             training = differentiate(model, LOSS, sorted(wrt))
             how = self.execution
-            schedule(training, self.computed, how.block, kernels(how.engine), twice=how.twice)
+            fed = [str(value.name) for value in self.qdq.graph.inputs]
+            schedule(training, self.computed, how.block, kernels(how.engine), twice=how.twice, fed=fed)
             make_inputs(training.graph, self._parameters)
             self._halves[wrt] = self._split(training)
         return self._halves[wrt]
@@ -176,10 +179,26 @@ class Function:
         gradients = [str(v.name) for v in training.graph.outputs if v.name not in self.computed]
         ahead_part = cut(training, {}, kept)
         division = self._division(ahead_part, set(crossing) - set(self.computed))
+        behind = None if division is None else self._backward_division(division, gradients)
+        found = borders(training, self.execution.threads or cores()) if behind is not None else None
+        if found is not None and division is not None:
+            return self._sharing(training, found, division, kept, gradients)
         forward = self._program(ahead_part, division)
         types = {name: forward.outputs[name] for name in crossing}
-        behind = None if division is None else self._backward_division(division, gradients)
         return Halves(forward, self._program(cut(training, types, gradients), behind))
+
+    def _sharing(
+        self, training: ir.Model, at: Borders, division: Division, kept: Sequence[str], gradients: Sequence[str]
+    ) -> Halves:
+        """The halves, whose parts of a batch share what is computed of weights alone."""
+        ahead = [Program(cut(training, {}, names), 1) for names in at.ahead]
+        rest = [name for name in kept if name not in at.outputs]
+        forward = Chain([ahead, [self._program(cut(training, at.outputs, rest), division)]])
+        names = at.of_parts(gradients)
+        types = {name: forward.outputs[name] for name in kept if name in forward.outputs}
+        parts = self._program(cut(training, types, names), self._backward_division(division, names))
+        behind = [Program(cut(training, {**types, **at.gradients}, names), 1) for names in at.behind]
+        return Halves(forward, Chain([[parts], behind], inner=at.gradients))
 
     def _program(self, model: ir.Model, division: Division | None) -> Program:
         return Program(model, self.execution.threads, division, self.execution.device)

@@ -46,6 +46,7 @@ def schedule(
     kernels: Collection[str] = (),
     *,
     twice: bool = True,
+    fed: Collection[str] = (),
 ) -> None:
     """Brings quantizers close to what reads them, inlines functions and fixes the order; in place.
 
@@ -55,6 +56,7 @@ def schedule(
         block: channels of a block of the layout that convolutions get; 0: the plain layout.
         kernels: backward kernels that the engine has.
         twice: whether quantizers' outputs are computed again for the backward pass, so that they are short-lived.
+        fed: names of inputs of which there may be gradients though they are no parameters.
     """
     graph = model.graph
     graph.sort()
@@ -79,7 +81,7 @@ def schedule(
             graph.insert_before(min(ahead, key=position.__getitem__), call)
     if block:
         to_blocks(model, block)
-    note_weights(model, repeated)
+    note_weights(model, repeated, fed)
     lower(model, kernels)
     for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
         _write_as_cast(model.graph, node)

@@ -7,7 +7,7 @@ computed once, of the sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -36,6 +36,36 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True)
+class Borders:
+    """Where a training graph is cut, by names of values; `ahead` and `behind` are in groups, for several threads.
+
+    Attributes:
+        weights: the weights whose quantizers are before and behind the parts.
+        ahead: outputs of the quantizers.
+        behind: results that depend on the batch only through gradients of these outputs.
+    """
+
+    weights: tuple[QuantizedWeight, ...]
+    ahead: Sequence[Sequence[str]]
+    behind: Sequence[Sequence[str]]
+
+    @property
+    def outputs(self) -> dict[str, ir.DataType]:
+        """Types of all outputs of the quantizers that are kept."""
+        return dict.fromkeys((name for names in self.ahead for name in names), ir.DataType.FLOAT)
+
+    @property
+    def gradients(self) -> dict[str, ir.DataType]:
+        """Types of the gradients of the quantizers' outputs."""
+        return dict.fromkeys((one.gradient for one in self.weights), ir.DataType.FLOAT)
+
+    def of_parts(self, results: Iterable[str]) -> list[str]:
+        """What the parts compute, of all these results, and the gradients of the quantizers' outputs."""
+        apart = {name for names in (*self.ahead, *self.behind) for name in names}
+        return [*(name for name in results if name not in apart), *self.gradients]
+
+
+@dataclass(frozen=True)
 class Shared:
     """A training graph in three.
 
@@ -52,14 +82,15 @@ class Shared:
     behind: Sequence[ir.Model]
 
 
-def note_weights(model: ir.Model, again: Collection[str]) -> None:
+def note_weights(model: ir.Model, again: Collection[str], fed: Collection[str] = ()) -> None:
     """Leaves in the model where quantizers of weights begin and end; once functions are inlined nobody could tell.
 
     Args:
         model: a training graph whose quantizers are calls.
         again: names of quantizers' outputs that are computed a second time.
+        fed: names of inputs of which there may be gradients though they are no parameters.
     """
-    of_batch = _depending(model.graph, _batch(model.graph))
+    of_batch = _depending(model.graph, _batch(model.graph, fed))
     found: dict[str, QuantizedWeight] = {}
     for node in model.graph:
         if not fakequant.is_gradient(node):
@@ -72,28 +103,32 @@ def note_weights(model: ir.Model, again: Collection[str]) -> None:
         if whole and dy in of_batch and not of_batch & {x, *node.inputs[2:]}:
             output = None if y.name in again else str(y.name)
             found.setdefault(str(dy.name), QuantizedWeight(str(x.name), output, str(dy.name)))
-    model.meta[_KEY] = tuple(found.values())
+    model.meta[_KEY] = tuple(found.values()), tuple(fed)
+
+
+def borders(model: ir.Model, count: int) -> Borders | None:
+    """Where the graph is cut, for so many threads; None where no weight is quantized."""
+    weights, fed = model.meta.get(_KEY, ((), ()))
+    groups = _groups(model.graph, weights, count)
+    if not groups:
+        return None
+    owned = _results(model.graph, weights, fed)
+    ahead = ([one.output for one in group if one.output is not None] for group in groups)
+    behind = ([name for name, owner in owned.items() if owner in group] for group in groups)
+    return Borders(weights, [names for names in ahead if names], list(behind))
 
 
 def shared(model: ir.Model, count: int) -> Shared | None:
     """The training graph in three, what is shared for so many threads; None where no weight is quantized."""
-    weights: tuple[QuantizedWeight, ...] = model.meta.get(_KEY, ())
-    groups = _groups(model.graph, weights, count)
-    if not groups:
+    found = borders(model, count)
+    if found is None:
         return None
-    outputs = {one.output for one in weights if one.output is not None}
-    gradients = {one.gradient for one in weights}
-    given = dict.fromkeys(sorted(outputs), ir.DataType.FLOAT)
-    fed = {**given, **dict.fromkeys(sorted(gradients), ir.DataType.FLOAT)}
-    owned = _results(model.graph, weights)
-    rest = [str(value.name) for value in model.graph.outputs if value.name not in owned]
-    behind = [[name for name, owner in owned.items() if owner in group] for group in groups]
-    ahead = [[one.output for one in group if one.output is not None] for group in groups]
+    results = [str(value.name) for value in model.graph.outputs]
     return Shared(
-        weights,
-        [cut(model, {}, names) for names in ahead if names],
-        cut(model, given, [*rest, *sorted(gradients)]),
-        [cut(model, fed, names) for names in behind],
+        found.weights,
+        [cut(model, {}, names) for names in found.ahead],
+        cut(model, found.outputs, found.of_parts(results)),
+        [cut(model, {**found.outputs, **found.gradients}, names) for names in found.behind],
     )
 
 
@@ -112,11 +147,13 @@ def _size(value: ir.Value) -> int:
     return math.prod(value.shape.numpy())
 
 
-def _results(graph: ir.Graph, weights: Sequence[QuantizedWeight]) -> Mapping[str, QuantizedWeight]:
+def _results(
+    graph: ir.Graph, weights: Sequence[QuantizedWeight], fed: Collection[str]
+) -> Mapping[str, QuantizedWeight]:
     """Outputs that depend on the batch only through gradients of quantized weights, each with one of these weights."""
     by_name = {one.gradient: one for one in weights}
     cut_at = {value: by_name[value.name] for node in graph for value in node.outputs if value.name in by_name}
-    others = _depending(graph, _batch(graph), cut_at)
+    others = _depending(graph, _batch(graph, fed), cut_at)
     found: dict[ir.Value, QuantizedWeight] = dict(cut_at)
     for node in graph:
         owner = next((found[value] for value in node.inputs if value in found), None)
@@ -126,10 +163,10 @@ def _results(graph: ir.Graph, weights: Sequence[QuantizedWeight]) -> Mapping[str
     return {str(value.name): found[value] for value in graph.outputs if value in found and value not in others}
 
 
-def _batch(graph: ir.Graph) -> set[ir.Value]:
-    """Inputs that are no parameters."""
+def _batch(graph: ir.Graph, fed: Collection[str]) -> set[ir.Value]:
+    """Inputs that are no parameters: those `fed`, and those without a gradient."""
     results = {value.name for value in graph.outputs}
-    return {value for value in graph.inputs if f"{value.name}{SUFFIX}" not in results}
+    return {value for value in graph.inputs if value.name in fed or f"{value.name}{SUFFIX}" not in results}
 
 
 def _depending(graph: ir.Graph, on: Collection[ir.Value], but: Collection[ir.Value] = ()) -> set[ir.Value]:
