@@ -1,4 +1,4 @@
-"""What the parts of a batch have in common: weights are quantized once before them, and their gradients summed before quantizers.
+"""Work that the parts of a batch share: weights are quantized once before them, and their gradients summed before quantizers.
 
 The gradient of a quantizer is linear in the gradient of its output. So the parts only go as far as that, and what follows is
 computed once, of the sum.
@@ -37,7 +37,7 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class Borders:
-    """Where a training graph is cut, by names of values; `ahead` and `behind` are in groups, for several threads.
+    """Names of the values at which a training graph is cut; `ahead` and `behind` are in groups, for several threads.
 
     Attributes:
         weights: the weights whose quantizers are before and behind the parts.
@@ -60,7 +60,7 @@ class Borders:
         return dict.fromkeys((one.gradient for one in self.weights), ir.DataType.FLOAT)
 
     def of_parts(self, results: Iterable[str]) -> list[str]:
-        """What the parts compute, of all these results, and the gradients of the quantizers' outputs."""
+        """Names of what the parts compute of all these results, and the gradients of the quantizers' outputs."""
         apart = {name for names in (*self.ahead, *self.behind) for name in names}
         return [*(name for name in results if name not in apart), *self.gradients]
 
@@ -107,7 +107,7 @@ def note_weights(model: ir.Model, again: Collection[str], fed: Collection[str] =
 
 
 def borders(model: ir.Model, count: int) -> Borders | None:
-    """Where the graph is cut, for so many threads; None where no weight is quantized."""
+    """Finds where the graph is cut, for so many threads; None where no weight is quantized."""
     weights, fed = model.meta.get(_KEY, ((), ()))
     groups = _groups(model.graph, weights, count)
     if not groups:
