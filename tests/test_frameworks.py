@@ -25,7 +25,7 @@ CONFIG = Config(
     activation_start_epoch=1,
     output_correction="none",
 )
-IMAGES, TEST, EPOCHS = 6000, 2000, 2
+IMAGES, TEST, EPOCHS = 3000, 1000, 2
 
 
 def images(channel_axis):
