@@ -27,6 +27,7 @@ test: $(VENV)/.test $(RUNTIME)/.done
 	$(BIN)/lint-imports
 	ONNXQAT_RUNTIME_PYTHON=$(CURDIR)/$(RUNTIME)/bin/python ONNXQAT_NODE_MODULES=$(CURDIR)/$(NODE)/node_modules \
 		$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m tools.core # where no other Python can be had, it says so and goes on
 
 # The core of the tests on the oldest and the newest Python that can be had, in both engines.
 core: $(VENV)/.test
