@@ -47,7 +47,12 @@ def distance(original: ir.Model, model: ir.Model, batches: Iterable[Batch], work
 
 
 def _products(meant: NDArray[np.float32], found: NDArray[np.float32]) -> list[float]:
-    """Sums over a batch: of squared errors, and of the products of what deviates from the mean over its samples."""
+    """Sums over a batch: of squared errors, and of the products of what deviates from the mean over its samples.
+
+    Zeros where the number of entries depends on values, and is another in the quantized model.
+    """
+    if meant.shape != found.shape:
+        return [0.0] * 4
     f, q = (array.astype(np.float64) for array in (meant, found))
     with np.errstate(invalid="ignore", over="ignore"):  # outputs may be infinite: no distance exceeds another then
         error = np.square(f - q).sum()

@@ -14,7 +14,8 @@ from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_gradients_are_those_of_torch(bits):
-    config = Config(weight_bits=bits, activation_bits=bits)
+    # corrected, a value lies so near a tie that torch rounds it the other way than double precision does
+    config = Config(weight_bits=bits, activation_bits=bits, output_correction="none")
     inserted = insert(model(BODY, **WEIGHTS), calibration=[{"x": b["x"]} for b in batches(2)], config=config)
     trainer = Trainer(inserted)
     quantized = trainer.model()  # with biases on their grid, which torch then need not know of
