@@ -6,6 +6,7 @@ import logging
 
 import onnx_ir as ir
 
+from onnxqat.autodiff.kernels.table import define
 from onnxqat.graph.edit import forget_names, fresh_name
 from onnxqat.graph.nesting import captured_values, subgraphs
 from onnxqat.graph.ops import BLOCKED, Ops
@@ -28,6 +29,7 @@ def lower(model: ir.Model, block: int) -> None:
     graph = lowering.run()
     if lowering.gain > 0:
         model.graph = graph
+        define(model)
     log.debug("blocked layout: %d convolutions, %s", lowering.lowered, "taken" if lowering.gain > 0 else "does not pay")
 
 

@@ -123,14 +123,15 @@ def always_lowered(monkeypatch):
     monkeypatch.setattr(choice, "REORDER", 0)
 
 
-def engine_of(proto, size: int):
-    graph = training_graph(load_qdq(proto) if is_quantized(io.load(proto)) else io.load(proto), "mse", block=size)
+def engine_of(proto, size: int, engine: str = "auto"):
+    loaded = load_qdq(proto) if is_quantized(io.load(proto)) else io.load(proto)
+    graph = training_graph(loaded, "mse", block=size, engine=engine)
     return graph, Engine(graph.training, graph.evaluation, graph.layout, graph.initial, 1)
 
 
-def trained(proto, x: np.ndarray, size: int):
+def trained(proto, x: np.ndarray, size: int, engine_name: str = "auto"):
     """Loss, gradients by name, outputs, and the graph."""
-    graph, engine = engine_of(proto, size)
+    graph, engine = engine_of(proto, size, engine_name)
     batch = {"x": x, "label": np.zeros_like(outputs(proto, {"x": x})[0])}
     feeds = feeds_for(graph, None)(batch)
     loss = engine.step(feeds)
@@ -147,11 +148,12 @@ def assert_same(expected, found, tolerance: float = 1e-6):
         assert np.linalg.norm(found[name] - gradient) <= tolerance * np.linalg.norm(gradient), name
 
 
+@pytest.mark.parametrize("engine", ["auto", "runtime"])
 @pytest.mark.parametrize("name", NETS)
-def test_gradients_are_those_of_the_plain_layout(name):
+def test_gradients_are_those_of_the_plain_layout(name, engine):
     (proto, x), convolutions = NETS[name]
     loss, expected, answers, _ = trained(proto, x, 0)
-    other, found, blocked_answers, graph = trained(proto, x, block())
+    other, found, blocked_answers, graph = trained(proto, x, block(), engine)
     assert blocked(graph) == convolutions
     assert other == pytest.approx(loss, rel=1e-6)
     assert_same(expected, found)
