@@ -12,7 +12,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,23 +32,21 @@ TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns how many runs failed."""
+    """Runs the core with each Python, and if all of them train, in the other engine too; returns how many runs failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--here", action="store_true", help="run it in this environment")
-    if parser.parse_args(arguments).here:
-        return failures(Path(sys.executable))
-    made = [next(filter(None, map(environment, versions)), None) for versions in WANTED]
-    return sum(failures(python) for python in made if python is not None)
+    here = parser.parse_args(arguments).here
+    made = [Path(sys.executable)] if here else [next(filter(None, map(environment, some)), None) for some in WANTED]
+    pythons = [python for python in made if python is not None]
+    failed = sum(fails(python, "auto") for python in pythons)
+    return failed + (fails(pythons[0], "runtime") if pythons and all(map(trains, pythons)) else 0)
 
 
-def failures(python: Path) -> int:
-    """Runs the core with an interpreter, in each engine that it has; returns how many runs failed."""
-    failed = 0
-    for engine in engines(python):
-        print(f"core: {python}, engine {engine}", flush=True)
-        variables = {**os.environ, "PYTHONPATH": str(ROOT)}  # for the processes that tests start
-        failed += subprocess.run([python, *_pytest(engine)], cwd=ROOT, env=variables, check=False).returncode != 0
-    return failed
+def fails(python: Path, engine: str) -> bool:
+    """Runs the core with an interpreter, where the engine `auto` means the one named; returns whether it failed."""
+    print(f"core: {python}, engine {engine}", flush=True)
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}  # for the processes that tests start
+    return subprocess.run([python, *_pytest(engine)], cwd=ROOT, env=variables, check=False).returncode != 0
 
 
 def environment(version: str) -> Path | None:
@@ -65,12 +63,10 @@ def environment(version: str) -> Path | None:
     return None
 
 
-def engines(python: Path) -> Iterator[str]:
-    """What `auto` is to mean: the best engine there, and where that is the training build's, the other one too."""
-    yield "auto"
+def trains(python: Path) -> bool:
+    """Whether an interpreter has the build of ONNX Runtime that trains, which is then the engine `auto`."""
     code = "from importlib.metadata import version; version('onnxruntime-training-cpu')"
-    if subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0:
-        yield "runtime"
+    return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def _pytest(engine: str) -> list[str]:

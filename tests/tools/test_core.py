@@ -24,3 +24,17 @@ def test_a_python_that_cannot_be_had_is_named_with_the_reason_and_left_out(monke
         f"core: Python {version} cannot be had, so nothing is run there (error: no interpreter found)"
         for version in ("3.10", "3.14", "3.13")
     ]
+
+
+@pytest.mark.parametrize(
+    ("training", "runs"),
+    [({"3.10"}, ["3.10 auto", "3.13 auto"]), ({"3.10", "3.13"}, ["3.10 auto", "3.13 auto", "3.10 runtime"])],
+    ids=["each has one", "the newest trains too"],
+)
+def test_both_engines_run_and_none_twice(training, runs, monkeypatch):
+    done = []
+    monkeypatch.setattr(core, "environment", lambda version: None if version == "3.14" else version)
+    monkeypatch.setattr(core, "trains", training.__contains__)
+    monkeypatch.setattr(core, "fails", lambda python, engine: bool(done.append(f"{python} {engine}")))
+    core.main([])
+    assert done == runs
