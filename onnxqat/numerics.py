@@ -126,9 +126,7 @@ def quantize(
     block: int = 0,
 ) -> NDArray[np.int32]:
     """Float to codes, ONNX QuantizeLinear: int32 of the shape of `x`, in [qmin, qmax], ties to even."""
-    s, z = (spread(p, x.shape, axis, block) for p in (scale, zero_point))
-    codes = np.rint(x / s.astype(x.dtype)) + z
-    return np.asarray(np.clip(codes, qmin, qmax), np.int32)
+    return np.asarray(np.clip(_codes(x, scale, zero_point, axis, block), qmin, qmax), np.int32)
 
 
 def clipped(
@@ -141,9 +139,14 @@ def clipped(
     block: int = 0,
 ) -> NDArray[np.bool_]:
     """Returns the mask of values that a quantizer cannot represent (code outside [qmin, qmax]); bool, shape of `x`."""
-    s, z = (spread(p, x.shape, axis, block) for p in (scale, zero_point))
-    code = np.rint(x / s.astype(x.dtype)) + z
+    code = _codes(x, scale, zero_point, axis, block)
     return np.asarray((code < qmin) | (code > qmax))
+
+
+def _codes(x: Array, scale: Array | float, zero_point: Array | int, axis: int | None, block: int) -> Array:
+    """Codes before they are clipped."""
+    s, z = (spread(p, x.shape, axis, block) for p in (scale, zero_point))
+    return np.asarray(np.rint(x / s.astype(x.dtype)) + z)
 
 
 def dequantize(
