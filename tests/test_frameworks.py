@@ -44,8 +44,10 @@ def accuracy(model, data):
 
 def check(whole, inserted, trained, deployed, quantized_answers, test):
     """What training recovers, and what ships."""
-    assert whole > 0.8
-    assert inserted < whole  # by one to five points: float training is not repeatable to the bit
+    assert (
+        whole > 0.75
+    )  # measured 0.787 to 0.822: float training is not repeatable to the bit, nor from processor to processor
+    assert inserted < whole  # by four to twelve points
     assert trained > inserted + (whole - inserted) / 2
     assert accuracy(deployed, test) == pytest.approx(trained, abs=0.005)
     (logits,) = outputs(deployed, {deployed.graph.input[0].name: test[0]})
