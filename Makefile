@@ -6,6 +6,7 @@ PYTHON ?= $(shell for one in $(SUPPORTED:%=python%) python3; do \
 	done 2>/dev/null)
 VENV := .venv
 RUNTIME := .venv-runtime
+QNN := .venv-qnn
 LOWEST := .venv-lowest
 NODE := .node
 BIN := $(VENV)/bin
@@ -76,6 +77,14 @@ $(VENV)/.release: $(VENV)/.core
 $(RUNTIME)/.done: Makefile
 	$(call make_environment,$(RUNTIME))
 	$(RUNTIME)/bin/pip install --quiet onnxruntime==1.32.0 numpy==2.4.6
+	touch $@
+
+# The emulator of Qualcomm's NPU, with its own onnxruntime; tests that need it skip without it.
+qnn: $(QNN)/.done ## an environment with onnxruntime-qnn, for the tests of its target
+.PHONY: qnn
+$(QNN)/.done: Makefile
+	$(call make_environment,$(QNN))
+	$(QNN)/bin/pip install --quiet onnxruntime==1.32.0 onnxruntime-qnn==2.7.0 numpy==2.4.6
 	touch $@
 
 # A test trains under node what `export-training` writes.

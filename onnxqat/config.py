@@ -75,7 +75,7 @@ class Config(Frozen):
         tolerance: loss of accuracy at which `run` ends training, `Tolerance`; None: it trains for all epochs.
         inputs: requirements on the model's inputs.
         fixed_inputs: inputs that become constants, with their values: a number, a flag or a list. Branches that they decide are
-            taken for good.
+            taken for good. Or names of free sizes of the inputs, such as `batch`, with the sizes of the deployed model.
 
     Example:
         ```python

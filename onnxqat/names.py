@@ -14,7 +14,7 @@ TARGETS = tuple(
         if file.name not in _SHARED
     )
 )
-RuntimeName = Literal["ort", "openvino"]
+RuntimeName = Literal["ort", "openvino", "qnn"]
 #: What runs a training graph; see `runtime.engines`.
 EngineName = Literal["auto", "training", "runtime"]
 #: What operators a training graph is written in: those of an engine, or of the ONNX standard alone.

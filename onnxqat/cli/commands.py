@@ -158,12 +158,31 @@ def export_training(
 
 
 @app.command()
-def fold(model: options.Model, output: options.Output) -> None:
+def fold(
+    model: options.Model,
+    output: options.Output,
+    *,
+    qnn_context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOC/ARCH",
+            help="Also compile the model for that NPU, 60/75 for a Snapdragon 8 Gen 3, into a file beside it (.qnn.onnx).",
+            show_default=False,
+        ),
+    ] = None,
+    interpreter: options.Interpreter = None,
+) -> None:
     """Fold a Q/DQ model into the deployed one: integer weights, int32 biases."""
-    outputs.check([output], models=[model])
+    beside = [] if qnn_context is None else [output.with_suffix(".qnn.onnx")]
+    outputs.check([output, *beside], models=[model])
     from onnxqat.folding import fold as stage
 
-    outputs.write(stage(model), output)
+    deployed = stage(model)
+    outputs.write(deployed, output)
+    if qnn_context is not None:
+        from onnxqat.verification.context import compiled
+
+        outputs.write(compiled(deployed, qnn_context, interpreter), beside[0])
 
 
 @app.command("eval")

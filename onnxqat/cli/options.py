@@ -53,7 +53,15 @@ Json = Annotated[
 ]
 FixInput = Annotated[
     list[str] | None,
-    Option("--fix-input", metavar="NAME=VALUE", help="Make an input a constant; a number, true, false or a JSON list."),
+    Option(
+        "--fix-input",
+        metavar="NAME=VALUE",
+        help="Make an input a constant (a number, true, false or a JSON list), or a free size of the inputs that of the deployed "
+        "model (batch=1).",
+    ),
+]
+Interpreter = Annotated[
+    str | None, Option(help="Python of another environment that has the runtime.", show_default=False)
 ]
 SampleAxis = Annotated[
     int | None, Option(help="Axis of the first input that counts samples, if the model does not show it.")
@@ -124,9 +132,7 @@ class Judging:
         RuntimeName | None,
         Option(help="Runtime that executes the models. (default: the target's)", show_default=False),
     ] = None
-    interpreter: Annotated[
-        str | None, Option(help="Python of another environment that has the runtime.", show_default=False)
-    ] = None
+    interpreter: Interpreter = None
 
 
 @dataclass(frozen=True)

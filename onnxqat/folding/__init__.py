@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -19,8 +19,11 @@ from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.qdq import Quantizer, quantizers, write_scalars
+from onnxqat.graph.sizes import fix_sizes
 from onnxqat.graph.types import infer
+from onnxqat.graph.without import TARGET
 from onnxqat.runtime import checked, explained
+from onnxqat.targets import TARGETS
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
 
 def _folded(folded: ir.Model) -> ir.Model:
     """The deployed form of a Q/DQ model, which is changed in place."""
+    fix_sizes(folded)
     found = quantizers(folded)
     if not found:
         raise InputError("model: has no quantizers; run `onnxqat insert` first")
@@ -68,13 +72,7 @@ def _folded(folded: ir.Model) -> ir.Model:
     write_scalars(found)
     weights = [q for q in found if q.is_weight and q.quantize is not None]
     if biases_are_integers(folded):
-        for bias in integer_biases(folded):
-            fold_bias(graph, bias)
-        for quantizer in found:
-            if not quantizer.is_weight:
-                fold_activation(graph, quantizer)
-        guard_float_layers(graph)
-        guard_blocks(graph, found)
+        _fold_as_kernels_add(folded, found)
     _fold_weights(folded, weights)
     check_finite_weights(folded)
     share_zero_points(found)
@@ -95,6 +93,19 @@ def _fold_weights(model: ir.Model, weights: Iterable[Quantizer]) -> None:
     for quantizer in quantizers(model):
         if quantizer.is_weight:
             separate_readers(model.graph, quantizer)
+
+
+def _fold_as_kernels_add(model: ir.Model, found: Sequence[Quantizer]) -> None:
+    """Makes biases integers, and activations bounds of the codes; float layers are kept from becoming integer ones."""
+    target = TARGETS.get(model.metadata_props.get(TARGET, ""))
+    for bias in integer_biases(model):
+        fold_bias(model.graph, bias)
+    for quantizer in found:
+        if not quantizer.is_weight:
+            fold_activation(model.graph, quantizer, clips_codes=target is None or target.clips_codes)
+    if target is None or not target.whole:
+        guard_float_layers(model.graph)
+        guard_blocks(model.graph, found)
 
 
 def _state_shapes(model: ir.Model) -> None:

@@ -8,14 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxqat.graph.constants import constant
-from onnxqat.graph.edit import fresh_name, fresh_value_name, shared_code
+from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.qdq import Quantizer
 from onnxqat.graph.without import ABSORBED, absorbed
 from onnxqat.numerics import quantize
 
 
-def fold_activation(graph: ir.Graph, quantizer: Quantizer) -> None:
+def fold_activation(graph: ir.Graph, quantizer: Quantizer, *, clips_codes: bool = True) -> None:
     """Replaces a Relu or Clip that only this quantizer reads by bounds on the codes, if they do not end there anyway.
+
+    Where the target does not clip codes, the bounds stand as a Clip of floats between two pairs of the same grid.
 
     Exact, because QuantizeLinear is monotone: Q(clip(x, a, b)) = clip(Q(x), Q(a), Q(b)). ONNX Runtime absorbs a float Clip only
     if it covers the whole range of the integer type, which codes below 8 bits and trained scales do not keep to.
@@ -29,7 +31,10 @@ def fold_activation(graph: ir.Graph, quantizer: Quantizer) -> None:
         quantizer.nodes[0].replace_input_with(0, node.inputs[0])
         graph.remove(node, safe=True)
     if (qmin, qmax) != (quantizer.qmin, quantizer.qmax):
-        _clip_codes(graph, quantizer, qmin, qmax)
+        if clips_codes:
+            _clip_codes(graph, quantizer, qmin, qmax)
+        else:
+            _clip_between_pairs(graph, quantizer, bounds)
     if quantizer.quantize is not None and any(map(np.isfinite, bounds)) and absorbed(quantizer, ours=True) != bounds:
         quantizer.quantize.metadata_props[ABSORBED] = f"{bounds[0]:.9g} {bounds[1]:.9g}"
 
@@ -92,6 +97,28 @@ def _code(quantizer: Quantizer, limit: float) -> int:
         np.asarray(limit, np.float32), quantizer.scales, quantizer.zero_points, quantizer.qmin, quantizer.qmax
     )
     return int(codes)
+
+
+def _clip_between_pairs(graph: ir.Graph, quantizer: Quantizer, bounds: tuple[float, float]) -> None:
+    """Puts a pair and a Clip in front of the quantizer, which gives the same codes as one of them clipped."""
+    quantize_node, value = quantizer.nodes[0], quantizer.nodes[0].inputs[0]
+    assert value is not None
+    grid = quantize_node.inputs[1:]
+    limits = [
+        None if np.isinf(bound) else constant_value(graph, f"{quantize_node.name}_bound", np.asarray(bound, np.float32))
+        for bound in bounds
+    ]
+    first = ir.node("QuantizeLinear", [value, *grid])
+    back = ir.node("DequantizeLinear", [first.outputs[0], *grid])
+    clip = ir.node("Clip", [back.outputs[0], *limits])
+    first.outputs[0].type, first.outputs[0].shape = quantize_node.outputs[0].type, value.shape
+    for node in (first, back, clip):
+        node.name = fresh_name(graph, f"{quantize_node.name}_{node.op_type}")
+        node.outputs[0].name = fresh_value_name(graph, f"{node.name}_output")
+        if node is not first:
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+    quantize_node.replace_input_with(0, clip.outputs[0])
+    graph.insert_before(quantize_node, [first, back, clip])
 
 
 def _clip_codes(graph: ir.Graph, quantizer: Quantizer, qmin: int, qmax: int) -> None:

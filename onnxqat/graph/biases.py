@@ -23,6 +23,8 @@ from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 log = logging.getLogger(__name__)
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+#: Add a shift as their kernels add a bias, where data and scale are integers.
+NORMALIZING = ("LayerNormalization", "InstanceNormalization")
 #: Bound of a bias plus the products that it is added to, in int32; half of the range is left for training.
 ROOM = 2.0**30
 #: The largest product of two 8-bit codes.
@@ -40,7 +42,7 @@ class Bias:
     """A constant float bias of a layer that reads integers on both sides.
 
     Attributes:
-        layer: the Conv, Gemm or MatMul.
+        layer: the Conv, Gemm or MatMul, or a normalization with a quantized scale.
         adder: the node that adds the bias: the layer itself, or the Add behind a MatMul.
         index: at which of its inputs.
         value: the bias.
@@ -106,7 +108,7 @@ def integer_biases(model: ir.Model) -> list[Bias]:
     if not biases_are_integers(model):
         return []
     produced_by = by_output(quantizers(model))
-    found = (_bias(node, produced_by) for node in model.graph if node.op_type in WEIGHTED)
+    found = (_bias(node, produced_by) for node in model.graph if node.op_type in (*WEIGHTED, *NORMALIZING))
     return [bias for bias in found if bias is not None]
 
 

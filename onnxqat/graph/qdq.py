@@ -21,6 +21,8 @@ from onnxqat.numerics import dequantize, integer_range, quantize
 
 #: Key of the metadata of a node whose weight and bias `insert` has changed: a normalization behind it was folded into them.
 FOLDED = "onnxqat.folded"
+#: Key of the metadata of a quantizer's nodes: training leaves its scale as it is.
+FIXED_GRID = "onnxqat.fixed_grid"
 #: Bounds of the integer types that QuantizeLinear writes (opset 21).
 INTEGER_BOUNDS = {
     ir.DataType.INT4: (-8, 7),

@@ -26,6 +26,7 @@ from onnxqat.graph.qdq import Spec
 from onnxqat.graph.without import ADAPTED, TARGET
 from onnxqat.insertion.calibrate import Observed, Observer, calibrate
 from onnxqat.insertion.correct import correct_outputs
+from onnxqat.insertion.demands import check_model, check_settings
 from onnxqat.insertion.groups import Skip
 from onnxqat.insertion.hold import hold_weights
 from onnxqat.insertion.inputs import check_inputs
@@ -84,8 +85,12 @@ def insert(
     config = config or Config()
     workers = Workers.join() if distributed else Workers()
     table = TARGETS[config.target]
+    check_settings(config, table)
+    if not table.adds_pairs:
+        config = config.model_copy(update={"overflow_fix": "disable"})
     with explained(model):
-        prepared = prepare(model, config.fixed_inputs)
+        prepared = prepare(model, config.fixed_inputs, table.single)
+        check_model(prepared, table)
         if config.correction != "none":
             zero_bias_in_gemm(prepared.graph)
         if config.has_blocks:
@@ -99,7 +104,8 @@ def insert(
     batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
     correction = _correction(config, batches)
     check_inputs(prepared, config.inputs)
-    observers, sample = _calibrated(prepared, activations, batches, workers)
+    free = [site for site in activations if site.fixed is None]
+    observers, sample = _calibrated(prepared, free, batches, workers)
     check_conversion(model, config.fixed_inputs, sample)
     original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
     weighted = [group.node for group in groups if group.weight is not None]
@@ -180,7 +186,8 @@ def _weight_placement(graph: ir.Graph, site: WeightSite, config: Config) -> Plac
     # its scale keeps the lowest code away: no Clip is needed
     held = config.overflow_fix == PAIRS and site.spec.bits == 8 and site.spec.symmetric
     spec = replace(site.spec, narrow=False) if held else site.spec
-    return Placement(site.value, new_grid(graph, str(site.value.name), spec, scale, zero_point), site.users)
+    grid = new_grid(graph, str(site.value.name), spec, scale, zero_point)
+    return Placement(site.value, replace(grid, fixed=site.is_fixed), site.users)
 
 
 def _activation_placements(
@@ -193,9 +200,18 @@ def _activation_placements(
         if key not in grids:
             stem = str(site.value.name) if site.users is None else f"{site.value.name}_{site.bits}bit"
             together = [replace(site.observed, value=value) for value in site.joined]
-            grids[key] = _activation_grid(graph, stem, site, [observers[one] for one in together], table)
+            seen = [observers[one] for one in together if one in observers]
+            grids[key] = _fixed_grid(graph, stem, site) or _activation_grid(graph, stem, site, seen, table)
         placements.append(Placement(site.value, grids[key], site.users))
     return placements
+
+
+def _fixed_grid(graph: ir.Graph, stem: str, site: ActivationSite) -> Grid | None:
+    if site.fixed is None:
+        return None
+    scale, zero_point = np.asarray(site.fixed[0], np.float32), np.asarray(site.fixed[1], np.int32)
+    spec = Spec(site.bits, signed=False, symmetric=False)
+    return replace(new_grid(graph, stem, spec, scale, zero_point), fixed=True)
 
 
 def _activation_grid(
@@ -205,6 +221,7 @@ def _activation_grid(
     ranges = [observer.range(2**site.bits, symmetric=symmetric) for observer in observers]
     low: NDArray[Any] = np.min([low for low, _ in ranges], axis=0)
     high: NDArray[Any] = np.max([high for _, high in ranges], axis=0)
+    high = np.maximum(high, low + table.least_range)
     if site.settings.signed:
         low = np.minimum(low, -high)
     signed = table.signed_activations and symmetric and bool(np.any(low < 0))

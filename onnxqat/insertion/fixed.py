@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.data.batch import FIXED_INPUTS
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.sizes import FIXED_SIZES, fixed_sizes, free_sizes
 
 
 def with_fixed_inputs(model: io.ModelLike, values: Mapping[str, Any]) -> io.ModelLike:
@@ -31,24 +32,38 @@ def fix_inputs(model: ir.Model, values: Mapping[str, Any]) -> None:
 
     Args:
         model: the float model.
-        values: a number, a flag or a nested list for each of the inputs; a number fills an input of any fixed shape.
+        values: a number, a flag or a nested list for each of the inputs; a number fills an input of any fixed shape. Under the
+            name of a free size of the inputs, the number that the deployed model has there.
 
     Raises:
         InputError: there is no such input, or the value does not fit it.
     """
     graph = model.graph
     inputs = {str(value.name): value for value in graph.inputs if not value.is_initializer()}
+    sizes = {name for name, _, _ in free_sizes(graph)}
     for name, given in values.items():
+        if name not in inputs and name in sizes:
+            _note_size(model, name, given)
+            continue
         if name not in inputs:
+            free = f", with the sizes {', '.join(map(repr, sorted(sizes)))}" if sizes else ""
             raise InputError(
-                f"fixed input {name!r}: the model has no such input; it takes {', '.join(map(repr, inputs))}"
+                f"fixed input {name!r}: the model has no such input; it takes {', '.join(map(repr, inputs))}{free}"
             )
         value = inputs[name]
         graph.inputs.remove(value)
         value.const_value = ir.tensor(_fitting(value, given), name=name)
         graph.register_initializer(value)
     if values:
-        model.metadata_props[FIXED_INPUTS] = json.dumps(sorted(values))
+        model.metadata_props[FIXED_INPUTS] = json.dumps(sorted(inputs.keys() & values.keys()))
+
+
+def _note_size(model: ir.Model, name: str, given: Any) -> None:
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise InputError(
+            f"fixed input {name!r}: is a size of the inputs, which {given!r} cannot be; give a number from 1"
+        )
+    model.metadata_props[FIXED_SIZES] = json.dumps({**fixed_sizes(model), name: given})
 
 
 def _fitting(value: ir.Value, given: Any) -> NDArray[Any]:

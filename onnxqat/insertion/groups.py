@@ -18,6 +18,7 @@ class Group:
         weight: the initializer whose codes the kernel multiplies with; None for kernels without weights.
         weight_axis: output-channel axis of the weight; None where kernels take one scale only.
         quantizes_weight: whether the weight is quantized; the user may leave it in float.
+        constants: constant operands that the kernel reads as integers like those of activations.
     """
 
     node: ir.Node
@@ -26,6 +27,7 @@ class Group:
     weight: ir.Value | None = None
     weight_axis: int | None = None
     quantizes_weight: bool = True
+    constants: tuple[ir.Value, ...] = ()
 
     @property
     def reduction_axis(self) -> int | None:

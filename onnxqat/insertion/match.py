@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -17,9 +17,11 @@ from onnxqat.graph.movement import moved
 from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import inner_nodes
 from onnxqat.insertion.groups import Group, Skip, inputs, is_float
+from onnxqat.insertion.masks import masked_values
 from onnxqat.insertion.origins import origins
 from onnxqat.insertion.patterns import MATCHERS
 from onnxqat.insertion.patterns.decomposed import Whole, find_wholes
+from onnxqat.insertion.patterns.pooling import match as match_data
 from onnxqat.insertion.patterns.weighted import attention_reason
 from onnxqat.insertion.scopes import no_node
 from onnxqat.insertion.settings import overridden
@@ -38,6 +40,7 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     _check_rules(nodes, config.rules)
     ignored = {node for node in nodes if any(rule.matches(node) for rule in config.ignore)}
     wholes = {n: w for n, w in find_wholes(model.graph).items() if w.name not in target.decomposed}
+    masked = masked_values(model.graph) if target.whole else set()
     groups: list[Group] = []
     skips: list[Skip] = []
     absorbed: set[ir.Node | None] = set()
@@ -49,12 +52,14 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
         else:
             result = _match(node, target, ignored)
         if isinstance(result, Group) and result.weight is None:
-            result = _attention_obstacle(result, wholes, target) or result
+            result = _attention_obstacle(result, wholes, target) or _mask_obstacle(result, masked) or result
         if isinstance(result, Skip):
             skips.append(result)
         elif result is not None:
             absorbed.add(result.writes.producer())
-            groups.append(replace(result, writes=_behind_activations(result.writes, target, ignored)))
+            written = _behind_activations(result.writes, target, ignored)
+            absorbed.update(written)
+            groups.append(replace(result, writes=written[-1].outputs[0] if written else result.writes))
     transforms = fixed_transforms(nodes, groups, config)
     groups = [group for group in groups if group.node not in {skip.node for skip in transforms}]
     skips += transforms
@@ -143,9 +148,12 @@ def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip
         return Skip(node, "ignored by the configuration")
     if node.op_type in target.weighted | target.integer:
         return MATCHERS[node.op_type](node, target)
-    moves = moved(node, target.moves | target.joins) is not None or node.op_type in target.absorbs
+    carried = moved(node, target.moves | target.joins) is not None
+    if target.whole and not carried and node.op_type in target.absorbs | target.moves:
+        return match_data(node, target)
     if (
-        moves
+        carried
+        or node.op_type in target.absorbs
         or not any(is_float(v) for v in node.outputs)
         or all(constant(value) is not None for value in inputs(node))
     ):
@@ -160,13 +168,24 @@ def _attention_obstacle(group: Group, wholes: Mapping[ir.Node, Whole], target: T
     return Skip(group.node, attention_reason(target)) if softmax and not target.softmax_product else None
 
 
-def _behind_activations(value: ir.Value, target: Target, ignored: set[ir.Node]) -> ir.Value:
-    """The value behind the activations that vanish in the requantization of `value`'s producer."""
-    user = sole_user(value)
+def _mask_obstacle(group: Group, masked: Collection[ir.Value]) -> Skip | None:
+    """Returns why a node stays in float that reads or writes a mask beside data."""
+    held = next((value for value in (*group.reads, group.writes) if value in masked), None)
+    if held is None:
+        return None
+    return Skip(group.node, f"{held.name!r} holds a mask beside data, for which no grid of 8 bits is fine enough")
+
+
+def _behind_activations(value: ir.Value, target: Target, ignored: set[ir.Node]) -> list[ir.Node]:
+    """The activations that vanish in the requantization of `value`'s producer, one behind the other."""
+    found: list[ir.Node] = []
+    producer, user = value.producer(), sole_user(value)
+    if producer is not None and producer.op_type in target.fixed:
+        return found
     while user is not None and user not in ignored and user.op_type in target.absorbs and _has_fixed_bounds(user):
-        value = user.outputs[0]
-        user = sole_user(value)
-    return value
+        found.append(user)
+        user = sole_user(user.outputs[0])
+    return found
 
 
 def _has_fixed_bounds(node: ir.Node) -> bool:
@@ -184,7 +203,7 @@ def _inside_integer_regions(
     """Drops kernels without weights whose surroundings are float: quantizing only them costs accuracy and time."""
     kept = list(groups)
     dropped: list[Skip] = []
-    while True:
+    while not target.whole:
         weighted = [g for g in kept if g.weight is not None]
         integer = {g.writes for g in kept} | {above for g in weighted for v in g.reads for above in origins(v, target)}
         read = {above for g in kept for v in g.reads for above in origins(v, target)}
@@ -196,6 +215,7 @@ def _inside_integer_regions(
         dropped += out
         gone = {skip.node for skip in out}
         kept = [g for g in kept if g.node not in gone]
+    return kept, dropped
 
 
 def _float_side(

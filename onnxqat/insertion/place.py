@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.movement import moved
-from onnxqat.graph.qdq import INTEGER_BOUNDS, Spec
+from onnxqat.graph.qdq import FIXED_GRID, INTEGER_BOUNDS, Spec
 from onnxqat.insertion.groups import is_float
 from onnxqat.targets import Target
 
@@ -22,13 +22,14 @@ _SHORT = {"QuantizeLinear": "q", "Clip": "qc", "DequantizeLinear": "dq"}
 class Grid:
     """Scale, zero point and spec as they stand in the graph; quantizers that share a grid share these initializers.
 
-    `stem` is what the names of its nodes begin with.
+    `stem` is what the names of its nodes begin with; `fixed` says whether training leaves scale and zero point as they are.
     """
 
     stem: str
     spec: Spec
     scale: ir.Value
     zero_point: ir.Value
+    fixed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,8 @@ def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, .
     for node in nodes:
         # short names: in a small net they would be a tenth of the deployed file
         node.name = fresh_name(graph, f"{grid.stem}_{_SHORT[node.op_type]}")
+        if grid.fixed:
+            node.metadata_props[FIXED_GRID] = "true"
         node.outputs[0].name = fresh_value_name(graph, str(node.name))
         dtype = ir.DataType.FLOAT if node is nodes[-1] else grid.spec.dtype
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape

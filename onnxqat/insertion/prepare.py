@@ -40,6 +40,7 @@ from onnxqat.insertion.simplify import (
     pool_means,
     sum_bias_in_gemm,
 )
+from onnxqat.insertion.single import with_single_nodes
 from onnxqat.insertion.tied import share_tables
 from onnxqat.runtime.conversion import check_converted, modern
 
@@ -63,8 +64,15 @@ SIMPLIFICATIONS = (
 )
 
 
-def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.Model:
-    """Loads a float model and normalizes it; inputs in `fixed` become constants first (see `fixed`).
+def prepare(
+    model: io.ModelLike, fixed: Mapping[str, Any] | None = None, single: frozenset[str] = frozenset()
+) -> ir.Model:
+    """Loads a float model and normalizes it.
+
+    Args:
+        model: the model, or its path.
+        fixed: inputs that become constants first (see `fixed`).
+        single: functions that are written as one node (see `Target.single`).
 
     Raises:
         InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
@@ -99,7 +107,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None) -> ir.M
     passes.RemoveUnusedNodesPass()(loaded)
     infer(loaded)
     name_nodes(loaded.graph)
-    return loaded
+    return with_single_nodes(loaded, single)
 
 
 def ready_for_blocks(model: ir.Model) -> ir.Model:

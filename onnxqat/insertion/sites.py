@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 NAMED = 5
 #: Width of values that feed no weighted layer (residual Add, pooling): narrower ones lose accuracy and save nothing.
 PLAIN_BITS = 8
+#: Operators whose constant operands are no parameters.
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Concat"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +43,15 @@ class WeightSite:
         value: the initializer.
         spec: specification of its quantizer.
         estimate: how its range is found.
-        users: the weighted nodes that read the codes; others, in float, keep the float weight.
+        users: the nodes that read the codes; others, in float, keep the float weight.
+        is_fixed: whether its scale is not trained, as what it holds is not.
     """
 
     value: ir.Value
     spec: Spec
     estimate: Estimate
     users: tuple[ir.Node, ...]
+    is_fixed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,7 @@ class ActivationSite:
         users: the nodes that read the quantized value; None: all, and graph outputs too.
         joined: values that share the scale with this one; only itself where none do.
         settings: its settings in the configuration.
+        fixed: scale and zero point that the target demands; None where they follow from calibration.
     """
 
     value: ir.Value
@@ -67,6 +72,7 @@ class ActivationSite:
     users: tuple[ir.Node, ...] | None
     joined: frozenset[ir.Value]
     settings: Activation
+    fixed: tuple[float, int] | None = None
 
     @property
     def observed(self) -> Observed:
@@ -106,7 +112,20 @@ def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> lis
         signed = layer.symmetric or not block
         spec = Spec(bits, signed=signed, symmetric=layer.symmetric, narrow=narrow, axis=axis, block=block)
         sites.append(WeightSite(weight, spec, layer.estimate, tuple(group.node for group in sharing)))
-    return sites
+    return sites + _constant_sites(groups)
+
+
+def _constant_sites(groups: Sequence[Group]) -> list[WeightSite]:
+    """One site per constant operand, on a grid like that of an activation."""
+    readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    for group in groups:
+        for value in group.constants:
+            readers[value].append(group.node)
+    spec = Spec(PLAIN_BITS, signed=False, symmetric=False)
+    return [
+        WeightSite(value, spec, Estimate(), tuple(nodes), all(node.op_type in _ARITHMETIC for node in nodes))
+        for value, nodes in readers.items()
+    ]
 
 
 def _warn_of_channels(groups: Sequence[Group]) -> None:
@@ -147,7 +166,13 @@ def activation_sites(graph: ir.Graph, groups: Sequence[Group], target: Target, c
             readers[value][PLAIN_BITS] = defaultdict(list)
     for unified in _unified(groups, config):
         _join(joined, [root for group in unified for value in group.reads for root in origins(value, target)])
-    return _sites(readers, joined, lambda nodes: settings.activation(nodes, config, target), {g.node for g in groups})
+    found = _sites(readers, joined, lambda nodes: settings.activation(nodes, config, target), {g.node for g in groups})
+    return [replace(site, fixed=_fixed(site, target)) for site in found]
+
+
+def _fixed(site: ActivationSite, target: Target) -> tuple[float, int] | None:
+    producer = site.value.producer()
+    return None if producer is None else target.fixed.get(producer.op_type, {}).get(site.bits)
 
 
 def _written(graph: ir.Graph, groups: Sequence[Group], target: Target, config: Config) -> list[ir.Value]:
@@ -164,7 +189,7 @@ def _must_write_integers(group: Group, target: Target) -> bool:
 
     ONNX Runtime 1.32 leaves a Gemm in float that a Relu or Clip follows, but no QuantizeLinear behind that.
     """
-    if group.node.op_type in target.quantized_outputs:
+    if target.whole or group.node.op_type in target.quantized_outputs:
         return True
     last = group.writes.producer()
     absorbed = last is not None and last.op_type in target.absorbs

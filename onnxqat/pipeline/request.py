@@ -149,7 +149,7 @@ class Judge:
     """Runtime, metric and bound by which models are judged (see `verify`).
 
     Attributes:
-        runtime: "ort" or "openvino"; None: that of the configuration's target.
+        runtime: "ort", "openvino" or "qnn"; None: that of the configuration's target.
         interpreter: Python of another environment that has the runtime; None: this one.
         metric: name of the metric.
         labelling: how labels belong to the first output.

@@ -288,7 +288,7 @@ def check_packages() -> None:
 
 def _installed(package: str) -> bool:
     try:
-        metadata.version(package)
+        version = metadata.version(package)
     except metadata.PackageNotFoundError:
         return False
-    return True
+    return package != "onnxruntime-qnn" or version.startswith("1.")  # since 2.0 it stands beside onnxruntime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -43,6 +43,18 @@ class Target:
             the first two of any operator must.
         pairs_products: whether products of two activations, too, are added in pairs on x86 without VNNI.
         unknown_without_vnni: whether it is not known what an integer layer computes there, given its node and its weight's rank.
+        adds_pairs: whether its kernels on x86 without VNNI add products in pairs, so that weights are kept from saturating.
+        whole: whether every float value is to be integers: inputs and outputs of the model, constant operands, and what a kernel
+            reads whose surroundings are float.
+        single: functions that exporters write as several nodes and that the runtime takes as one node only.
+        fixed: grids that the runtime demands behind an operator, whatever the data: scale and zero point by number of bits.
+            Training leaves them as they are.
+        activation_bits: widths of activations that it runs.
+        least_range: smallest range of an activation.
+        static: whether all sizes must be fixed in the deployed model.
+        clips_codes: whether integers may be clipped between QuantizeLinear and DequantizeLinear; a Clip of floats between two
+            pairs otherwise.
+        refusal: why the runtime would not load a model with this node; "" where it does.
     """
 
     name: str
@@ -68,6 +80,15 @@ class Target:
     reads: Mapping[str, tuple[int, ...] | None]
     pairs_products: bool
     unknown_without_vnni: Callable[[ir.Node, int], bool]
+    adds_pairs: bool = True
+    whole: bool = False
+    single: frozenset[str] = frozenset()
+    fixed: Mapping[str, Mapping[int, tuple[float, int]]] = field(default_factory=dict)
+    activation_bits: frozenset[int] = frozenset(range(2, 9))
+    least_range: float = 0.0
+    static: bool = False
+    clips_codes: bool = True
+    refusal: Callable[[ir.Node], str] = lambda node: ""
 
     @property
     def moves(self) -> frozenset[str]:

@@ -54,6 +54,16 @@ def openvino_blockers(node: ir.Node, quantized: Quantizers, precision: str) -> s
     return _sentence(facts, f"OpenVINO, which computes it in {precision}")
 
 
+def qnn_blockers(node: ir.Node, quantized: Quantizers, where: str) -> str:
+    """Returns why the NPU did not compute the node on integers."""
+    facts = [
+        f"input {value.name!r} comes without a DequantizeLinear"
+        for value in node.inputs
+        if value is not None and value.dtype == ir.DataType.FLOAT and value not in quantized and constant(value) is None
+    ]
+    return f"{where}: {'; '.join(facts or _output_facts(node)) or 'the graph around the node does not say why'}"
+
+
 def _sentence(facts: list[str], runtime: str) -> str:
     return "; ".join(facts) if facts else f"refused by {runtime}; the graph around the node does not say why"
 

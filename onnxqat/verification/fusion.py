@@ -62,6 +62,29 @@ class Kernel:
         return self.op_type in WEIGHTED
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Division of a deployed model between an NPU and the CPU.
+
+    Attributes:
+        partitions: number of graphs of the NPU; between them the CPU works.
+        on_cpu: names of the nodes on the CPU, without the quantizers of the model's own inputs and outputs.
+        whole: whether the runtime also makes a session where nothing may go to the CPU.
+    """
+
+    partitions: int
+    on_cpu: tuple[str, ...]
+    whole: bool
+
+    @property
+    def sentence(self) -> str:
+        """Finding in one line."""
+        if self.whole and self.partitions == 1:
+            return "NPU: the whole model in one partition, nothing on the CPU (its use is forbidden and the session is made)."
+        where = f"{len(self.on_cpu)} nodes on the CPU: {', '.join(map(repr, self.on_cpu[:4]))}" if self.on_cpu else ""
+        return f"NPU: {self.partitions} partitions{', ' if where else ''}{where}."
+
+
 def purpose(node: ir.Node) -> str:
     """Returns why `insert` left the node in float; "" if it did not."""
     return str(node.metadata_props.get("onnxqat.float", ""))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, MissingExtraError, short_reason
 from onnxqat.graph import files, io
+from onnxqat.graph.sizes import fixed_sizes
 from onnxqat.names import RuntimeName
 from onnxqat.targets import TARGETS
 from onnxqat.verification import worker
@@ -53,8 +54,8 @@ class Host:
         Returns:
             The file that the model was written to for the runtime.
         """
-        path = self._write(name, model)
-        self._call("load", name, name=name, path=path, threads=self.threads, simulate=simulate)
+        path, rows = self._write(name, model), _fixed_rows(model)
+        self._call("load", name, name=name, path=path, threads=self.threads, simulate=simulate, rows=rows)
         return Path(path)
 
     def run(self, name: str, inputs: Arrays) -> Arrays:
@@ -73,6 +74,12 @@ class Host:
         answer = self._call("executed", "deployed", path=path, folder=str(self.folder), threads=self.threads)
         return dict(answer)
 
+    def compiled(self, model: ir.Model, **device: str) -> Path:
+        """Compiles the model for a device (see `qnn.compiled`), and returns the file."""
+        path, output = self._write("deployed", model), str(self.folder / "compiled.onnx")
+        self._call("compiled", "deployed", path=path, output=output, threads=self.threads, device=device)
+        return Path(output)
+
     def _write(self, name: str, model: ir.Model) -> str:
         path = self.folder / f"{name}.onnx"
         io.write(model, path)
@@ -85,12 +92,22 @@ class Host:
             _explain(failure, self, model)
 
 
+def _fixed_rows(model: ir.Model) -> int | None:
+    """Number of samples that a model takes at once where `fold` fixed it; None: any, or not known."""
+    shapes = [value.shape for value in model.graph.inputs if not value.is_initializer()]
+    firsts = {shape[0] for shape in shapes if shape is not None and shape.rank()}
+    (first,) = firsts if fixed_sizes(model) and len(firsts) == 1 else (None,)
+    return first if isinstance(first, int) else None
+
+
 def _explain(failure: worker.WorkerError, host: Host, model: str) -> NoReturn:
     if failure.kind == "missing":
         package = PACKAGES[host.runtime] if str(failure) != "numpy" else "numpy"
+        remedy = f"run `{host.calls.python} -m pip install {package}`"
+        if host.runtime == "qnn" and isinstance(host.calls, Here):
+            remedy = "install it in an environment of its own, since it brings its own onnxruntime, and name that (--interpreter)"
         raise MissingExtraError(
-            f"runtime {host.runtime!r}: {package} is not installed for {host.calls.python}; "
-            f"run `{host.calls.python} -m pip install {package}`"
+            f"runtime {host.runtime!r}: {package} is not installed for {host.calls.python}; {remedy}"
         ) from failure
     reason = short_reason(failure)
     if failure.kind == "load":
@@ -103,7 +120,7 @@ def opened(runtime: RuntimeName, interpreter: str | os.PathLike[str] | None = No
     """A runtime ready to load models.
 
     Args:
-        runtime: "ort" or "openvino".
+        runtime: "ort", "openvino" or "qnn".
         interpreter: Python interpreter of the environment that has the runtime; None: this one.
         threads: how many threads the runtime may use.
 

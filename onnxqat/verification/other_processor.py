@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxqat.data.labels import Decisions
 from onnxqat.graph.naming import name_of
+from onnxqat.graph.pairs import Runtime
 from onnxqat.verification import compare
 from onnxqat.verification.emulated import emulated
 from onnxqat.verification.fusion import Kernel
@@ -68,12 +69,20 @@ class Elsewhere:
     def __init__(
         self, host: Host, deployed: ir.Model, kernels: Sequence[Kernel], metric: Metric, decisions: Decisions
     ) -> None:
-        layers = integer_layers(deployed, kernels, host.runtime)
-        self._products = paired_products(deployed, kernels, host.runtime)
-        self._unknown = tuple(map(name_of, unknown_layers(deployed, kernels, host.runtime)))
-        self._counts = [counted(layer, host.runtime) for layer in layers.values()]
+        self._products: tuple[str, ...] = ()
+        self._unknown: tuple[str, ...] = ()
+        self._counts: list[LayerSaturation] = []
+        self._emulation: _Emulation | None = None
+        runtime = host.runtime
+        if runtime == "qnn":  # no x86 processor
+            return
+        layers = integer_layers(deployed, kernels, runtime)
+        self._products = paired_products(deployed, kernels, runtime)
+        self._unknown = tuple(map(name_of, unknown_layers(deployed, kernels, runtime)))
+        self._counts = [counted(layer, runtime) for layer in layers.values()]
         numbers = [number for number, count in zip(layers, self._counts, strict=True) if count.on_avx2]
-        self._emulation = _Emulation(host, deployed, numbers, metric, decisions) if numbers else None
+        if numbers:
+            self._emulation = _Emulation(host, runtime, deployed, numbers, metric, decisions)
 
     @property
     def watch(self) -> compare.Watch | None:
@@ -91,17 +100,24 @@ class _Emulation:
     """The deployed model on the other kind of processor, batch by batch.
 
     Args:
+        runtime: its runtime, which has such kernels.
         numbers: of the nodes to write out, those in which a pair can saturate.
     """
 
     def __init__(
-        self, host: Host, deployed: ir.Model, numbers: list[int], metric: Metric, decisions: Decisions
+        self,
+        host: Host,
+        runtime: Runtime,
+        deployed: ir.Model,
+        numbers: list[int],
+        metric: Metric,
+        decisions: Decisions,
     ) -> None:
         self._host, self._deployed, self._metric, self._decisions = host, deployed, metric, decisions
         self._saturates = not saturates_here(host)
-        found = emulated(deployed, numbers, host.runtime, saturating=self._saturates)
+        found = emulated(deployed, numbers, runtime, saturating=self._saturates)
         # OpenVINO would make integer layers of what is written out as floats
-        host.load("other", found.model, simulate=host.runtime == "openvino")
+        host.load("other", found.model, simulate=runtime == "openvino")
         self._statistics: dict[str, NDArray[np.float64]] = {name: np.zeros(3) for name in found.statistics}
         self._with_trained, self._with_deployed = compare.Comparison(), compare.Comparison()
 

@@ -16,7 +16,7 @@ from onnxqat.terminal.plain import cells
 from onnxqat.verification.compare import OutputDifference
 from onnxqat.verification.divergence import Divergence
 from onnxqat.verification.entries import Sizes
-from onnxqat.verification.fusion import Kernel
+from onnxqat.verification.fusion import Kernel, Placed
 from onnxqat.verification.judge import Verdict
 from onnxqat.verification.measures import shown
 from onnxqat.verification.saturation import Saturation
@@ -84,6 +84,7 @@ class Report:
         latency: times per batch of both models.
         verdict: comparison of the deployed with the float model; None if none was given, or nothing can be judged.
         hint: what to know of a runtime that the model was not made for; None: it was made for this one.
+        placed: how the model is divided between an NPU and the CPU; None where the runtime has no NPU.
 
     Example:
         ```python
@@ -107,6 +108,7 @@ class Report:
     latency: Latency
     verdict: Verdict | None = None
     hint: str | None = None
+    placed: Placed | None = None
 
     @property
     def worst(self) -> OutputDifference:
@@ -154,7 +156,7 @@ class Report:
     def __rich__(self) -> RenderableType:
         return Group(
             *([] if self.hint is None else [Text(f"note: {self.hint}")]),
-            Text(self.saturation.proof),
+            Text(self.saturation.proof if self.placed is None else self.placed.sentence),
             *self._elsewhere(),
             self._figures(),
             *self._where(),
@@ -197,7 +199,8 @@ class Report:
         ratio = f"{self.size.deployed / 1e6:.3f} MB ({self.size.ratio:.3f} of float)"
         table.add_row("size", f"{self.size.float_model / 1e6:.3f} MB", ratio)
         time = self.latency
-        label = f"latency, batch {time.batch}, {time.threads} threads"
+        emulated = "" if self.placed is None else ", emulated"
+        label = f"latency, batch {time.batch}, {time.threads} threads{emulated}"
         table.add_row(label, f"{time.float_model:.2f} ms", f"{time.deployed:.2f} ms ({time.ratio:.3f} of float)")
         return table
 

@@ -16,11 +16,12 @@ from onnxqat.data.labels import Decisions, Labelling
 from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.sizes import fixed_sizes
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
 from onnxqat.names import RuntimeName
 from onnxqat.terminal.progress import track
-from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, models
+from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, fusion_qnn, models
 from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.divergence import Divergence, divergence
 from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, opened
@@ -32,7 +33,7 @@ from onnxqat.verification.report import ALARMING_STEPS, Latency, Report, Size
 
 log = logging.getLogger(__name__)
 
-_REPORTS = {"ort": fusion_ort.report, "openvino": fusion_openvino.report}
+_REPORTS = {"ort": fusion_ort.report, "openvino": fusion_openvino.report, "qnn": fusion_qnn.report}
 #: Time for which float and deployed model are timed.
 TIMING_SECONDS = 4.0
 
@@ -61,7 +62,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         trained: the Q/DQ model.
         deployed: what `fold` made of it.
         batches: iterable of batches, a path, or `package.module:function`; with labels under "label" for the metric.
-        runtime: "ort" or "openvino"; None: the one that the deployed model was made for.
+        runtime: "ort", "openvino" or "qnn"; None: the one that the deployed model was made for.
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
         metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
             sample.
@@ -94,20 +95,24 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     decisions = _decisions(qdq_model, Labelling(class_axis, ignore_label, sample_axis))
     metric_name, score = named(metric, decisions)
     reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model, oldest_opset=7)
-    checked = sources.batches(batches, deployed_model, transform=transform, sample_axis=sample_axis)
+    # a deployed model of fixed sizes takes batches of any size in parts
+    taking = qdq_model if fixed_sizes(deployed_model) else deployed_model
+    checked = sources.batches(batches, taking, transform=transform, sample_axis=sample_axis)
     samples = checked.signature.samples
     runtime, hint = _runtime(runtime, deployed_model, qdq_model)
     paired = None if float_model is None else Paired(Baseline(metric_name, score, decisions))
     with opened(runtime, interpreter, threads) as host:
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
-        float_file = host.load("float", reference)
+        float_file = host.load("float", reference, simulate=True)
         kernels = _kernels(host, deployed_model)
         elsewhere = Elsewhere(host, deployed_model, kernels, score, decisions)
         found = compare.compared(host, track(checked, "verify"), score, decisions, samples, paired, elsewhere.watch)
         check_judged(max_drop, possible=paired is None or paired.baseline.can_judge)
         outputs = compare.differences(found, deployed_model)
-        latency = _latency(host, found.first, samples)
+        # a model of fixed sizes takes its samples one part after the other: one of them will do
+        timed = {n: array[:1] for n, array in found.first.items()} if fixed_sizes(deployed_model) else found.first
+        latency = _latency(host, timed, samples)
         saturation = elsewhere.result()
         evidence = Evidence(
             trained_score=found.score("trained"),
@@ -130,6 +135,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
             size=Size(_size(deployed, deployed_file), _size(float_model, float_file)),
             latency=latency,
             verdict=None if paired is None else paired.verdict(evidence, max_drop),
+            placed=_placed(host, deployed_model),
         )
     integer, total = report.integer_count()
     log.info("verify: %s: %d of %d layers with weights on integer kernels", report.runtime, integer, total)
@@ -156,7 +162,7 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
         batches: iterable of batches, a path, or `package.module:function`; see `onnxqat.data`.
         metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
             sample.
-        runtime: "ort" or "openvino"; None: the one that the model was made for.
+        runtime: "ort", "openvino" or "qnn"; None: the one that the model was made for.
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
         class_axis: axis of the first output that holds the classes; None: the model's Softmax or the labels' shape tells it.
         ignore_label: label that is ignored, such as -100 or 255; None: all count.
@@ -197,7 +203,7 @@ def baseline(
     decisions = _decisions(loaded, labelling)
     found = Baseline(*named(metric, decisions), decisions)
     with opened(_runtime(runtime, loaded)[0], interpreter, threads) as host:
-        host.load("float", loaded)
+        host.load("float", loaded, simulate=True)
         for batch in track(sources.batches(batches, loaded, sample_axis=labelling.sample_axis), "float model"):
             inputs = {name: array for name, array in batch.items() if name != compare.LABEL}
             output = next(iter(host.run("float", inputs).values()))
@@ -252,6 +258,8 @@ def _divergence(
     outputs: Iterable[compare.OutputDifference],
 ) -> Divergence | None:
     """Finds where the difference between trained and deployed model arises, only if an output differs by too many steps."""
+    if host.runtime == "qnn":  # an NPU rounds in its own way from the first layer on
+        return None
     worst = max(outputs, key=lambda output: output.steps)
     return divergence(host, *models, found.worst[worst.output]) if worst.steps > ALARMING_STEPS else None
 
@@ -270,3 +278,10 @@ def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:
 
 def _kernels(host: Host, deployed: ir.Model) -> list[fusion.Kernel]:
     return _REPORTS[host.runtime](deployed, host.executed(fusion.marked(deployed)))
+
+
+def _placed(host: Host, deployed: ir.Model) -> fusion.Placed | None:
+    """Division between NPU and CPU; None where there is no NPU."""
+    if host.runtime != "qnn":
+        return None
+    return fusion_qnn.placed(deployed, host.executed(fusion.marked(deployed)))

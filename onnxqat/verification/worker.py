@@ -37,7 +37,7 @@ class Worker:
     """Models loaded in one runtime, by name.
 
     Args:
-        runtime: "ort" or "openvino".
+        runtime: "ort", "openvino" or "qnn".
 
     Raises:
         WorkerError: the runtime is not installed.
@@ -51,12 +51,13 @@ class Worker:
         """Name and version of the runtime."""
         return str(self._runtime.version())
 
-    def load(self, name: str, path: str, threads: int, simulate: bool) -> None:
-        """Loads the model at `path` under a name (see the runtime's `load`)."""
+    def load(self, name: str, path: str, threads: int, simulate: bool, rows: int | None = None) -> None:
+        """Loads the model at `path` under a name (see the runtime's `load`); `rows`: the samples that it takes at once."""
         try:
-            self._models[name] = self._runtime.load(path, threads, simulate)
+            run = self._runtime.load(path, threads, simulate)
         except Exception as error:
             raise WorkerError("load", str(error)) from error
+        self._models[name] = run if rows is None else lambda inputs: _in_parts(run, inputs, rows)
 
     def run(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
         """Outputs of a loaded model by name."""
@@ -89,6 +90,25 @@ class Worker:
             return dict(self._runtime.executed(path, folder, threads))
         except Exception as error:
             raise WorkerError("load", str(error)) from error
+
+    def compiled(self, path: str, output: str, threads: int, device: dict[str, str]) -> None:
+        """Compiles the model at `path` for a device (see the runtime's `compiled`)."""
+        try:
+            self._runtime.compiled(path, output, threads, device)
+        except Exception as error:
+            raise WorkerError("load", str(error)) from error
+
+
+def _in_parts(run: Any, inputs: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Outputs for samples along the first axis of all inputs, `rows` at a time; the last ones are repeated to fill a part."""
+    import numpy as np
+
+    count = len(next(iter(inputs.values())))
+    if count == rows:
+        return dict(run(inputs))
+    taken = [np.minimum(np.arange(start, start + rows), count - 1) for start in range(0, count, rows)]
+    parts = [run({name: array[index] for name, array in inputs.items()}) for index in taken]
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
 
 def serve(runtime: str, requests: TextIO, replies: TextIO) -> None:

@@ -66,6 +66,21 @@ def test_two_packages_side_by_side_are_refused_with_the_command_that_repairs_it(
         check_packages()
 
 
+def test_qnn_of_today_stands_beside_the_runtime(monkeypatch):
+    installed = {"onnxruntime": "1.32.0", "onnxruntime-qnn": "2.7.0"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    check_packages()
+    installed["onnxruntime-qnn"] = "1.24.4"
+    with pytest.raises(InputError, match="onnxruntime and onnxruntime-qnn are installed side by side"):
+        check_packages()
+
+
 def test_one_package_alone_is_fine():
     check_packages()
 

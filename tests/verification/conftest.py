@@ -67,6 +67,15 @@ def stock_python():
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def qnn_python():
+    """Interpreter of an environment with onnxruntime-qnn; a test that needs it skips without one."""
+    path = Path(os.environ.get("ONNXQAT_QNN_PYTHON", ROOT / ".venv-qnn" / "bin" / "python"))
+    if not path.exists():
+        pytest.skip(f"no onnxruntime-qnn: {path} does not exist; `make qnn` builds it, or set ONNXQAT_QNN_PYTHON")
+    return str(path)
+
+
 @pytest.fixture(scope="module", params=["1.19.2", "stock"])
 def ort(request):
     """A host of ONNX Runtime, the one of training and the one of today."""

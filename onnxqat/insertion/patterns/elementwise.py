@@ -1,4 +1,4 @@
-"""Arithmetic on values of the same grid of elements: Add, Sub, Mul, Div, Min, Max, Pow, Sqrt, Concat."""
+"""Arithmetic on values of the same grid of elements: Add, Sub, Mul, Div, Min, Max, Pow, PRelu, Concat."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from onnxqat.targets import Target
 
 def match(node: ir.Node, target: Target) -> Group | Skip:
     """Every operand becomes an integer; shape arithmetic on int64 is not a candidate."""
-    reads = tuple(inputs(node))
-    if not all(is_float(value) for value in reads):
+    operands = inputs(node)
+    if not all(is_float(value) for value in operands):
         return Skip(node, "its operands are not float32")
-    fixed = [value.name for value in reads if constant(value) is not None]
-    if fixed:
-        return Skip(node, f"its operand {fixed[0]!r} is constant: one scale would suit it badly")
-    return Group(node, reads, node.outputs[0])
+    constants = tuple(value for value in operands if constant(value) is not None)
+    if constants and not target.whole:
+        return Skip(node, f"its operand {constants[0].name!r} is constant: one scale would suit it badly")
+    reads = tuple(value for value in operands if value not in constants)
+    return Group(node, reads, node.outputs[0], constants=constants)
 
 
-MATCHERS = dict.fromkeys(["Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Sqrt", "Concat"], match)
+MATCHERS = dict.fromkeys(["Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "PRelu", "Concat"], match)

@@ -1,4 +1,4 @@
-"""Operators with one data input and their parameters in attributes: averages, and activations with an integer kernel."""
+"""Operators with one data input: averages, and activations with an integer kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnxqat.targets import Target
 
 
 def match(node: ir.Node, target: Target) -> Group | Skip:
-    """AveragePool, GlobalAveragePool, ReduceMean, ReduceSum, LeakyRelu, Sigmoid: the data becomes integer."""
+    """The data becomes integer; parameters, such as bounds and axes, stay as they are."""
     data = node.inputs[0]
     assert data is not None
     if not is_float(data):
@@ -17,4 +17,18 @@ def match(node: ir.Node, target: Target) -> Group | Skip:
     return Group(node, (data,), node.outputs[0])
 
 
-MATCHERS = dict.fromkeys(["AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "LeakyRelu", "Sigmoid"], match)
+_AVERAGES = ["AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"]
+_ACTIVATIONS = [
+    "Elu",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "LogSoftmax",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+]
+_FUNCTIONS = ["Abs", "Exp", "Floor", "Log", "LpNormalization", "Neg", "Reciprocal", "Sin", "Sqrt"]
+MATCHERS = dict.fromkeys([*_AVERAGES, *_ACTIVATIONS, *_FUNCTIONS], match)

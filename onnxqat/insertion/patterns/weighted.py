@@ -41,9 +41,11 @@ def _product(node: ir.Node, left: ir.Value, right: ir.Value, target: Target) -> 
     producer = left.producer()
     if producer is not None and producer.op_type == "Softmax" and not target.softmax_product:
         return Skip(node, attention_reason(target))
-    if constant(left) is not None:
+    if constant(left) is not None and not target.whole:
         return Skip(node, f"its constant {left.name!r} is on the left; kernels take weights on the right")
-    return Group(node, (left, right), node.outputs[0])
+    constants = tuple(value for value in (left, right) if constant(value) is not None)
+    reads = tuple(value for value in (left, right) if value not in constants)
+    return Group(node, reads, node.outputs[0], constants=constants)
 
 
 def attention_reason(target: Target) -> str:

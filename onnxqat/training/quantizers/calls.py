@@ -15,7 +15,7 @@ from onnxqat.graph.edit import constant_value, replace_value
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import label
-from onnxqat.graph.qdq import INTEGER_BOUNDS, Quantizer, by_output, quantizers
+from onnxqat.graph.qdq import FIXED_GRID, INTEGER_BOUNDS, Quantizer, by_output, quantizers
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.round_bias import call_rounding
 
@@ -115,6 +115,8 @@ def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None)
     if inputs[0] is not None and _may_be_infinite(inputs[0]):
         inputs[0] = _bounded(graph, quantizer.dequantize, inputs[0])
     call = ir.Node(fakequant.DOMAIN, variant.name, inputs, name=f"{quantizer.dequantize.name}_call")
+    if FIXED_GRID in quantizer.dequantize.metadata_props:
+        call.metadata_props[FIXED_GRID] = quantizer.dequantize.metadata_props[FIXED_GRID]
     output = call.outputs[0]
     output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), quantizer.source.shape
     name = quantizer.output.name

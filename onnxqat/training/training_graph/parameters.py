@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph import external
 from onnxqat.graph.constants import constant
+from onnxqat.graph.qdq import FIXED_GRID
 from onnxqat.training.quantizers import fakequant, round_bias
 
 Kind = Literal["weight", "other", "scale"]
@@ -150,7 +151,7 @@ def trainable(graph: ir.Graph, freeze: Sequence[str] = ()) -> dict[str, Kind]:
 
 def _parameters_of(node: ir.Node) -> list[tuple[ir.Value | None, Kind]]:
     if fakequant.is_call(node):
-        return [(node.inputs[1], "scale")]
+        return [] if FIXED_GRID in node.metadata_props else [(node.inputs[1], "scale")]
     found: list[tuple[ir.Value | None, Kind]] = []
     for table, kind in ((_WEIGHTS, "weight"), (_OTHERS, "other")):
         indices = table.get(node.op_type, ()) if node.domain == "" else ()

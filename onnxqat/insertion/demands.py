@@ -1,0 +1,69 @@
+"""Checks a model and a configuration against what a target takes, before anything is calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from onnxqat.config import Config
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.graph.naming import label
+from onnxqat.graph.sizes import fix_sizes, free_sizes
+from onnxqat.graph.types import infer
+from onnxqat.targets import Target
+
+
+def check_settings(config: Config, target: Target) -> None:
+    """Raises InputError where the configuration asks for what the target does not run."""
+    for problem in _problems(config, target):
+        raise InputError(f"configuration: {problem}")
+
+
+def _problems(config: Config, target: Target) -> Iterator[str]:
+    widths = [config.activation_bits, *(o.activation_bits for o in config.overrides if o.activation_bits is not None)]
+    for bits in widths:
+        if bits not in target.activation_bits:
+            taken = " or ".join(map(str, sorted(target.activation_bits)))
+            yield f"activation_bits is {bits}, and {target.title} runs activations of {taken} bits; leave it out"
+    if not target.whole:
+        return
+    for name in ("weight_block_size", "embedding_bits"):
+        if getattr(config, name) or any(getattr(one, name, None) for one in config.overrides):
+            yield f"{name} is set, and {target.title} would leave such weights to the CPU; leave it out"
+    granularity = [config.activation_granularity, *(o.activation_granularity for o in config.overrides)]
+    if "per_channel" in granularity:
+        yield f"activation_granularity is per_channel, and {target.title} takes one scale per tensor; leave it out"
+    if False in (config.weight_symmetric, *(one.weight_symmetric for one in config.overrides)):
+        yield f"weight_symmetric is false, and {target.title} takes weights with zero point 0; leave it out"
+
+
+def check_model(model: ir.Model, target: Target) -> None:
+    """Raises UnsupportedModelError where a node of the prepared model would not run on the target, whatever its scales."""
+    if target.static:
+        model = model.clone()
+        for value in (output for node in model.graph for output in node.outputs):
+            value.shape = None  # what the model states of it need not be what it has
+        infer(model)
+        fix_sizes(model)
+        _check_sizes(model, target)
+    for node in model.graph:
+        if refusal := target.refusal(node):
+            raise UnsupportedModelError(f"{label(node)}: {refusal}")
+
+
+def _check_sizes(model: ir.Model, target: Target) -> None:
+    for name, value, axis in free_sizes(model.graph):
+        raise UnsupportedModelError(
+            f"input {value.name!r}: size {name!r} of axis {axis} is free, and {target.title} takes fixed sizes only; "
+            f"fix it (--fix-input '{name}=1', or Config(fixed_inputs={{'{name}': 1}})): the deployed model has that size"
+        )
+    for node in model.graph:
+        for value in node.outputs:
+            if (value.uses() or value.is_graph_output()) and not all(
+                isinstance(size, int) for size in value.shape or ()
+            ):
+                raise UnsupportedModelError(
+                    f"{label(node)}: the size of its output {value.name!r} is not known before it runs, and {target.title} "
+                    "takes fixed sizes only; export the model without it"
+                )

@@ -1,0 +1,79 @@
+"""Qualcomm's NPU (HTP), through ONNX Runtime's execution provider QNN.
+
+A node becomes one integer operator of the NPU where a pair stands at everything that it reads and writes; where one is missing
+it runs in float16, or on the CPU. Sources: the provider's node units; checked against the NPU's emulator in the wheel of
+`onnxruntime-qnn` for x86-64, of 2.7.0 with ONNX Runtime 1.32, by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from onnxqat.targets.facts import Target, operators
+
+LARGEST_RANK = 5
+
+_WEIGHTED = operators("Conv ConvTranspose Gemm MatMul")
+_INTEGER = operators(
+    "Add Sub Mul Div Min Max Pow PRelu Concat AveragePool GlobalAveragePool ReduceMean ReduceSum LeakyRelu Sigmoid Tanh "
+    "HardSigmoid HardSwish Gelu Elu Exp Log Abs Neg Sin Floor Sqrt Reciprocal Softplus Softmax LogSoftmax LpNormalization "
+    "LayerNormalization InstanceNormalization"
+)
+
+
+def _refusal(node: ir.Node) -> str:
+    """Convolutions and pools that the NPU does not take end the creation of the session; others would go to the CPU."""
+    return next(_refusals(node), "")
+
+
+def _refusals(node: ir.Node) -> Iterator[str]:
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.shape is not None and value.shape.rank() > LARGEST_RANK:
+            yield f"has {value.shape.rank()} axes at {value.name!r}, and the NPU takes {LARGEST_RANK}; reshape it there"
+    if node.op_type == "ConvTranspose" and any(step != 1 for step in node.attributes.get_ints("dilations", ())):
+        yield "is dilated, which the NPU does not take; leave out the dilations"
+
+
+TARGET = Target(
+    name="qnn",
+    runtime="qnn",
+    package="onnxruntime-qnn",
+    title="QNN",
+    weighted=_WEIGHTED,
+    integer=_INTEGER,
+    passes=frozenset(),
+    repeats=operators(
+        "MaxPool GlobalMaxPool ReduceMax ReduceMin Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather GatherElements "
+        "Expand Tile Resize Pad DepthToSpace SpaceToDepth"
+    ),
+    absorbs=operators("Relu Clip"),
+    between=frozenset(),
+    decomposed=operators("Swish HardSwish"),
+    quantized_outputs=_WEIGHTED | _INTEGER,
+    accumulates=frozenset(),
+    joins=frozenset(),
+    symmetric_activations=False,
+    signed_activations=False,
+    narrow_weights=False,
+    softmax_product=True,
+    integer_bias=True,
+    reads={},
+    pairs_products=False,
+    unknown_without_vnni=lambda node, rank: False,
+    shorter_blocks=False,
+    adds_pairs=False,
+    whole=True,
+    single=operators("Gelu LayerNormalization"),
+    fixed={
+        "Softmax": {8: (1 / 255, 0)},
+        "Sigmoid": {8: (1 / 255, 0)},
+        "Tanh": {8: (1 / 127.5, 128)},
+    },
+    activation_bits=frozenset({8}),
+    least_range=1e-4,
+    static=True,
+    clips_codes=False,
+    refusal=_refusal,
+)
