@@ -56,9 +56,7 @@ def insert(
     quantization: options.Quantization,
     batch_size: options.BatchSize = 64,
     sample_axis: options.SampleAxis = None,
-    reconstruct: Annotated[
-        bool, typer.Option(help="Then bring each block closer to the float model, as the command reconstruct does.")
-    ] = False,
+    reconstruct: options.Reconstruct = False,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train.
 
@@ -252,13 +250,15 @@ def run(
     metric: options.MetricOfLoss = None,
     max_drop: options.MaxDrop = None,
     judging: options.Judging,
+    reconstruct: options.Reconstruct = False,
     json: options.Json = None,
 ) -> None:
     """Run all stages: insert, train, fold, verify.
 
-    Scores the float model first, calibrates on --calibration (or the first 1,024 samples of --data), keeps the epoch that is best
-    on --validation, and reports on --test (or --validation, or --data). At 8 bits --max-drop is 1 point of accuracy, 0.3 dB, or
-    5 % of a loss unless given, and 1 % of other answers without labels; with fewer bits, more is a warning.
+    Scores the float model first, calibrates on --calibration (or the first 1,024 samples of --data), as --reconstruct does too,
+    keeps the epoch that is best on --validation, and reports on --test (or --validation, or --data). At 8 bits --max-drop is 1
+    point of accuracy, 0.3 dB, or 5 % of a loss unless given, and 1 % of other answers without labels; with fewer bits, more is a
+    warning.
     """
     read = [data, calibration, validation, test, quantization.config]
     outputs.check([output], json=json, lines=keeping.log_file, inputs=read, models=[model, training.teacher])
@@ -273,6 +273,7 @@ def run(
         settings,
         asked.judge(judging, metric or settings.metric, labels, max_drop),
         asked.keeping(keeping, output),
+        reconstructed=reconstruct,
     )
     if outcome is None:
         return

@@ -36,6 +36,10 @@ TestData = Annotated[
 BatchSize = Annotated[
     int, Option(help="Rows per batch, for data in files; 1 for a model that takes one sample at a time.")
 ]
+Reconstruct = Annotated[
+    bool,
+    Option(help="Then bring each block closer to the float model, without labels, as the command reconstruct does."),
+]
 MetricName = Annotated[str, Option(help="accuracy, binary_accuracy, top5, mse or psnr.")]
 MetricOfLoss = Annotated[
     str | None, Option(help="accuracy, binary_accuracy, top5, mse or psnr. (default: that of the loss)")
@@ -170,7 +174,8 @@ class Training(Learning):
     lr: Annotated[
         float | None,
         Option(
-            help="Largest learning rate; warm-up, then a cosine to 0. (default: 1e-4 at 8 bits, 3e-4 at 6, 1e-3 at 4 and less)",
+            help="Largest learning rate; warm-up, then a cosine to 0. (default: 1e-4 at 8 bits, 3e-4 at 6, 1e-3 at 4 and less; "
+            "1e-4 after reconstruction)",
             show_default=False,
         ),
     ] = None

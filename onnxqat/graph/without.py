@@ -18,6 +18,8 @@ ABSORBED = "onnxqat.absorbed"
 TARGET = "onnxqat.target"
 #: Key under which a model says what changed its weights or biases for its quantizers: without them it is not the float model.
 ADAPTED = "onnxqat.adapted"
+#: What is there after `reconstruct`.
+RECONSTRUCTION = "reconstruction"
 #: Operators whose results are bounded by themselves, or that a runtime joins with no activation.
 _BOUNDED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Tanh", "DequantizeLinear"})
 

@@ -26,6 +26,7 @@ from onnxqat.insertion.prepare import prepare
 from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
+from onnxqat.search.reconstruct import reconstruct
 from onnxqat.training import preflight
 from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Cosine
@@ -76,7 +77,14 @@ class Outcome:
 
 
 def run(
-    model: io.ModelLike, data: Data, config: Config, training: Training, judge: Judge, keeping: Keeping
+    model: io.ModelLike,
+    data: Data,
+    config: Config,
+    training: Training,
+    judge: Judge,
+    keeping: Keeping,
+    *,
+    reconstructed: bool = False,
 ) -> Outcome | None:
     """Runs all stages in order. Of several processes, only the first keeps and verifies the model; others return None.
 
@@ -87,6 +95,7 @@ def run(
         training: settings of training.
         judge: runtime, metric and bound of verification.
         keeping: how the deployed model is kept, and a run that is interrupted.
+        reconstructed: whether blocks are reconstructed before training (see `onnxqat.reconstruct`).
     """
     model = with_fixed_inputs(model, config.fixed_inputs)
     config = config.model_copy(update={"fixed_inputs": {}})
@@ -104,6 +113,9 @@ def run(
         sample_axis=training.labelling.sample_axis,
         distributed=training.distributed,
     )
+    if reconstructed:
+        calibration = data.read(data.calibration)
+        inserted = reconstruct(inserted, model, calibration, seed=training.seed, **asdict(training.execution))
     deployed = None
 
     def keep_deployed(trained: ir.Model) -> None:

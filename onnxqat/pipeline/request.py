@@ -71,7 +71,7 @@ class Training:
         epochs: passes over the data; 3 where `steps` is not given either.
         steps: optimizer steps after which training ends instead, whatever the epoch.
         until: metric of validation and bound at which training ends, `("accuracy", 0.92)`; see `Trainer.fit`.
-        lr: largest learning rate, which falls to 0 along a cosine; None: by the width of weights (see `Trainer`).
+        lr: largest learning rate, which falls to 0 along a cosine; None: see `Trainer`.
         optimizer: which optimizer takes the steps.
         weight_decay: weight decay of the optimizer.
         clip_norm: largest norm of the gradient; None: no limit.

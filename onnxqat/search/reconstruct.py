@@ -27,7 +27,7 @@ from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
 from onnxqat.graph.subgraph import between, constant_nodes, read, subgraph
-from onnxqat.graph.without import ADAPTED
+from onnxqat.graph.without import ADAPTED, RECONSTRUCTION
 from onnxqat.insertion.parts import Parts
 from onnxqat.insertion.prepare import prepare
 from onnxqat.runtime import checked
@@ -106,7 +106,7 @@ def reconstruct(
             errors = [blocks.learn(number, learning) for number in track(range(len(pairs)), "reconstruct blocks")]
     trained = [each for each in errors if each is not None]
     log.info("reconstructed %d of %d blocks", sum(after < before for before, after in trained), len(trained))
-    student.metadata_props[ADAPTED] = "reconstruction"
+    student.metadata_props[ADAPTED] = RECONSTRUCTION
     return checked(io.to_proto(student))
 
 

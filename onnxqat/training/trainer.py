@@ -55,8 +55,8 @@ class Trainer:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
         loss: a name, names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar; see `losses`.
         optimizer: `SGD` or `AdamW`. A quantized model begins near its best, so rates at which networks are trained from scratch
-            ruin it. None: AdamW at 1e-4 where weights have 8 or 7 bits, 3e-4 at 6 and 5, 1e-3 at 4 and fewer. If the loss rises
-            above its first value, a warning says so.
+            ruin it. None: AdamW at 1e-4 where weights have 8 or 7 bits, 3e-4 at 6 and 5, 1e-3 at 4 and fewer, and always at
+            1e-4 after `reconstruct`. If the loss rises above its first value, a warning says so.
         schedule: `Constant`, `Cosine` or `StepDecay`.
         freeze: names or regular expressions of initializers or nodes that are not trained. If trained 8-bit weights outgrow a
             frozen scale, it is raised in the model that is returned (`Config.overflow_fix`).

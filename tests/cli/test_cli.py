@@ -101,7 +101,7 @@ def test_run_calibrates_on_a_thousand_samples_of_the_training_data(data, monkeyp
     assert seen == [1024, None]
 
 
-def test_reconstruction_is_a_command_or_a_part_of_insert(call, tmp_path):
+def test_reconstruction_is_a_command_or_a_part_of_insert_and_run(call, tmp_path):
     names = ("model.onnx", "data.npz", "q.onnx", "r.onnx", "t.onnx")
     float_model, data, qdq, after, together = (tmp_path / name for name in names)
     net = model("(float[N,8] x) => (float[N,4] y) { a = Gemm(x, w) y = Gemm(a, v) }", w=random(8, 8), v=random(8, 4))
@@ -115,6 +115,11 @@ def test_reconstruction_is_a_command_or_a_part_of_insert(call, tmp_path):
     assert "the data holds 64 samples" in log
     assert call(*insertion, "--reconstruct", "-o", together)[0] == 0
     assert onnx.load(together) == onnx.load(after)
+    status, _, log = call(
+        "run", float_model, "--data", data, "--weight-bits", 4, "--reconstruct", "--loss", "distill", "--steps", 1, "-o", together
+    )  # fmt: skip
+    assert status == 0
+    assert "reconstructed 1 of 1 blocks" in log
 
 
 def test_standard_output_takes_a_model_and_messages_go_to_standard_error(call, data, tmp_path):

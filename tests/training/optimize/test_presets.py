@@ -15,6 +15,8 @@ def test_the_rate_follows_the_narrowest_weight_unless_given(bits, rate, tmp_path
     qdq = onnxqat.insert(proto, [{"x": random(16, 8)}], config)
     begun = onnxqat.Trainer(qdq, threads=1)
     assert begun.optimizer == onnxqat.AdamW(lr=rate)
+    reconstructed = onnxqat.reconstruct(qdq, proto, [{"x": random(16, 8)}], steps=1)
+    assert onnxqat.Trainer(reconstructed, threads=1).optimizer == onnxqat.AdamW(lr=1e-4)
     begun.save(tmp_path / "begun")
     assert onnxqat.Trainer.restore(tmp_path / "begun").optimizer == begun.optimizer
     assert trainer(qdq, request.Training(optimizer="sgd")).optimizer == onnxqat.SGD(lr=rate)
