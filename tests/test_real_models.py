@@ -4,7 +4,7 @@ The models are fetched by `make models`. Here they see few of their examples and
 recipes reach is measured by `tools.benchmark_real_models`, which writes README's table.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import onnx
@@ -91,9 +91,9 @@ def test_eight_bits_are_as_good_as_float(model):
 
 @pytest.mark.parametrize("model", [m for m in MODELS if PARTS[m.name].steps], ids=lambda model: model.name)
 def test_correction_and_a_few_steps_recover_a_part_of_what_few_bits_lost(model):
-    real, recipe = prepared(model.name), replace(model.low, blocks=0)
+    real, recipe = prepared(model.name), model.low
     inserted, float_model = real.inserted(recipe.config), onnx.load(model.path)
-    trained = train(inserted, float_model, real.data.inputs(), recipe, real.part.steps)
+    trained = train(inserted, float_model, real.data.inputs(), recipe.rates[-1], real.part.steps).model()
     before, after = (judged(one, real.data) for one in (real.inserted(recipe.uncorrected), onnxqat.fold(trained)))
     assert before < real.score - 2 * CLOSE[model.unit]
     assert after - before >= real.part.recovered * (real.score - before)

@@ -95,12 +95,15 @@ CONTESTANTS = {
         {**_at(RATES, 8), **_at((), 4, 3, 2)},
         peer=False,
     ),
+    "mean": Contestant(
+        "onnxqat, mean", "onnxqat", {"config": {"output_correction": "mean"}}, _at((), 4, 3, 2), peer=False
+    ),
     "affine": Contestant("onnxqat, affine", "onnxqat", AFFINE, _at(LOW_RATES, 4, 3, 2), peer=False),
     "reconstruct": Contestant(
         "onnxqat, affine and reconstruction",
         "onnxqat",
         {**AFFINE, "reconstruct": {}},
-        _at((3e-4,), 4, 3, 2),
+        _at((1e-4, 3e-4), 4, 3, 2),
         peer=False,
     ),
     "brevitas": Contestant("Brevitas, learned scales", "brevitas"),

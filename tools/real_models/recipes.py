@@ -19,16 +19,16 @@ class Recipe:
     Attributes:
         name: name of the recipe in tables.
         config: settings of `insert`.
-        lr: largest learning rate of AdamW with relative steps.
+        rates: learning rates that are tried, of AdamW with relative steps; data that is not the judge's chooses.
         steps: optimizer steps of one batch each.
-        blocks: optimizer steps for each block in `reconstruct` before; 0: blocks are not reconstructed.
+        blocks: optimizer steps for each block in `reconstruct` before, which are tried; 0: blocks are not reconstructed.
     """
 
     name: str
     config: Config
-    lr: float
+    rates: tuple[float, ...]
     steps: int
-    blocks: int = 0
+    blocks: tuple[int, ...] = (0,)
 
     @property
     def uncorrected(self) -> Config:
@@ -71,31 +71,25 @@ class RealModel:
         return make(train or self.train, test or self.test)
 
 
-def _eight(lr: float = 1e-5, steps: int = 50) -> Recipe:
-    return Recipe("8 bits", Config(), lr, steps)
+def _eight() -> Recipe:
+    return Recipe("8 bits", Config(), (1e-5, 1e-4), 50)
 
 
-def _weights(bits: int, lr: float, steps: int, blocks: int = 0, **settings: object) -> Recipe:
+def _low(bits: int, steps: int, **settings: object) -> Recipe:
     """One scale for the whole weight: far harder than one per channel."""
-    given = {"weight_granularity": "per_tensor", "output_correction": "none", **settings}
-    config = Config(weight_bits=bits, **given)  # type: ignore[arg-type]
+    config = Config(weight_bits=bits, weight_granularity="per_tensor", **settings)  # type: ignore[arg-type]
     ends = "" if config.first_last_bits is None else ", 8 in first and last layer"
     ranges = ", min-max ranges" if "weight_range" in settings else ""
-    return Recipe(f"{bits} bits per tensor{ends}{ranges}", config, lr, steps, blocks)
+    return Recipe(f"{bits} bits per tensor{ends}{ranges}", config, (1e-3, 4e-3), steps, blocks=(0, 60))
 
 
 MODELS = (
-    RealModel("text recognition", "ocr", "words", "%", 400, 200, _eight(), _weights(6, 2e-3, 120, first_last_bits=None)),
-    RealModel("page orientation", "orientation", "pages", "%", 320, 200, _eight(), _weights(4, 1e-3, 120)),
-    RealModel("file type", "file_type", "files", "%", 800, 300, _eight(), _weights(2, 5e-3, 60, first_last_bits=None)),
+    RealModel("text recognition", "ocr", "words", "%", 400, 200, _eight(), _low(6, 120, first_last_bits=None)),
+    RealModel("page orientation", "orientation", "pages", "%", 320, 200, _eight(), _low(4, 120)),
+    RealModel("file type", "file_type", "files", "%", 800, 300, _eight(), _low(2, 60, first_last_bits=None)),
     RealModel(
-        "pitch", "pitch", "tones", "%", 1600, 400, _eight(),
-        _weights(4, 5e-3, 50, first_last_bits=None, weight_range="min_max"),
+        "pitch", "pitch", "tones", "%", 1600, 400, _eight(), _low(4, 50, first_last_bits=None, weight_range="min_max")
     ),
-    RealModel(
-        "super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _weights(4, 5e-3, 400, first_last_bits=None)
-    ),
-    RealModel(
-        "sentence embedding", "sentences", "texts", "%", 400, 1300, _eight(1e-4), _weights(3, 1e-3, 60, first_last_bits=None)
-    ),
+    RealModel("super-resolution", "super_resolution", "photos", "dB", 800, 6, _eight(), _low(4, 400, first_last_bits=None)),
+    RealModel("sentence embedding", "sentences", "texts", "%", 400, 1300, _eight(), _low(3, 60, first_last_bits=None)),
 )  # fmt: skip

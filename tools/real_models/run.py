@@ -21,6 +21,8 @@ from tools.real_models.model import Batch, Data, deviation_of_difference, labels
 from tools.real_models.recipes import RealModel, Recipe
 
 CALIBRATION_BATCHES, WARMUP_STEPS = 16, 10
+#: One training batch of so many is not trained on: it chooses the rate, and whether blocks are reconstructed.
+CHOOSING = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Result:
         latency_ratio: deployed over float, of the median time of a batch.
         integer: weighted layers on integer kernels.
         layers: weighted layers.
+        rate: learning rate that was chosen.
+        blocks: steps of each block's reconstruction before training, that were chosen; 0: not reconstructed.
         processor: processor that all this was measured on.
     """
 
@@ -53,7 +57,9 @@ class Result:
     latency_ratio: float
     integer: int
     layers: int
-    processor: str = "a processor that was not recorded"
+    rate: float
+    blocks: int
+    processor: str
 
     @property
     def recovered(self) -> float:
@@ -104,7 +110,7 @@ def run(
         onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], config)
         for config in (recipe.uncorrected, recipe.config)
     )
-    trained = train(inserted, proto, data.inputs(), recipe, steps or recipe.steps)
+    trained, rate, blocks = best(inserted, proto, data.inputs(), recipe, steps or recipe.steps)
     deployed = onnxqat.fold(trained)
     report = onnxqat.verify(
         trained,
@@ -115,23 +121,36 @@ def run(
     )
     scores = [judged(m, data) for m in (proto, plain, inserted, trained, deployed)]
     ratios = (report.size.ratio, report.latency.ratio)
-    return Result(recipe.name, *scores, report.agreement, *ratios, *report.integer_count(), processor())
+    return Result(recipe.name, *scores, report.agreement, *ratios, *report.integer_count(), rate, blocks, processor())
+
+
+def best(
+    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], recipe: Recipe, steps: int
+) -> tuple[onnx.ModelProto, float, int]:
+    """The model of the way to train that has the least loss on training data which is held back, with its rate and `blocks`."""
+    held, read = batches[::CHOOSING], [batch for index, batch in enumerate(batches) if index % CHOOSING]
+    tried = []
+    for blocks in recipe.blocks:
+        start = onnxqat.reconstruct(qdq, teacher, read, steps=blocks) if blocks else qdq
+        for rate in recipe.rates:
+            trainer = train(start, teacher, read, rate, steps)
+            tried.append((trainer.evaluate(held)["loss"], rate, blocks, trainer.model()))
+    _, rate, blocks, model = min(tried, key=lambda one: one[0])
+    return model, rate, blocks
 
 
 def train(
-    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], recipe: Recipe, steps: int
-) -> onnx.ModelProto:
-    """Brings blocks closer to the float model where the recipe says so, then trains against it, on batches in random order."""
-    if recipe.blocks:
-        qdq = onnxqat.reconstruct(qdq, teacher, batches, steps=recipe.blocks)
-    optimizer, schedule = onnxqat.AdamW(lr=recipe.lr, relative=True), Cosine(warmup_steps=WARMUP_STEPS)
+    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], rate: float, steps: int
+) -> onnxqat.Trainer:
+    """Trains against the float model, on batches in random order."""
+    optimizer, schedule = onnxqat.AdamW(lr=rate, relative=True), Cosine(warmup_steps=WARMUP_STEPS)
     trainer = onnxqat.Trainer(qdq, loss="distill", optimizer=optimizer, schedule=schedule, teacher=teacher)
     trainer.schedule.plan(1, steps)
     random = np.random.default_rng(0)
     order = np.concatenate([random.permutation(len(batches)) for _ in range(-(-steps // len(batches)))])
     for index in order[:steps]:
         trainer.step(batches[index])
-    return trainer.model()
+    return trainer
 
 
 def judged(model: onnx.ModelProto, data: Data) -> float:
