@@ -86,8 +86,8 @@ def table(results: Results) -> str:
     """Markdown: a line per model and width, and the processor."""
     lines = [
         "| model | float | width | not corrected | inserted | trained | deployed | recovered | same top-1 "
-        "| size | latency | integer layers | rate, reconstruction |",
-        "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --- |",
+        "| size | latency | integer layers | correction's cost | rate, reconstruction |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --- |",
     ]
     for model in MODELS:
         found = results.get(model.name, {})
@@ -124,7 +124,8 @@ def _line(model: RealModel, result: Result) -> str:
     agreement = "" if model.unit == "dB" or model.name == "sentences" else f"{result.agreement or 0:.1%}"
     cells = [model.title, whole, result.name, *quantized, recovered, agreement]
     cells += [f"{result.size_ratio:.2f}", f"{result.latency_ratio:.2f}", f"{result.integer} of {result.layers}"]
-    cells += [f"{result.rate:g}{', reconstructed' if result.blocks else ''}"]
+    cost = f"{result.cost:.1f}" if result.name == model.low.name else ""
+    cells += [cost, f"{result.rate:g}{', reconstructed' if result.blocks else ''}"]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -41,6 +41,7 @@ class Result:
         latency_ratio: deployed over float, of the median time of a batch.
         integer: weighted layers on integer kernels.
         layers: weighted layers.
+        cost: time of `insert` over that without correction of outputs.
         rate: learning rate that was chosen.
         blocks: steps of each block's reconstruction before training, that were chosen; 0: not reconstructed.
         processor: processor that all this was measured on.
@@ -57,6 +58,7 @@ class Result:
     latency_ratio: float
     integer: int
     layers: int
+    cost: float
     rate: float
     blocks: int
     processor: str
@@ -106,9 +108,8 @@ def run(
 ) -> Result:
     """Insert, train, fold, verify; `interpreter` runs another onnxruntime for verification."""
     proto = onnx.load(model.path)
-    plain, inserted = (
-        onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], config)
-        for config in (recipe.uncorrected, recipe.config)
+    (plain, least), (inserted, spent) = (
+        _inserted(proto, data, config) for config in (recipe.uncorrected, recipe.config)
     )
     trained, rate, blocks = best(inserted, proto, data.inputs(), recipe, steps or recipe.steps)
     deployed = onnxqat.fold(trained)
@@ -121,7 +122,24 @@ def run(
     )
     scores = [judged(m, data) for m in (proto, plain, inserted, trained, deployed)]
     ratios = (report.size.ratio, report.latency.ratio)
-    return Result(recipe.name, *scores, report.agreement, *ratios, *report.integer_count(), rate, blocks, processor())
+    return Result(
+        recipe.name,
+        *scores,
+        report.agreement,
+        *ratios,
+        *report.integer_count(),
+        spent / least,
+        rate,
+        blocks,
+        processor(),
+    )
+
+
+def _inserted(model: onnx.ModelProto, data: Data, config: Config) -> tuple[onnx.ModelProto, float]:
+    """The Q/DQ model, and the seconds that it took."""
+    start = time.monotonic()
+    qdq = onnxqat.insert(model, data.inputs()[:CALIBRATION_BATCHES], config)
+    return qdq, time.monotonic() - start
 
 
 def best(
