@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 import onnxqat
 from models import fashion_mnist
+from onnxqat.process.processor import processor
 from onnxqat.verification import openvino
 from tools.networks import NETWORKS, OTHERS
-from tools.processor import processor
 from tools.readme import BENCHMARKS, replace_section
 from tools.real_models.model import Batch
 from tools.real_models.recipes import MODELS

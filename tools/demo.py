@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.processor import processor
+from onnxqat.process.processor import processor
 from tools.readme import BENCHMARKS, replace_section
 
 ROOT = Path(__file__).parents[1]

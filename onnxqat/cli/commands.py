@@ -303,3 +303,16 @@ def inspect(
     outputs.console.print(inspection.trainability_table(loaded))
     outputs.console.print(inspection.obstacles_line(loaded), soft_wrap=True)
     check_loads(loaded)
+
+
+@app.command()
+def doctor(json: options.Json = None) -> None:
+    """Show what the machine is, what is installed, and what is missing; exit status 1 where onnxqat cannot work."""
+    outputs.check([], json=json)
+    from onnxqat.cli.doctor import examined
+
+    found = examined()
+    outputs.console.print(found.table())
+    outputs.write_report(found, json)
+    if not found.is_well:
+        raise typer.Exit(1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from onnxqat.cli.doctor import Examined
     from onnxqat.pipeline import Outcome
     from onnxqat.verification.report import Report
 
@@ -57,7 +58,7 @@ def write(model: onnx.ModelProto | ir.Model, path: Path) -> None:
         console.print(f"wrote {path}")
 
 
-def write_report(report: Report | Outcome, path: Path | None) -> None:
+def write_report(report: Report | Outcome | Examined, path: Path | None) -> None:
     """Writes a report in JSON, where a path is given."""
     if path is not None:
         files.write_text(report.to_json(), path, files.JSON)

@@ -16,6 +16,15 @@ _SUFFIX = "ExecutionProvider"
 _ADDRESSED = frozenset({"cuda", "cann"})
 
 
+def listed() -> list[str]:
+    """Short names of the execution providers of the installed ONNX Runtime, sorted."""
+    return sorted(map(_short, ort.get_available_providers()))
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix(_SUFFIX).lower()
+
+
 @dataclass(frozen=True)
 class Device:
     """Device on which sessions run; what a provider has no kernels for runs on the CPU.
@@ -35,11 +44,10 @@ class Device:
         Raises:
             InputError: the installed ONNX Runtime does not list it.
         """
-        listed = [name.removesuffix(_SUFFIX).lower() for name in ort.get_available_providers()]
         name = provider.lower().removesuffix(_SUFFIX.lower())
-        if name not in listed:
+        if name not in listed():
             raise InputError(
-                f"provider {provider!r}: is not installed, onnxruntime {ort.__version__} lists {', '.join(sorted(listed))}; "
+                f"provider {provider!r}: is not installed, onnxruntime {ort.__version__} lists {', '.join(listed())}; "
                 "use one of these, or install the build of onnxruntime that has it (for cuda: onnxruntime-gpu, alone)"
             )
         if name == "cuda" and hasattr(ort, "preload_dlls"):
@@ -59,8 +67,8 @@ class Device:
     @property
     def provider(self) -> str:
         """ONNX Runtime's name of the provider."""
-        listed: list[str] = ort.get_available_providers()
-        return next(name for name in listed if name.removesuffix(_SUFFIX).lower() == self.name)
+        names: list[str] = ort.get_available_providers()
+        return next(name for name in names if _short(name) == self.name)
 
     @property
     def providers(self) -> list[Any]:

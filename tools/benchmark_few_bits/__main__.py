@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import tools.benchmark_few_bits
+from onnxqat.process.processor import processor
 from tools.benchmark_few_bits.contestants import AFFINE, CONTESTANTS, WIDTHS, Budget, Contestant
 from tools.benchmark_few_bits.data import NETS
 from tools.benchmark_few_bits.environment import peers_python
@@ -19,7 +20,6 @@ from tools.benchmark_few_bits.results import ROOT, Result, Results
 from tools.benchmark_few_bits.table import digest, table
 from tools.benchmark_few_bits.task import Task
 from tools.fetch_fashion_mnist import fetch
-from tools.processor import processor
 from tools.readme import BENCHMARKS, README, replace_section
 
 

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import tools.benchmark_steps
+from onnxqat.process.processor import processor
 from tools.benchmark_steps.subjects import IMAGES, OTHERS
 from tools.benchmark_steps.table import HEADER, Comparison
-from tools.processor import processor
 from tools.readme import BENCHMARKS, replace_section
 
 

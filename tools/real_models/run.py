@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 import onnxqat
 from onnxqat import Config
+from onnxqat.process.processor import processor
 from onnxqat.runtime import Inference
 from onnxqat.training.optimize.schedules import Cosine
-from tools.processor import processor
 from tools.real_models.model import Batch, Data, deviation_of_difference, labels_of, outputs_of
 from tools.real_models.recipes import RealModel, Recipe
 

@@ -1,4 +1,4 @@
-"""The processor that figures were measured on, in words."""
+"""The processor, in words, with what decides on its integers."""
 
 from __future__ import annotations
 

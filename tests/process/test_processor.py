@@ -1,6 +1,6 @@
 import pytest
 
-from tools import processor
+from onnxqat.process import processor
 
 
 @pytest.mark.parametrize(
