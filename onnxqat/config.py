@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from onnxqat import nncf
 from onnxqat.config_parts import (
+    ActivationBits,
     Bits,
     BlockSize,
     Frozen,
@@ -27,6 +28,7 @@ from onnxqat.config_parts import (
     shown,
 )
 from onnxqat.errors import InputError
+from onnxqat.graph.qdq import WIDE
 from onnxqat.names import TARGETS
 
 OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
@@ -39,7 +41,10 @@ class Config(Frozen):
     Attributes:
         target: the runtime whose integer kernels decide the placement, by the name of its file in `onnxqat/targets`.
         weight_bits: width of weights.
-        activation_bits: width of the values that feed weighted layers; other values (inputs of a residual Add, pooling) keep 8.
+        activation_bits: width of the values that feed weighted layers, 2 to 8; other values (inputs of a residual Add, pooling)
+            keep 8. Or 16, for all values (opset 21): on `qnn` in operators of 16 bits, on `ort-cpu` as a simulation in float.
+        sixteen: `auto` gives 16 bits to the values that lose most with 8, on a target that runs them: residual streams, and what
+            Softmax and normalizations read. An override's `activation_bits` takes precedence.
         first_last_bits: width in the first and the last weighted layers where `weight_bits` or `activation_bits` is below it,
             for weights and the values they read; None: no exception for them (Esser et al. 2020 keep 8).
         weight_symmetric: whether the zero point of weights is fixed at 0.
@@ -86,7 +91,8 @@ class Config(Frozen):
 
     target: Annotated[str, one_of("target", TARGETS)] = "ort-cpu"
     weight_bits: Bits = 8
-    activation_bits: Bits = 8
+    activation_bits: ActivationBits = 8
+    sixteen: Literal["auto"] | None = None
     first_last_bits: Bits | None = 8
     weight_symmetric: bool = True
     weight_granularity: Granularity = "per_channel"
@@ -122,6 +128,14 @@ class Config(Frozen):
             bits for rule in self.overrides for bits in (rule.weight_bits, rule.activation_bits) if bits is not None
         ]
         return min([self.weight_bits, self.activation_bits, *rules]) < 8
+
+    @property
+    def has_wide_activations(self) -> bool:
+        """Whether activations of 16 bits are asked for anywhere."""
+        return self.sixteen is not None or WIDE in (
+            self.activation_bits,
+            *(rule.activation_bits for rule in self.overrides),
+        )
 
     @property
     def correction(self) -> Correction:

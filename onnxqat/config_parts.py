@@ -12,7 +12,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from onnxqat.errors import InputError, cut
 from onnxqat.estimators.table import ESTIMATORS
 
+
+def _runs(bits: int) -> int:
+    if 8 < bits < 16:
+        raise ValueError("give 2 to 8, or 16")
+    return bits
+
+
 Bits = Annotated[int, Field(ge=2, le=8)]
+ActivationBits = Annotated[int, Field(ge=2, le=16), AfterValidator(_runs)]
 Granularity = Literal["per_tensor", "per_channel"]
 #: Sizes of blocks that runtimes have kernels for; 0: no blocks.
 BlockSize = Literal[0, 16, 32, 64, 128]
@@ -145,7 +153,8 @@ class Override(Select):
     """Settings for the nodes that it selects, over those of the whole configuration.
 
     Those of activations hold for the values that the node reads, or, for a node that reads none as integers (Relu), for the
-    one that it computes; `activation_bits` for what a weighted node reads. None leaves a setting to the configuration.
+    one that it computes; `activation_bits` for what a weighted node reads, or 16 for any. None leaves a setting to the
+    configuration.
 
     Attributes:
         name: exact name of a node.
@@ -160,7 +169,7 @@ class Override(Select):
         weight_granularity: one scale per output channel, or one per tensor.
         weight_block_size: number of weights along the reduction that share a scale; 0: see `weight_granularity`.
         weight_range: estimator of the range of weights (see `Range`).
-        activation_bits: width of the values that a weighted node reads, 2 to 8.
+        activation_bits: width of the values that a weighted node reads, 2 to 8; or 16, for any node.
         activation_symmetric: whether the zero point of activations is fixed.
         activation_signed: whether symmetric codes cover negative numbers even where there are none.
         activation_granularity: one scale per tensor, or one per channel (axis 1).
@@ -180,7 +189,7 @@ class Override(Select):
     weight_granularity: Granularity | None = None
     weight_block_size: BlockSize | None = None
     weight_range: RangeSetting | None = None
-    activation_bits: Bits | None = None
+    activation_bits: ActivationBits | None = None
     activation_symmetric: bool | None = None
     activation_signed: bool | None = None
     activation_granularity: Granularity | None = None

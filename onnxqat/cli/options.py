@@ -104,7 +104,18 @@ class Quantization:
         ),
     ] = None
     activation_bits: Annotated[
-        int | None, Option(help="Width of the inputs of weighted layers, 2 to 8. (default: 8)", show_default=False)
+        int | None,
+        Option(
+            help="Width of the inputs of weighted layers, 2 to 8, or 16 of all values. (default: 8)", show_default=False
+        ),
+    ] = None
+    sixteen: Annotated[
+        str | None,
+        Option(
+            metavar="auto",
+            help="16 bits for the activations that lose most with 8, where the target runs them. (default: none)",
+            show_default=False,
+        ),
     ] = None
     quantize_activations: Annotated[
         bool | None,

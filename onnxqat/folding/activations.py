@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_code
-from onnxqat.graph.qdq import Quantizer
+from onnxqat.graph.qdq import WIDE, Quantizer
 from onnxqat.graph.without import ABSORBED, absorbed
 from onnxqat.numerics import quantize
 
@@ -17,7 +17,8 @@ from onnxqat.numerics import quantize
 def fold_activation(graph: ir.Graph, quantizer: Quantizer, *, clips_codes: bool = True) -> None:
     """Replaces a Relu or Clip that only this quantizer reads by bounds on the codes, if they do not end there anyway.
 
-    Where the target does not clip codes, the bounds stand as a Clip of floats between two pairs of the same grid.
+    Where the target does not clip codes, and for codes of 16 bits, which ONNX Runtime does not clip, the bounds stand as a Clip
+    of floats between two pairs of the same grid.
 
     Exact, because QuantizeLinear is monotone: Q(clip(x, a, b)) = clip(Q(x), Q(a), Q(b)). ONNX Runtime absorbs a float Clip only
     if it covers the whole range of the integer type, which codes below 8 bits and trained scales do not keep to.
@@ -31,7 +32,7 @@ def fold_activation(graph: ir.Graph, quantizer: Quantizer, *, clips_codes: bool 
         quantizer.nodes[0].replace_input_with(0, node.inputs[0])
         graph.remove(node, safe=True)
     if (qmin, qmax) != (quantizer.qmin, quantizer.qmax):
-        if clips_codes:
+        if clips_codes and quantizer.bits < WIDE:
             _clip_codes(graph, quantizer, qmin, qmax)
         else:
             _clip_between_pairs(graph, quantizer, bounds)

@@ -35,7 +35,7 @@ def fold_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
         stored = constant_value(graph, f"{name}_quantized", codes.astype(quantizer.dtype.numpy()))
         quantizer.dequantize.replace_input_with(0, stored)
         return
-    dtype = np.int8 if quantizer.qmin < 0 else np.uint8
+    dtype = quantizer.dtype.numpy()
     if codes.size >= SMALLEST_PACKED and quantizer.bits <= 4:
         stored = _packed(graph, f"{name}_quantized", codes.astype(dtype), 2 if quantizer.bits == 2 else 4)
     else:

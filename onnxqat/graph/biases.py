@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import quantizer_above
-from onnxqat.graph.qdq import Quantizer, by_output, quantizers
+from onnxqat.graph.qdq import WIDE, Quantizer, by_output, quantizers
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,12 @@ class Bias:
 
     @cached_property
     def room(self) -> float:
-        """Largest magnitude of its codes at which codes and products together fit into int32."""
+        """Largest magnitude of its codes at which codes and products together fit into the sum of the kernel.
+
+        That is int32, for data of 8 bits; QNN's kernels for 16 add in more (measured in its emulator).
+        """
+        if self.data.bits == WIDE:
+            return ROOM
         return max(ROOM - PRODUCT * _products(self.layer, self.weight), LEAST_ROOM)
 
     def smallest_weight_scale(self, array: NDArray[np.float32], data_scale: NDArray[np.float32]) -> NDArray[np.float32]:

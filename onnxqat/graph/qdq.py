@@ -23,6 +23,8 @@ from onnxqat.numerics import dequantize, integer_range, quantize
 FOLDED = "onnxqat.folded"
 #: Key of the metadata of a quantizer's nodes: training leaves its scale as it is.
 FIXED_GRID = "onnxqat.fixed_grid"
+#: Width of activations that are finer than 8 bits.
+WIDE = 16
 #: Bounds of the integer types that QuantizeLinear writes (opset 21).
 INTEGER_BOUNDS = {
     ir.DataType.INT4: (-8, 7),
@@ -40,7 +42,7 @@ class Spec:
     """Specification of a value's quantization.
 
     Attributes:
-        bits: width of the codes, 2 to 8.
+        bits: width of the codes, 2 to 8, or 16.
         signed: whether codes run from negative to positive (int8) or from 0 (uint8).
         symmetric: whether the zero point is fixed at the middle code (or at 0 for what is never negative).
         narrow: leave out the lowest signed code: [-127, 127].
@@ -62,7 +64,9 @@ class Spec:
 
     @property
     def dtype(self) -> ir.DataType:
-        """The 8-bit type that carries the codes; the one of 4 bits for blocks."""
+        """The type of 8 or 16 bits that carries the codes; the one of 4 bits for blocks."""
+        if self.bits == WIDE:
+            return ir.DataType.INT16 if self.signed else ir.DataType.UINT16
         if self.block:
             return ir.DataType.INT4 if self.signed else ir.DataType.UINT4
         return ir.DataType.INT8 if self.signed else ir.DataType.UINT8

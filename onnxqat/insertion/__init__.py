@@ -33,12 +33,14 @@ from onnxqat.insertion.inputs import check_inputs
 from onnxqat.insertion.losses import warn_of_losses
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.place import Grid, Placement, new_grid, place
-from onnxqat.insertion.prepare import check_conversion, prepare, ready_for_blocks
+from onnxqat.insertion.prepare import check_conversion, prepare, ready_for_blocks, with_all_types
 from onnxqat.insertion.ranges import weight_range
 from onnxqat.insertion.scopes import with_names
+from onnxqat.insertion.settings import layers
 from onnxqat.insertion.simplify import zero_bias_in_gemm
-from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, weight_sites
+from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, constant_sites, weight_sites
 from onnxqat.insertion.tables import table_sites
+from onnxqat.insertion.widths import widths
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.runtime import check_answers, checked, explained
 from onnxqat.targets import TARGETS, Target
@@ -95,10 +97,14 @@ def insert(
             zero_bias_in_gemm(prepared.graph)
         if config.has_blocks:
             prepared = ready_for_blocks(prepared)
+        if config.has_wide_activations:
+            prepared = with_all_types(prepared)
         config = with_names(config, model, prepared, table)
         groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
-    weights, activations = weight_sites(groups, table, config), activation_sites(graph, groups, table, config)
+    computed = widths(groups, layers(groups, config, table), table, config)
+    weights = weight_sites(groups, table, config) + constant_sites(groups, computed)
+    activations = activation_sites(graph, groups, computed, table, config)
     taken = {site.value for site in weights} | {site.value for site in activations}
     tables = table_sites(graph, taken, config)
     batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxqat.config import Config
 from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.graph.naming import label
+from onnxqat.graph.qdq import WIDE
 from onnxqat.graph.sizes import fix_sizes, free_sizes
 from onnxqat.graph.types import infer
 from onnxqat.targets import Target
@@ -24,8 +25,12 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
     widths = [config.activation_bits, *(o.activation_bits for o in config.overrides if o.activation_bits is not None)]
     for bits in widths:
         if bits not in target.activation_bits:
-            taken = " or ".join(map(str, sorted(target.activation_bits)))
-            yield f"activation_bits is {bits}, and {target.title} runs activations of {taken} bits; leave it out"
+            yield f"activation_bits is {bits}, and {target.title} runs activations of {_listed(target)} bits; leave it out"
+    if config.sixteen is not None and WIDE not in target.activation_bits - target.simulates:
+        yield (
+            f"sixteen is {config.sixteen}, and {target.title} has no kernels for activations of 16 bits; leave it out, or choose "
+            "the target qnn"
+        )
     if not target.whole:
         return
     for name in ("weight_block_size", "embedding_bits"):
@@ -36,6 +41,11 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
         yield f"activation_granularity is per_channel, and {target.title} takes one scale per tensor; leave it out"
     if False in (config.weight_symmetric, *(one.weight_symmetric for one in config.overrides)):
         yield f"weight_symmetric is false, and {target.title} takes weights with zero point 0; leave it out"
+
+
+def _listed(target: Target) -> str:
+    bits = sorted(target.activation_bits)
+    return f"{bits[0]} to {bits[-1]}" if bits == list(range(bits[0], bits[-1] + 1)) else " or ".join(map(str, bits))
 
 
 def check_model(model: ir.Model, target: Target) -> None:

@@ -264,7 +264,7 @@ def _check_overrides(groups: Sequence[Group], target: Target, config: Config) ->
     places = {
         "weight": weighted,
         "quantize_weights": weighted,
-        "activation_bits": weighted,
+        "activation_bits": nodes if config.has_wide_activations else weighted,
         "quantize_activations": nodes,
         "activation": [*nodes, *(node for node in computing if node is not None)],
     }

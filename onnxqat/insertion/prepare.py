@@ -47,8 +47,8 @@ from onnxqat.runtime.conversion import check_converted, modern
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64
 NEWEST_WITH_KERNELS = 20
-#: Opset and format of files with integers of 4 bits, and scales for blocks of them.
-FIRST_WITH_BLOCKS, FIRST_IR_WITH_BLOCKS = 21, 10
+#: Opset and format of files with integers of 4 bits, scales for blocks of them, and quantizers of 16 bits.
+FIRST_WITH_ALL_TYPES, FIRST_IR_WITH_ALL_TYPES = 21, 10
 #: Ways to write the same that patterns need not know, each brought to one form, in this order.
 SIMPLIFICATIONS = (
     bound_activations,
@@ -114,8 +114,13 @@ def ready_for_blocks(model: ir.Model) -> ir.Model:
     """A prepared model in the opset that has scales in blocks, with weights as kernels read them in blocks."""
     turn_weights(model.graph)
     passes.RemoveUnusedNodesPass()(model)
-    ready = upgraded(model, FIRST_WITH_BLOCKS) if io.opset(model) < FIRST_WITH_BLOCKS else model
-    ready.ir_version = max(ready.ir_version, FIRST_IR_WITH_BLOCKS)
+    return with_all_types(model)
+
+
+def with_all_types(model: ir.Model) -> ir.Model:
+    """A prepared model in the opset that has quantizers of 4 and 16 bits."""
+    ready = upgraded(model, FIRST_WITH_ALL_TYPES) if io.opset(model) < FIRST_WITH_ALL_TYPES else model
+    ready.ir_version = max(ready.ir_version, FIRST_IR_WITH_ALL_TYPES)
     return ready
 
 

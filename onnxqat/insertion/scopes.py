@@ -24,7 +24,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.types import infer
-from onnxqat.insertion.sites import PLAIN_BITS
+from onnxqat.insertion.widths import PLAIN_BITS
 from onnxqat.nncf.scopes import EXPRESSION, OUTPUT, Scope, expression, functions_of, operators_of, parse, spellings
 from onnxqat.targets import Target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxqat.config import Config
 from onnxqat.errors import InputError
 from onnxqat.estimators.table import Estimate
+from onnxqat.graph.biases import NORMALIZING
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Spec
 from onnxqat.insertion import settings
@@ -19,6 +20,7 @@ from onnxqat.insertion.calibrate import Observed
 from onnxqat.insertion.groups import Group, is_float
 from onnxqat.insertion.origins import origins
 from onnxqat.insertion.settings import SAFE_BITS, Activation, Layer
+from onnxqat.insertion.widths import PLAIN_BITS, Widths, width_read
 from onnxqat.targets import Target
 from onnxqat.targets.ort_cpu import PER_TENSOR
 
@@ -29,8 +31,6 @@ log = logging.getLogger(__name__)
 
 #: Layers that a warning names.
 NAMED = 5
-#: Width of values that feed no weighted layer (residual Add, pooling): narrower ones lose accuracy and save nothing.
-PLAIN_BITS = 8
 #: Operators whose constant operands are no parameters.
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Concat"})
 
@@ -112,19 +112,25 @@ def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> lis
         signed = layer.symmetric or not block
         spec = Spec(bits, signed=signed, symmetric=layer.symmetric, narrow=narrow, axis=axis, block=block)
         sites.append(WeightSite(weight, spec, layer.estimate, tuple(group.node for group in sharing)))
-    return sites + _constant_sites(groups)
+    return sites
 
 
-def _constant_sites(groups: Sequence[Group]) -> list[WeightSite]:
-    """One site per constant operand, on a grid like that of an activation."""
-    readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+def constant_sites(groups: Sequence[Group], computed: Widths) -> list[WeightSite]:
+    """One site per constant operand and width, on a grid like that of an activation; normalizations keep scales of 8 bits."""
+    readers: dict[tuple[ir.Value, int], list[ir.Node]] = defaultdict(list)
     for group in groups:
+        bits = PLAIN_BITS if group.node.op_type in NORMALIZING else computed[group]
         for value in group.constants:
-            readers[value].append(group.node)
-    spec = Spec(PLAIN_BITS, signed=False, symmetric=False)
+            readers[value, bits].append(group.node)
     return [
-        WeightSite(value, spec, Estimate(), tuple(nodes), all(node.op_type in _ARITHMETIC for node in nodes))
-        for value, nodes in readers.items()
+        WeightSite(
+            value,
+            Spec(bits, signed=False, symmetric=False),
+            Estimate(),
+            tuple(nodes),
+            all(node.op_type in _ARITHMETIC for node in nodes),
+        )
+        for (value, bits), nodes in readers.items()
     ]
 
 
@@ -144,29 +150,32 @@ def _shape(group: Group, layer: Layer) -> tuple[int | None, int]:
     return (group.weight_axis if layer.per_channel else None), 0
 
 
-def activation_sites(graph: ir.Graph, groups: Sequence[Group], target: Target, config: Config) -> list[ActivationSite]:
+def activation_sites(
+    graph: ir.Graph, groups: Sequence[Group], computed: Widths, target: Target, config: Config
+) -> list[ActivationSite]:
     """One site per value, at the origin of its data and before any branch.
 
-    Where users want different widths (a weighted layer 4 bits, the residual Add beside it 8), the value gets the widest, and
-    the others read it through a second, narrower quantizer.
+    Where users want different widths (a weighted layer 4 bits, the residual Add beside it 8), the value gets the widest, or
+    on a target that takes every value as integers that of the kernel which writes it; the others read it through a second
+    quantizer.
     """
-    layers = settings.layers(groups, config, target)
+    written = {group.writes: computed[group] for group in groups} if target.whole else {}
     readers: Readers = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     joined: dict[ir.Value, frozenset[ir.Value]] = {}
     for group in groups:
-        bits = layers[group].activation_bits if group in layers else PLAIN_BITS
         for value in group.reads:
-            above = origins(value, target)
+            above, bits = origins(value, target), width_read(group, value, computed[group], target)
             for root in above:
                 readers[root][bits][value].append(group.node)
             if config.activation_granularity == "per_tensor":
                 _join(joined, above)
     for value in _written(graph, groups, target, config):
         if value not in readers:
-            readers[value][PLAIN_BITS] = defaultdict(list)
+            readers[value][written.get(value, PLAIN_BITS)] = defaultdict(list)
     for unified in _unified(groups, config):
         _join(joined, [root for group in unified for value in group.reads for root in origins(value, target)])
-    found = _sites(readers, joined, lambda nodes: settings.activation(nodes, config, target), {g.node for g in groups})
+    quantized = {group.node for group in groups}
+    found = _sites(readers, joined, written, lambda nodes: settings.activation(nodes, config, target), quantized)
     return [replace(site, fixed=_fixed(site, target)) for site in found]
 
 
@@ -222,24 +231,31 @@ def _unified(groups: Sequence[Group], config: Config) -> list[list[Group]]:
 def _sites(
     readers: Readers,
     joined: dict[ir.Value, frozenset[ir.Value]],
+    written: Mapping[ir.Value, int],
     settled: Callable[[Collection[ir.Node]], Activation],
     quantized: Collection[ir.Node],
 ) -> list[ActivationSite]:
     together = {root: joined.get(root, frozenset({root})) for root in readers}
-    base = {root: max(bits for value in together[root] for bits in readers[value]) for root in readers}
+    base = {root: _base(together[root], readers, written) for root in readers}
     sites = []
     for root, bits in base.items():
         nodes = list(dict.fromkeys(n for value in together[root] for n in _concerned(value, readers[value], quantized)))
         sites.append(ActivationSite(root, bits, None, together[root], settled(nodes)))
-    narrower: dict[tuple[ir.Value, int], list[ir.Node]] = {}
+    others: dict[tuple[ir.Value, int], list[ir.Node]] = {}
     for root, by_bits in readers.items():
         for bits, by_value in by_bits.items():
-            if bits < base[root]:
-                narrower.update({(value, bits): nodes for value, nodes in by_value.items()})
+            if bits != base[root]:
+                others.update({(value, bits): nodes for value, nodes in by_value.items()})
     return sites + [
         ActivationSite(value, bits, tuple(nodes), frozenset({value}), settled(nodes))
-        for (value, bits), nodes in narrower.items()
+        for (value, bits), nodes in others.items()
     ]
+
+
+def _base(together: Collection[ir.Value], readers: Readers, written: Mapping[ir.Value, int]) -> int:
+    """Width of the first quantizer of values that share a scale: that of their kernels, or the widest that a reader wants."""
+    given = [written[value] for value in together if value in written]
+    return max(given or [bits for value in together for bits in readers[value]])
 
 
 def _concerned(

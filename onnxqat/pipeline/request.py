@@ -202,25 +202,8 @@ class Judge:
         )
 
 
-def configuration(
-    config: Path | None,
-    target: str | None,
-    weight_bits: int | None,
-    weight_block_size: int | None,
-    embedding_bits: int | None,
-    activation_bits: int | None,
-    quantize_activations: bool | None,
-    fix_input: list[str] | None,
-) -> Config:
-    """Merges the settings of the configuration file and of the command line, which take precedence."""
-    given: dict[str, Any] = {
-        "target": target,
-        "weight_bits": weight_bits,
-        "weight_block_size": weight_block_size,
-        "embedding_bits": embedding_bits,
-        "activation_bits": activation_bits,
-        "quantize_activations": quantize_activations,
-    }
+def configuration(config: Path | None, fix_input: list[str] | None, **given: Any) -> Config:
+    """Merges the settings of the configuration file and of the command line, which take precedence; None: not given there."""
     if fix_input:
         given["fixed_inputs"] = fixed_inputs(fix_input)
     base = Config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ with kept_out("onnxruntime.training.ortmodule"):  # the training build tries it,
 # isort: split
 from onnxqat.runtime.devices import CPU, Device
 
+log = logging.getLogger(__name__)
+
 AnyModel = TypeVar("AnyModel", onnx.ModelProto, ir.Model)
 
 #: Bytes of weights up to which the result of a stage is loaded whole; beyond, large weights are left out.
@@ -47,6 +50,8 @@ PACKAGES = tuple(
 )
 #: Words of ONNX Runtime for an operator without a kernel, and of it and its providers' libraries for memory that is not there.
 _LACKS = re.compile("Could not find an implementation for|is not a registered function/op")
+#: Words of 1.19 for what it makes of a MatMul of opset 21.
+_NO_INTEGER_KERNEL = re.compile(r"Failed to find kernel for QLinear(\w+)")
 _NO_MEMORY = re.compile(
     "out of memory|[Ff]ailed to allocate memory|smaller than requested bytes|ALLOC_FAILED|bad_alloc"
 )
@@ -163,8 +168,22 @@ def _not_finite(outputs: Mapping[str, NDArray[Any]], *, nan: bool = True) -> dic
 
 
 def check_loads(model: ir.Model | onnx.ModelProto) -> None:
-    """Raises UnsupportedModelError with ONNX Runtime's own reason if it cannot load the model with all of its optimizations."""
-    session(model, ort.SessionOptions())
+    """Raises UnsupportedModelError with ONNX Runtime's own reason if it cannot load the model with all of its optimizations.
+
+    Where these make an integer kernel that this build lacks, they are left out, which is said: another runtime may have it.
+    """
+    try:
+        session(model, ort.SessionOptions())
+    except UnsupportedModelError as error:
+        found = _NO_INTEGER_KERNEL.search(str(error.__cause__))
+        if found is None:
+            raise
+        session(model, exact_options())
+        log.warning(
+            "onnxruntime %s has no integer kernel for %s of opset 21: run the model in a newer one",
+            ort.__version__,
+            found[1],
+        )
 
 
 @contextmanager

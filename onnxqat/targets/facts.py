@@ -50,6 +50,9 @@ class Target:
         fixed: grids that the runtime demands behind an operator, whatever the data: scale and zero point by number of bits.
             Training leaves them as they are.
         activation_bits: widths of activations that it runs.
+        simulates: those of them for which it has no kernels: between the quantizers it computes in float.
+        only_narrow: operators that it computes on 8 bits only, where others take 16.
+        narrow_operands: the operand of an operator that its kernel for 16 bits reads with 8, by index.
         least_range: smallest range of an activation.
         static: whether all sizes must be fixed in the deployed model.
         clips_codes: whether integers may be clipped between QuantizeLinear and DequantizeLinear; a Clip of floats between two
@@ -84,7 +87,10 @@ class Target:
     whole: bool = False
     single: frozenset[str] = frozenset()
     fixed: Mapping[str, Mapping[int, tuple[float, int]]] = field(default_factory=dict)
-    activation_bits: frozenset[int] = frozenset(range(2, 9))
+    activation_bits: frozenset[int] = frozenset({*range(2, 9), 16})
+    simulates: frozenset[int] = frozenset({16})
+    only_narrow: frozenset[str] = frozenset()
+    narrow_operands: Mapping[str, int] = field(default_factory=dict)
     least_range: float = 0.0
     static: bool = False
     clips_codes: bool = True

@@ -83,7 +83,7 @@ class Report:
         size: sizes of the models' files.
         latency: times per batch of both models.
         verdict: comparison of the deployed with the float model; None if none was given, or nothing can be judged.
-        hint: what to know of a runtime that the model was not made for; None: it was made for this one.
+        hint: what to know of the runtime: that the model was not made for it, or that it simulates 16 bits; None: nothing.
         placed: how the model is divided between an NPU and the CPU; None where the runtime has no NPU.
 
     Example:

@@ -16,10 +16,12 @@ from onnxqat.data.labels import Decisions, Labelling
 from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.qdq import quantizers
 from onnxqat.graph.sizes import fixed_sizes
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import without_quantizers
 from onnxqat.names import RuntimeName
+from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import track
 from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, fusion_qnn, models
 from onnxqat.verification.baseline import Baseline
@@ -122,7 +124,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         )
         report = Report(
             runtime=host.version(),
-            hint=hint,
+            hint=hint or _simulated(runtime, deployed_model),
             samples=found.samples,
             metric=metric_name,
             trained=found.score("trained"),
@@ -233,6 +235,19 @@ def _runtime(asked: RuntimeName | None, *made: ir.Model) -> tuple[RuntimeName, s
         f"{RUNTIME_OF[target]}, or insert for the other target"
     )
     return chosen, hint
+
+
+def _simulated(runtime: RuntimeName, deployed: ir.Model) -> str | None:
+    """What to say where the runtime has no kernels for the widths of the model's activations."""
+    simulates = {bits for target in TARGETS.values() if target.runtime == runtime for bits in target.simulates}
+    widths = sorted({q.bits for q in quantizers(deployed) if not q.is_weight} & simulates)
+    if not widths:
+        return None
+    shown = " and ".join(map(str, widths))
+    return (
+        f"activations of {shown} bits are a simulation in {PACKAGES[runtime]}, which has no kernels for them and computes in "
+        "float between their quantizers"
+    )
 
 
 def _size(given: io.ModelLike | None, written: Path) -> int:

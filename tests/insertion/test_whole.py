@@ -191,7 +191,7 @@ def test_a_model_that_the_npu_does_not_take_is_refused_before_calibration(body, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation_bits": 4}, "activation_bits is 4, and QNN runs activations of 8 bits"),
+        ({"activation_bits": 4}, "activation_bits is 4, and QNN runs activations of 8 or 16 bits"),
         ({"activation_granularity": "per_channel"}, "takes one scale per tensor"),
         ({"weight_symmetric": False}, "takes weights with zero point 0"),
         (

@@ -40,6 +40,30 @@ def test_operator_runs_on_integers_and_leaves_the_layers_around_it_so(operator, 
     assert (placed.whole, placed.partitions, placed.on_cpu) == (True, 1, ())
 
 
+@pytest.mark.parametrize(
+    "operator", ["HardSigmoid", "LayerNormalization", "MatMul", "PRelu", "Sigmoid", "Softmax", "Softplus", "Tanh"]
+)
+def test_operator_of_16_bits_gives_the_answers_of_the_simulation(operator, host):
+    """Within two steps of 8 bits, which operators that have only these may be off."""
+    proto = sandwich(OPERATORS[operator])
+    batch = batches(proto, 1)[0]
+    qdq = insert(proto, [batch], Config(target="qnn", activation_bits=16))
+    host.load("trained", io.load(qdq), simulate=True)
+    host.load("deployed", io.load(fold(qdq)))
+    expected, found = (next(iter(host.run(name, batch).values())) for name in ("trained", "deployed"))
+    assert np.abs(found - expected).max() < 2 * np.ptp(expected) / 255
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_recurrent_operator_runs_in_float_on_the_npu_too(operator, host):
+    proto = sandwich(OPERATORS[operator])
+    deployed = io.load(fold(insert(proto, batches(proto, 1), Config(target="qnn"))))
+    answer = host.executed(fusion.marked(deployed))
+    kinds = {kernel.op_type: kernel.kind for kernel in fusion_qnn.report(deployed, answer)}
+    assert (kinds[operator], kinds["Conv"]) == ("float", "integer")
+    assert fusion_qnn.placed(deployed, answer).whole
+
+
 def of_fashion(name: str, suffix: str = "") -> tuple[onnx.ModelProto, list, list, str]:
     file = fashion_mnist.SLICE.with_name(f"{name}.onnx")
     images = {key: array[:8] for key, array in next(iter(getattr(fashion_mnist, f"test{suffix}")())).items()}
@@ -58,16 +82,19 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_network_runs_whole_on_integers_of_the_npu(name, qnn_python):  # noqa: F811
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*((name, {}) for name in NETWORKS), ("bert", {"activation_bits": 16}), ("bert", {"sixteen": "auto"})],
+)
+def test_network_runs_whole_on_integers_of_the_npu(name, settings, qnn_python):  # noqa: F811
     float_model, calibration, data, size = NETWORKS[name]()
-    qdq = insert(float_model, calibration, Config(target="qnn", fixed_inputs={size: 1}))
+    qdq = insert(float_model, calibration, Config(target="qnn", fixed_inputs={size: 1}, **settings))
     report = onnxqat.verify(qdq, fold(qdq), data, interpreter=qnn_python)
     assert report.placed is not None
     assert (report.placed.whole, report.placed.partitions, report.placed.on_cpu) == (True, 1, ())
     assert not report.not_integer
     (output,) = report.outputs
-    assert output.largest < 0.25 * (output.step * 255)
+    assert output.largest < 0.25 * (output.step * (255 if not settings else 65535))
     if name in ("resnet20", "separable"):
         assert report.agreement == 1.0
 
