@@ -91,7 +91,7 @@ def insert(
     if not table.adds_pairs:
         config = config.model_copy(update={"overflow_fix": "disable"})
     with explained(model):
-        prepared = prepare(model, config.fixed_inputs, table.single)
+        prepared = prepare(model, config.fixed_inputs, table)
         check_model(prepared, table)
         if config.correction != "none":
             zero_bias_in_gemm(prepared.graph)

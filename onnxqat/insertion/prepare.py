@@ -33,6 +33,7 @@ from onnxqat.insertion.einsum import einsum_as_matmul
 from onnxqat.insertion.fixed import fix_inputs
 from onnxqat.insertion.gemm import make_bias_a_vector, turn_weights
 from onnxqat.insertion.half import float16_to_float32
+from onnxqat.insertion.last_axis import turn_to_last_axis
 from onnxqat.insertion.simplify import (
     drop_inference_noops,
     flatten_as_reshape,
@@ -43,6 +44,7 @@ from onnxqat.insertion.simplify import (
 from onnxqat.insertion.single import with_single_nodes
 from onnxqat.insertion.tied import share_tables
 from onnxqat.runtime.conversion import check_converted, modern
+from onnxqat.targets import Target
 
 OLDEST_CONVERTIBLE = 7
 LARGEST_FILL = 64
@@ -64,15 +66,13 @@ SIMPLIFICATIONS = (
 )
 
 
-def prepare(
-    model: io.ModelLike, fixed: Mapping[str, Any] | None = None, single: frozenset[str] = frozenset()
-) -> ir.Model:
+def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None, target: Target | None = None) -> ir.Model:
     """Loads a float model and normalizes it.
 
     Args:
         model: the model, or its path.
         fixed: inputs that become constants first (see `fixed`).
-        single: functions that are written as one node (see `Target.single`).
+        target: runtime that wants some functions as one node, or along the last axis (`Target.single`, `Target.last_axis`).
 
     Raises:
         InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
@@ -107,7 +107,10 @@ def prepare(
     passes.RemoveUnusedNodesPass()(loaded)
     infer(loaded)
     name_nodes(loaded.graph)
-    return with_single_nodes(loaded, single)
+    if target is None:
+        return loaded
+    turn_to_last_axis(loaded.graph, target.last_axis)
+    return with_single_nodes(loaded, target.single)
 
 
 def ready_for_blocks(model: ir.Model) -> ir.Model:

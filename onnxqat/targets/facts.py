@@ -47,6 +47,7 @@ class Target:
         whole: whether every float value is to be integers: inputs and outputs of the model, constant operands, and what a kernel
             reads whose surroundings are float.
         single: functions that exporters write as several nodes and that the runtime takes as one node only.
+        last_axis: operators that it computes rightly along the last axis only.
         fixed: grids that the runtime demands behind an operator, whatever the data: scale and zero point by number of bits.
             Training leaves them as they are.
         activation_bits: widths of activations that it runs.
@@ -86,6 +87,7 @@ class Target:
     adds_pairs: bool = True
     whole: bool = False
     single: frozenset[str] = frozenset()
+    last_axis: frozenset[str] = frozenset()
     fixed: Mapping[str, Mapping[int, tuple[float, int]]] = field(default_factory=dict)
     activation_bits: frozenset[int] = frozenset({*range(2, 9), 16})
     simulates: frozenset[int] = frozenset({16})

@@ -18,7 +18,7 @@ LARGEST_RANK = 5
 _WEIGHTED = operators("Conv ConvTranspose Gemm MatMul")
 _INTEGER = operators(
     "Add Sub Mul Div Min Max Pow PRelu Concat AveragePool GlobalAveragePool ReduceMean ReduceSum LeakyRelu Sigmoid Tanh "
-    "HardSigmoid HardSwish Gelu Elu Exp Log Abs Neg Sin Floor Sqrt Reciprocal Softplus Softmax LogSoftmax LpNormalization "
+    "HardSigmoid HardSwish Gelu Elu Exp Log CumSum Abs Neg Sin Floor Sqrt Reciprocal Softplus Softmax LogSoftmax LpNormalization "
     "LayerNormalization InstanceNormalization"
 )
 
@@ -66,6 +66,7 @@ TARGET = Target(
     adds_pairs=False,
     whole=True,
     single=operators("Gelu LayerNormalization"),
+    last_axis=operators("CumSum"),
     fixed={
         "Softmax": {8: (1 / 255, 0), 16: (1 / 65535, 0)},
         "Sigmoid": {8: (1 / 255, 0), 16: (1 / 65535, 0)},

@@ -16,6 +16,7 @@ from onnxqat.graph.movement import MOVEMENT, origin
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Quantizer
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
+from onnxqat.targets.qnn import TARGET as QNN
 
 Quantizers = dict[ir.Value, Quantizer]
 
@@ -56,6 +57,8 @@ def openvino_blockers(node: ir.Node, quantized: Quantizers, precision: str) -> s
 
 def qnn_blockers(node: ir.Node, quantized: Quantizers, where: str) -> str:
     """Returns why the NPU did not compute the node on integers."""
+    if node.op_type not in QNN.weighted | QNN.integer | QNN.moves | QNN.absorbs:
+        return f"{where}: no integer operator for {node.op_type} is known"
     facts = [
         f"input {value.name!r} comes without a DequantizeLinear"
         for value in node.inputs

@@ -238,7 +238,7 @@ def _runtime(asked: RuntimeName | None, *made: ir.Model) -> tuple[RuntimeName, s
 
 
 def _simulated(runtime: RuntimeName, deployed: ir.Model) -> str | None:
-    """What to say where the runtime has no kernels for the widths of the model's activations."""
+    """Returns what to say where the runtime has no kernels for the widths of the model's activations."""
     simulates = {bits for target in TARGETS.values() if target.runtime == runtime for bits in target.simulates}
     widths = sorted({q.bits for q in quantizers(deployed) if not q.is_weight} & simulates)
     if not widths:

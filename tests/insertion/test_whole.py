@@ -95,6 +95,17 @@ def test_layer_normalization_in_many_nodes_becomes_one():
     np.testing.assert_allclose(outputs(qdq, batches(proto, 1)[0])[0], outputs(proto, batches(proto, 1)[0])[0], atol=0.1)
 
 
+def test_cumulative_sums_run_along_the_last_axis_between_two_transposes():
+    body = f"{IMAGE} {{ c = Conv(x, v) k = CumSum<reverse=1>(c, axis) y = Conv(k, u) }}"
+    weights = {"v": CONV["v"], "u": r(4, 4, 1, 1, seed=2), "axis": np.array(-3)}
+    qdq, proto = quantized(body, **weights), model(body, **weights)
+    assert " ".join(chain(qdq)) == "Q DQ Conv Q DQ Transpose Q DQ CumSum Q DQ Transpose Q DQ Conv Q DQ"
+    (node,) = [node for node in qdq.graph.node if node.op_type == "CumSum"]
+    assert array(qdq, node.input[1]) == 3
+    batch = batches(proto, 1)[0]
+    np.testing.assert_allclose(outputs(qdq, batch)[0], outputs(proto, batch)[0], atol=0.1)
+
+
 def test_what_only_resembles_gelu_is_left_as_it_is():
     body = """(float[2,4,8] x) => (float[2,4,8] y) { m = MatMul(x, w) d = Div(m, root) e = Erf(d) a = Add(e, one) p = Mul(m, a)
         g = Mul(p, half) y = MatMul(g, w) }"""

@@ -30,5 +30,5 @@ _ACTIVATIONS = [
     "Softplus",
     "Tanh",
 ]
-_FUNCTIONS = ["Abs", "Exp", "Floor", "Log", "LpNormalization", "Neg", "Reciprocal", "Sin", "Sqrt"]
+_FUNCTIONS = ["Abs", "CumSum", "Exp", "Floor", "Log", "LpNormalization", "Neg", "Reciprocal", "Sin", "Sqrt"]
 MATCHERS = dict.fromkeys([*_AVERAGES, *_ACTIVATIONS, *_FUNCTIONS], match)
