@@ -17,11 +17,11 @@ HEADER = (
     "| --- | --- | --- | --- | --- | --- | --: | --: | --: | --: |"
 )
 DIGEST = """\
-Beside other tools, at equal budgets: two networks on Fashion-MNIST, weights and activations at the same width, 100 training steps
+Beside other tools, at equal budgets: Fashion-MNIST, weights and activations at the same width, 100 training steps
 ([how it was measured](docs/benchmarks.md#few-bits-beside-peers)):
 
-| network, width | float | not trained | with reconstruction | trained | best peer, trained | LSQ in PyTorch, best |
-| --- | --: | --- | --- | --- | --- | --- |"""
+| network, width | float | not trained | trained | reconstructed | and then trained | best peer, trained | LSQ in PyTorch, best |
+| --- | --: | --- | --- | --- | --- | --- | --- |"""
 STAGES = ("ptq", "qat")
 #: Those whose best is in the digest.
 PEERS, LSQ = ("brevitas", "brevitas-kept", "nncf", "torchao"), ("lsq", "lsq-kept")
@@ -91,8 +91,8 @@ def _digested(found: Mapping[str, Sequence[str]]) -> list[str]:
     titles = [CONTESTANTS[name].title for name in ("affine", "plain", "reconstruct")]
     affine, plain, rebuilt = (found.get(title, ["", ""]) for title in titles)
     ours = affine if any(affine) else plain
-    trained = f"**{ours[1]}**" if ours[1] else ""
-    return [ours[0], rebuilt[0], trained, _best(found, PEERS, named=True), _best(found, LSQ)]
+    both = f"**{rebuilt[1]}**" if rebuilt[1] else ""
+    return [*ours[:2], rebuilt[0], both, _best(found, PEERS, named=True), _best(found, LSQ)]
 
 
 def _best(rows: Mapping[str, Sequence[str]], names: Iterable[str], *, named: bool = False) -> str:
