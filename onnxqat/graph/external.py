@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import shutil
 import zlib
@@ -14,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxqat.errors import InputError, cut
+from onnxqat.graph.aside import let_go
 from onnxqat.graph.edit import make_inputs
 
 #: Above this many bytes a protobuf file cannot hold the weights (its limit is 2 GiB).
@@ -125,9 +125,14 @@ def mapped(model: ir.Model) -> dict[ir.Value, ir.ExternalTensor]:
 
 def forget(tensor: ir.TensorProtocol | None) -> None:
     """Lets the system take back the memory of a mapped weight; it is read from its file again when it is needed."""
-    mapping = tensor.raw if isinstance(tensor, ir.ExternalTensor) else None
-    if mapping is not None and hasattr(mapping, "madvise"):  # Windows takes it back by itself
-        mapping.madvise(mmap.MADV_DONTNEED)
+    if isinstance(tensor, ir.ExternalTensor | ir.Tensor):
+        let_go(tensor.raw)
+
+
+def forget_all(model: ir.Model) -> None:
+    """Does so with all weights of a model."""
+    for value in model.graph.initializers.values():
+        forget(value.const_value)
 
 
 def fill_in(proto: onnx.ModelProto, model: ir.Model) -> None:

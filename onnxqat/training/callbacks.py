@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import onnx_ir as ir
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from onnxqat.errors import InputError
 from onnxqat.graph import files
+from onnxqat.graph.aside import put_aside
 from onnxqat.terminal.progress import console
 from onnxqat.training.own import check_own, elsewhere
 
@@ -111,7 +113,7 @@ class BestModel(Callback):
         """Remembers the parameters if the epoch is the best so far."""
         score, state = score_of(metrics), trainer.state
         if state.best is None or score > state.best[1]:
-            state.best = (state.parameters.copy(), score)
+            state.best = (put_aside([ir.tensor(state.parameters)])[0], score)
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Restores the best parameters if the run is complete; an interrupted one resumes from where it was."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxqat.data.batch import Batch, Signature
 from onnxqat.data.labels import Labelling, aligned
 from onnxqat.errors import InputError
-from onnxqat.graph import io
+from onnxqat.graph import external, io
 from onnxqat.runtime import Inference
 from onnxqat.runtime.splitting import sample_axes
 from onnxqat.training.execution import Execution
@@ -207,7 +207,9 @@ class Feeds:
     def _first_output(self, inputs: Batch) -> NDArray[Any]:
         """The output of the first batch, by a session that holds the model's weights no longer than that."""
         name = self.graph.outputs[0]
-        return Inference(self.graph.qdq, [name])(inputs)[name]
+        found = Inference(self.graph.qdq, [name])(inputs)[name]
+        external.forget_all(self.graph.qdq)
+        return found
 
     def _output(self, inputs: Batch) -> NDArray[Any]:
         return self._inference(inputs)[self.graph.outputs[0]]

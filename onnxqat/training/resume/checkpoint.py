@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.data.batch import Batch
 from onnxqat.errors import InputError
+from onnxqat.graph.aside import put_aside
 from onnxqat.training.optimize.schedules import Position
 from onnxqat.training.resume import checkpoint_files as files
 from onnxqat.training.resume import random_state
@@ -106,7 +108,7 @@ def restore(state: State, tensors: Tensors, facts: Facts) -> Remembered:
     for name in _PLAIN:
         setattr(state, name, facts[name])
     state.schedule.position = Position(**facts["schedule"])
-    state.best = (tensors["best"].copy(), facts["best"]) if "best" in tensors else None
+    state.best = (put_aside([ir.tensor(tensors["best"])])[0], facts["best"]) if "best" in tensors else None
     state.random = facts["random"]
     random_state.restore(facts["random"])
     return Remembered(facts["last_batch"], [(name, held) for name, held in facts["callbacks"]])

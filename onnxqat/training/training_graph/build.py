@@ -17,6 +17,7 @@ from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.errors import InputError
 from onnxqat.graph import external, io
+from onnxqat.graph.aside import put_weights_aside
 from onnxqat.graph.biases import round_biases
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
@@ -91,8 +92,8 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
     check_finite_weights(qdq)
     write_scalars(quantizers(qdq))
     restore_float(qdq)
-    for tensor in external.mapped(qdq).values():
-        external.forget(tensor)
+    put_weights_aside(qdq)  # parameters take their place, and what else reads them does so seldom
+    external.forget_all(qdq)
     return qdq
 
 
