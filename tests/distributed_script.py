@@ -130,6 +130,9 @@ def main() -> None:
     train_sequences(rank)
     found["no checkpoint"] = message(trainer.resume, FOLDER / "nowhere")
     found["gathered"] = [part["a"].tolist() for part in Workers.join().gather({"a": np.arange(rank + 1)})]
+    kinds = {"a": np.float32(rank), "b": np.full((2, 0), rank, np.uint8), "c": np.full(3, rank, np.int64)}
+    tensors, facts = Workers.join().from_first(lambda: ({n: np.asarray(a) for n, a in kinds.items()}, {"rank": rank}))
+    found["first"] = [[n, str(a.dtype), a.tolist()] for n, a in tensors.items()], facts
 
     dist.destroy_process_group()
     dist.init_process_group(

@@ -165,8 +165,10 @@ def test_all_stop_alike(found, what, words):
 
 
 @pytest.mark.slow
-def test_tensors_of_any_shape_are_gathered(found):
+def test_tensors_of_any_shape_are_gathered_and_sent(found):
     assert all(one["gathered"] == [[0], [0, 1]] for one in found[1])
+    first = [["a", "float32", 0.0], ["b", "uint8", [[], []]], ["c", "int64", [0, 0, 0]]], {"rank": 0}
+    assert all(one["first"] == list(first) for one in found[1])
 
 
 @pytest.mark.slow
