@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnxqat.data.samples import Samples
 from onnxqat.graph.io import opset
 from onnxqat.graph.ops import Ops
+from onnxqat.graph.samplewise.fewest import fewest
 from onnxqat.graph.samplewise.follow import follow
 from onnxqat.graph.samplewise.kinds import Coupled, Kind, Mean, Rows, Same, Total
 from onnxqat.graph.types import infer
@@ -54,6 +55,7 @@ class Splitting:
         ranks: number of axes that graph inputs are taken to have whose shape the graph does not say.
         summed: whether the loss is a sum over samples, not a mean.
         weights: computes by how much a part weighs in the mean; None: by its number of samples.
+        least: number of samples that a part has at least.
     """
 
     inputs: Mapping[str, int]
@@ -61,15 +63,16 @@ class Splitting:
     ranks: Mapping[str, int] = field(default_factory=dict)
     summed: bool = False
     weights: Inference | None = None
+    least: int = 1
 
     def parts(self, batch: Arrays, most: int) -> list[Part]:
-        """Parts of nearly equal size, no more than `most`, in order; the batch itself where its arrays do not go together.
+        """Parts of nearly equal size, at most `most`, in order; the batch itself if it is small or its arrays do not go together.
 
         Where no label of a part counts, its share is 0, and its loss not a number.
         """
         whole = [Part(batch, 1.0)]
         rows = self._rows(batch)
-        count = min(most, rows)
+        count = min(most, rows // self.least)
         if count < 2:
             return whole
         bounds = [rows * number // count for number in range(count + 1)]
@@ -172,7 +175,7 @@ def _rows_of(model: ir.Model, axes: Mapping[str, int], local: Container[str | No
 
 
 def _splitting(model: ir.Model, axes: Mapping[str, int], loss: str | None) -> Splitting:
-    ranks = _ranks(model.graph, axes)
+    least, ranks = fewest(model), _ranks(model.graph, axes)
     infer(model)
     kinds = follow(model, axes)
     outputs = {value: kinds.get(value, Same()) for value in model.graph.outputs}
@@ -182,7 +185,7 @@ def _splitting(model: ir.Model, axes: Mapping[str, int], loss: str | None) -> Sp
         raise Coupled("the loss is neither a mean nor a sum over samples")
     inputs = {str(value.name): axes[str(value.name)] for value in model.graph.inputs if value.name in axes}
     weights = None if isinstance(found, Total) or found.weight is None else _weights(model, found.weight, axes)
-    return Splitting(inputs, results, ranks, isinstance(found, Total), weights)
+    return Splitting(inputs, results, ranks, isinstance(found, Total), weights, least)
 
 
 def _ranks(graph: ir.Graph, axes: Container[str | None]) -> dict[str, int]:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Part, Splitting
-from onnxqat.training.lanes import Lanes, Places, Session
+from onnxqat.training.lanes import Lanes, Places, Session, inside
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 from onnxqat.training.training_graph.shared import shared
@@ -77,8 +77,9 @@ class Engine:
         self._sparing = sparing
         self._copies, self._written = [self.results], [Double(self.results, device)]
         self._crew = Crew(self._threads)
+        self._inside = inside(self._threads, 1 if splitting is None else splitting.least)
         self._evaluation = Lanes(
-            lambda parts: evaluation, self._threads, device, lambda: [self._read], lambda number: (self._written[0], {})
+            lambda parts: evaluation, self._inside, device, lambda: [self._read], lambda number: (self._written[0], {})
         )
         self.use(training)
 
@@ -89,7 +90,7 @@ class Engine:
             double.send()
         self.training = training
         self._weights: Weights | None = None
-        self._training = Lanes(self._graph_of, self._threads, self._device, self._inputs, self._results_of)
+        self._training = Lanes(self._graph_of, self._inside, self._device, self._inputs, self._results_of)
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""

@@ -74,12 +74,23 @@ class Session:
         return value
 
 
+def inside(threads: int, least: int = 1) -> Callable[[int], int]:
+    """Number of threads inside operators for so many parts of a batch: more than one where there are fewer parts than cores.
+
+    Args:
+        threads: number of cores.
+        least: number of samples that a part has at least. If several, operators are small, and their threads would do little but
+            wait for each other.
+    """
+    return lambda parts: 1 if least > 1 else max(threads - parts + 1, 1)
+
+
 class Lanes:
     """Sessions of one graph for the parts of a batch: as many threads run at once as there are cores to use.
 
     Args:
         model: makes the graph for so many parts, whose nodes stand in the order in which they are to run.
-        threads: number of cores.
+        inside: threads inside operators, by number of parts.
         device: device that they run on.
         inputs: views of flat arrays that all of them read.
         outputs: views of a flat array that each of them writes, by the number of its part.
@@ -88,21 +99,20 @@ class Lanes:
     def __init__(
         self,
         model: Callable[[int], ir.Model],
-        threads: int,
+        inside: Callable[[int], int],
         device: Device,
         inputs: Callable[[], Iterable[Places]],
         outputs: Callable[[int], Places],
     ) -> None:
-        self._model, self._threads, self._device = model, threads, device
+        self._model, self._inside, self._device = model, inside, device
         self._inputs, self._outputs = inputs, outputs
         self._lanes: dict[int, list[Session]] = {}
 
     def of(self, parts: int) -> list[Session]:
-        """A session for each part, with more threads inside operators where there are fewer parts than cores."""
+        """A session for each part."""
         new = parts not in self._lanes
         if new:
-            inside = max(self._threads - parts + 1, 1)
-            loaded = session(self._model(parts), exact_options(inside), self._device)
+            loaded = session(self._model(parts), exact_options(self._inside(parts)), self._device)
             self._lanes[parts] = [Session(loaded) for _ in range(parts)]
         # What a node on the CPU reads of another device's memory, ONNX Runtime copies when it is bound.
         if new or not self._device.is_cpu:

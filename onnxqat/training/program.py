@@ -19,6 +19,7 @@ from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import cut
+from onnxqat.training.lanes import inside
 from onnxqat.training.values import TYPES, Loaded, Value, allocated, as_value, run_bound
 
 Array = NDArray[Any]
@@ -35,14 +36,21 @@ class Division:
         inputs: place of the samples in each input that is made of them; the other inputs are the same for all parts.
         outputs: likewise of the outputs; of the others, those of the first part count.
         added: outputs that are the sum of those of the parts.
+        least: number of samples that a part has at least.
     """
 
     inputs: Mapping[str, Rows]
     outputs: Mapping[str, Rows] = field(default_factory=dict)
     added: frozenset[str] = frozenset()
+    least: int = 1
 
-    def rows(self, values: Values) -> int:
-        """Number of samples in what is read; 0 where it does not fit together."""
+    def bounds(self, values: Values, most: int) -> list[tuple[int, int]]:
+        """Beginning and end of each part in samples, of `most` parts at most; none where what is read does not fit together."""
+        rows = self._rows(values)
+        count = min(most, rows // self.least)
+        return list(pairwise(rows * number // count for number in range(count + 1))) if count else []
+
+    def _rows(self, values: Values) -> int:
         known = {name: place for name, place in self.inputs.items() if name in values}
         sizes = {name: values[name].shape()[place.axis] for name, place in known.items()}
         counts = {sizes[name] for name, place in known.items() if place.each == 1}
@@ -87,22 +95,20 @@ class Program:
         fill take of that.
         """
         feeds = {name: values[name] for name in self.inputs}
-        rows = 0 if self._division is None else self._division.rows(feeds)
-        count = min(self._threads, rows)
-        if self._division is None or count < 2:
+        bounds = [] if self._division is None else self._division.bounds(feeds, self._threads)
+        if self._division is None or len(bounds) < 2:
             return self._run(1, feeds, {})
-        bounds = list(pairwise(rows * number // count for number in range(count + 1)))
-        return self._in_parts(self._division, feeds, rows, bounds, take)
+        return self._in_parts(self._division, feeds, bounds, take)
 
     def _in_parts(
-        self, division: Division, feeds: Values, rows: int, bounds: Sequence[tuple[int, int]], take: Take
+        self, division: Division, feeds: Values, bounds: Sequence[tuple[int, int]], take: Take
     ) -> dict[str, Value]:
         """Results go straight to their place in those of the batch, once it is known from a first run how large these are."""
         shapes = self._shapes.setdefault(
             tuple(tuple(feeds[name].shape()) for name in division.inputs if name in feeds), {}
         )
         whole = {name: take(shape, self.outputs[name]) for name, shape in shapes.items()}
-        calls = []
+        rows, calls = bounds[-1][1], []
         for bound in bounds:
             pieces = {name: _piece(value, division.inputs.get(name), rows, bound) for name, value in feeds.items()}
             places = {name: _cut(view(value), division.outputs[name], rows, bound) for name, value in whole.items()}
@@ -134,11 +140,11 @@ class Program:
         return dict(zip(others, binding.get_outputs()[len(kept) :], strict=True))
 
     def _session(self, parts: int) -> Loaded:
-        """A session for so many parts at once, with more threads inside operators where there are fewer parts than cores."""
-        inside = max(self._threads - parts + 1, 1)
-        if inside not in self._sessions:
-            self._sessions[inside] = session(self._model, exact_options(inside), self._device)
-        return self._sessions[inside]
+        """A session for so many parts at once."""
+        count = inside(self._threads, 1 if self._division is None else self._division.least)(parts)
+        if count not in self._sessions:
+            self._sessions[count] = session(self._model, exact_options(count), self._device)
+        return self._sessions[count]
 
     def _memory(self, feeds: Values) -> tuple[str, int]:
         """Kind and number of the memory that results go to."""

@@ -134,6 +134,22 @@ def test_time_first_sequences_are_cut_along_the_samples():
     assert parts_of(split) == {2}
 
 
+RECURRENT = """(float[N,T,8] x) => (float[N,T,4] y)
+{
+    t = Transpose <perm=[1,0,2]> (x) h, last = GRU <hidden_size=3> (t, w, r) s = Squeeze (h, one)
+    m = MatMul (s, v) y = Transpose <perm=[1,0,2]> (m)
+}"""
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(31, 1), (32, 2)])
+def test_recurrent_networks_are_cut_into_parts_of_sixteen_samples_or_more(rows, parts):
+    weights = {"w": random(1, 9, 8), "r": random(1, 9, 3), "v": random(3, 4), "one": np.array([1])}
+    qdq = onnxqat.insert(model(RECURRENT, **weights), calibration=[{"x": random(6, 5, 8)}])
+    whole, split = (Trainer(qdq, loss="mse", threads=n) for n in (1, 2))
+    check_alike(whole, split, {"x": random(rows, 5, 8), "label": random(rows, 5, 4)})
+    assert parts_of(split) == {parts}
+
+
 CENTRED = """(float[N,4] x) => (float[N,3] y)
 { m = ReduceMean <axes=[0]> (x) c = Sub (x, m) a = MatMul (c, w) r = Relu (a) y = MatMul (r, v) }"""
 FIXED = "(float[6,4] x) => (float[6,3] y) { a = MatMul (x, w) r = Relu (a) y = MatMul (r, v) }"

@@ -25,6 +25,7 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import make_inputs
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import FOLDED, quantizers
+from onnxqat.graph.samplewise.fewest import fewest
 from onnxqat.graph.samplewise.kinds import Rows
 from onnxqat.process.crew import cores
 from onnxqat.runtime.engines import kernels
@@ -34,9 +35,9 @@ from onnxqat.training.gradients import COTANGENT, add_weighted_sum
 from onnxqat.training.program import Chain, Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.training_graph.build import forward_graph, with_values
-from onnxqat.training.training_graph.cut import cut
+from onnxqat.training.training_graph.cut import ancestors, cut
 from onnxqat.training.training_graph.losses import LOSS
-from onnxqat.training.training_graph.memory import ancestors, schedule
+from onnxqat.training.training_graph.memory import schedule
 from onnxqat.training.training_graph.parameters import initial_values
 from onnxqat.training.training_graph.shared import Borders, borders
 from onnxqat.training.values import Floats, Value
@@ -208,7 +209,9 @@ class Function:
         if not self.execution.cuts:
             return None
         found = rows_of(model, self._axes, local)
-        return None if found is None else Division({n: Rows(axis) for n, axis in self._axes.items()}, found)
+        if found is None:
+            return None
+        return Division({n: Rows(axis) for n, axis in self._axes.items()}, found, least=fewest(self.qdq))
 
     def _backward_division(self, forward: Division, gradients: Sequence[str]) -> Division | None:
         """The same parts on the way back: what comes of parameters is added up."""
@@ -217,9 +220,8 @@ class Function:
         cotangents = {cotangent(name): forward.outputs[name] for name in self.differentiable}
         inputs = {gradient(name): rows for name, rows in forward.inputs.items()}
         results = {name: inputs[name] for name in gradients if name in inputs}
-        return Division(
-            {**forward.inputs, **forward.outputs, **cotangents}, results, frozenset(gradients) - frozenset(results)
-        )
+        samples = {**forward.inputs, **forward.outputs, **cotangents}
+        return Division(samples, results, frozenset(gradients) - frozenset(results), forward.least)
 
     @cached_property
     def _axes(self) -> dict[str, int]:

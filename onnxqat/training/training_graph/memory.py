@@ -16,10 +16,11 @@ import onnx_ir as ir
 
 from onnxqat.autodiff.lowering import lower
 from onnxqat.errors import InputError
-from onnxqat.graph.nesting import captured_values, owners
+from onnxqat.graph.nesting import owners
 from onnxqat.names import MemoryName
 from onnxqat.training.blocked.lower import lower as to_blocks
 from onnxqat.training.quantizers import fakequant
+from onnxqat.training.training_graph.cut import ancestors
 from onnxqat.training.training_graph.shared import note_weights
 
 #: Bytes that kept outputs of weights' quantizers may take.
@@ -106,20 +107,6 @@ def _again(call: ir.Node) -> ir.Node:
         call.outputs[0].shape,
     )
     return again
-
-
-def ancestors(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
-    """All nodes on which the named values depend."""
-    pending = [node for node in graph if any(output.name in names for output in node.outputs)]
-    reached: set[ir.Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in reached:
-            continue
-        reached.add(node)
-        producers = (value.producer() for value in (*node.inputs, *captured_values(node)) if value is not None)
-        pending.extend(producer for producer in producers if producer is not None)
-    return reached
 
 
 def _write_as_cast(graph: ir.Graph, node: ir.Node) -> None:
