@@ -24,3 +24,5 @@ OptimizerName = Literal["adamw", "sgd"]
 LayoutName = Literal["auto", "plain"]
 #: What training keeps from the forward to the backward pass.
 MemoryName = Literal["auto", "low"]
+#: How deployed weights are stored: as integers, or as the floats that these stand for.
+WeightForm = Literal["int8", "float"]

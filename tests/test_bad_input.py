@@ -348,8 +348,8 @@ def test_missing_configuration_is_refused(desk):
 
 
 def test_unknown_target_is_refused_with_those_that_exist(desk):
-    line = refused(desk, desk.insert(None, None, "--target", "tensorrt"))
-    assert "target: no target is called 'tensorrt'; use 'openvino' or 'ort-cpu' or 'qnn'" in line
+    line = refused(desk, desk.insert(None, None, "--target", "tpu"))
+    assert "target: no target is called 'tpu'; use 'openvino' or 'ort-cpu' or 'qnn' or 'tensorrt'" in line
 
 
 @pytest.mark.parametrize("place", ["folder", "no folder", "read-only"])

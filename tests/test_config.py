@@ -40,7 +40,7 @@ def test_rule_by_type_finds_a_node_that_preparation_rewrote():
         ({"weight_bits": 9}, "weight_bits: .*less than or equal to 8"),
         ({"activation_bits": 1}, "activation_bits: .*greater than or equal to 2"),
         ({"weight_bits": "8"}, "weight_bits: .*valid integer"),
-        ({"target": "tpu"}, "target: no target is called 'tpu'; use 'openvino' or 'ort-cpu' or 'qnn'"),
+        ({"target": "tpu"}, "target: no target is called 'tpu'; use 'openvino' or 'ort-cpu' or 'qnn' or 'tensorrt'"),
         ({"percentile": 50}, "percentile: .*greater than 50"),
         ({"weight_bit": 8}, "weight_bit: no such key"),
         ({"activation_range": "max"}, "activation_range: Range: type: .*'min_max'"),

@@ -13,6 +13,7 @@ from onnxqat import __version__
 from onnxqat.cli import asked, options, outputs
 from onnxqat.cli.export import export
 from onnxqat.cli.groups import grouped
+from onnxqat.names import WeightForm
 from onnxqat.process.launch import launched, rank
 from onnxqat.terminal.plain import log_plainly
 
@@ -160,6 +161,12 @@ def fold(
     model: options.Model,
     output: options.Output,
     *,
+    weights: Annotated[
+        WeightForm, typer.Option(help="Store weights as integers, or as floats with a pair behind them (TensorRT 8).")
+    ] = "int8",
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Make what stays float, and all scales, float16 (TensorRT 10 and 11).")
+    ] = False,
     qnn_context: Annotated[
         str | None,
         typer.Option(
@@ -175,7 +182,7 @@ def fold(
     outputs.check([output, *beside], models=[model])
     from onnxqat.folding import fold as stage
 
-    deployed = stage(model)
+    deployed = stage(model, weights=weights, float16=float16)
     outputs.write(deployed, output)
     if qnn_context is not None:
         from onnxqat.verification.context import compiled

@@ -13,8 +13,9 @@ from onnxqat.errors import InputError
 from onnxqat.folding.activations import fold_activation, share_zero_points
 from onnxqat.folding.biases import fold_bias
 from onnxqat.folding.guards import guard_blocks, guard_float_layers
+from onnxqat.folding.half import in_float16
 from onnxqat.folding.tables import fold_table, is_table
-from onnxqat.folding.weights import check_scale, fold_weight, separate_readers
+from onnxqat.folding.weights import check_scale, fold_weight, round_weight, separate_readers
 from onnxqat.graph import io
 from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.finite import check_finite_weights
@@ -22,13 +23,14 @@ from onnxqat.graph.qdq import Quantizer, quantizers, write_scalars
 from onnxqat.graph.sizes import fix_sizes
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import TARGET
+from onnxqat.names import WeightForm
 from onnxqat.runtime import checked, explained
-from onnxqat.targets import TARGETS
+from onnxqat.targets import TARGETS, Target
 
 log = logging.getLogger(__name__)
 
 
-def fold(model: io.ModelLike) -> onnx.ModelProto:
+def fold(model: io.ModelLike, *, weights: WeightForm = "int8", float16: bool = False) -> onnx.ModelProto:
     """Folds a Q/DQ model into the deployed model.
 
     Weights become int8 or uint8 initializers, of 4 bits or fewer packed into bytes, those in blocks int4 or uint4; biases int32
@@ -38,6 +40,10 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
 
     Args:
         model: path of a Q/DQ model, or the model itself; it is not changed.
+        weights: "int8": weights are stored as integers; "float": as the float numbers that these stand for, with a pair behind
+            them, as TensorRT 8 reads them. Those in blocks and tables of embeddings are always integers.
+        float16: whether scales, what stays float and all values between are float16, for TensorRT 10 and 11, which take types as
+            they are written. Inputs and outputs stay as they are. Answers change by what float16 rounds.
 
     Returns:
         The deployed model. Dequantized weights are bit for bit those of the Q/DQ model; a bias moves by half a step of its
@@ -53,14 +59,16 @@ def fold(model: io.ModelLike) -> onnx.ModelProto:
         InputError: the model has no quantizers, a weight, bias or scale is not finite, a bias does not fit int32.
     """
     with explained(model):
-        folded = _folded(io.load(model))
+        folded = _folded(io.load(model), weights)
+        if float16:
+            folded = in_float16(folded)
     proto = io.to_proto(folded)
     # runtimes infer these again; in a small net they would be a twentieth of the file
     del proto.graph.value_info[:]
     return checked(proto)
 
 
-def _folded(folded: ir.Model) -> ir.Model:
+def _folded(folded: ir.Model, form: WeightForm) -> ir.Model:
     """The deployed form of a Q/DQ model, which is changed in place."""
     fix_sizes(folded)
     found = quantizers(folded)
@@ -73,7 +81,7 @@ def _folded(folded: ir.Model) -> ir.Model:
     weights = [q for q in found if q.is_weight and q.quantize is not None]
     if biases_are_integers(folded):
         _fold_as_kernels_add(folded, found)
-    _fold_weights(folded, weights)
+    _fold_weights(folded, weights, form)
     check_finite_weights(folded)
     share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)
@@ -83,12 +91,15 @@ def _folded(folded: ir.Model) -> ir.Model:
     return folded
 
 
-def _fold_weights(model: ir.Model, weights: Iterable[Quantizer]) -> None:
+def _fold_weights(model: ir.Model, weights: Iterable[Quantizer], form: WeightForm) -> None:
+    target = _target(model)
     for quantizer in weights:
         if is_table(quantizer):
             fold_table(model.graph, quantizer, io.opset(model))
+        elif form == "float" and not quantizer.block:
+            round_weight(model.graph, quantizer)
         else:
-            fold_weight(model.graph, quantizer)
+            fold_weight(model.graph, quantizer, packs=target is None or target.packs_codes)
     passes.RemoveUnusedNodesPass()(model)
     for quantizer in quantizers(model):
         if quantizer.is_weight:
@@ -97,7 +108,7 @@ def _fold_weights(model: ir.Model, weights: Iterable[Quantizer]) -> None:
 
 def _fold_as_kernels_add(model: ir.Model, found: Sequence[Quantizer]) -> None:
     """Makes biases integers, and activations bounds of the codes; float layers are kept from becoming integer ones."""
-    target = TARGETS.get(model.metadata_props.get(TARGET, ""))
+    target = _target(model)
     for bias in integer_biases(model):
         fold_bias(model.graph, bias)
     for quantizer in found:
@@ -106,6 +117,10 @@ def _fold_as_kernels_add(model: ir.Model, found: Sequence[Quantizer]) -> None:
     if target is None or not target.whole:
         guard_float_layers(model.graph)
         guard_blocks(model.graph, found)
+
+
+def _target(model: ir.Model) -> Target | None:
+    return TARGETS.get(model.metadata_props.get(TARGET, ""))
 
 
 def _state_shapes(model: ir.Model) -> None:

@@ -19,28 +19,48 @@ SMALLEST_PACKED = 4096
 SAFE_CODE = 64
 
 
-def fold_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
+def fold_weight(graph: ir.Graph, quantizer: Quantizer, *, packs: bool = True) -> None:
     """Replaces a float weight and its QuantizeLinear (and Clip) by the codes; the DequantizeLinear stays.
+
+    Args:
+        graph: the model's graph.
+        quantizer: that of the weight.
+        packs: whether codes of 4 bits and fewer are stored packed.
 
     Raises:
         InputError: the weight is not finite.
     """
-    weight = constant(quantizer.source)
-    assert weight is not None
-    name = str(quantizer.source.name)
-    if not np.isfinite(weight).all():
-        raise InputError(f"weight {name!r}: holds NaN or infinity; train again from a good state")
-    codes = quantizer.codes
+    name, codes = str(quantizer.source.name), _codes(quantizer)
     if quantizer.block:
         stored = constant_value(graph, f"{name}_quantized", codes.astype(quantizer.dtype.numpy()))
         quantizer.dequantize.replace_input_with(0, stored)
         return
     dtype = quantizer.dtype.numpy()
-    if codes.size >= SMALLEST_PACKED and quantizer.bits <= 4:
+    if packs and codes.size >= SMALLEST_PACKED and quantizer.bits <= 4:
         stored = _packed(graph, f"{name}_quantized", codes.astype(dtype), 2 if quantizer.bits == 2 else 4)
     else:
         stored = constant_value(graph, f"{name}_quantized", codes.astype(dtype))
     quantizer.dequantize.replace_input_with(0, stored)
+
+
+def round_weight(graph: ir.Graph, quantizer: Quantizer) -> None:
+    """Replaces a float weight by the numbers that its codes stand for; a Clip of codes then changes nothing, and is dropped.
+
+    Raises:
+        InputError: the weight is not finite.
+    """
+    _codes(quantizer)
+    assert quantizer.quantize is not None
+    rounded = constant_value(graph, str(quantizer.source.name), quantizer.dequantized)
+    quantizer.quantize.replace_input_with(0, rounded)
+    quantizer.dequantize.replace_input_with(0, quantizer.quantize.outputs[0])
+
+
+def _codes(quantizer: Quantizer) -> NDArray[np.int32]:
+    weight = constant(quantizer.source)
+    if weight is None or not np.isfinite(weight).all():
+        raise InputError(f"weight {quantizer.source.name!r}: holds NaN or infinity; train again from a good state")
+    return quantizer.codes
 
 
 def _packed(graph: ir.Graph, name: str, codes: NDArray[np.integer[Any]], bits: int) -> ir.Value:

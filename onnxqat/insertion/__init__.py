@@ -230,7 +230,9 @@ def _activation_grid(
     high = np.maximum(high, low + table.least_range)
     if site.settings.signed:
         low = np.minimum(low, -high)
-    signed = table.signed_activations and symmetric and bool(np.any(low < 0))
+    if not table.unsigned_activations and symmetric:
+        high = np.maximum(high, -low)  # the lowest code stays free, as in weights
+    signed = not table.unsigned_activations or (table.signed_activations and symmetric and bool(np.any(low < 0)))
     spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=site.axis)
     scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)
     return new_grid(graph, stem, spec, scale, zero_point)

@@ -31,21 +31,39 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
             f"sixteen is {config.sixteen}, and {target.title} has no kernels for activations of 16 bits; leave it out, or choose "
             "the target qnn"
         )
+    blocks = {config.weight_block_size, *(o.weight_block_size for o in config.overrides if o.weight_block_size)} - {0}
+    for size in sorted(blocks - target.block_sizes):
+        taken = " or ".join(map(str, sorted(target.block_sizes))) or "no"
+        yield f"weight_block_size is {size}, and {target.title} takes blocks of {taken}; choose another, or leave it out"
+    if target.symmetric_only:
+        yield from _asymmetric(config, target)
     if not target.whole:
         return
     for name in ("weight_block_size", "embedding_bits"):
         if getattr(config, name) or any(getattr(one, name, None) for one in config.overrides):
             yield f"{name} is set, and {target.title} would leave such weights to the CPU; leave it out"
-    granularity = [config.activation_granularity, *(o.activation_granularity for o in config.overrides)]
-    if "per_channel" in granularity:
-        yield f"activation_granularity is per_channel, and {target.title} takes one scale per tensor; leave it out"
+    yield from _per_channel(config, target)
     if False in (config.weight_symmetric, *(one.weight_symmetric for one in config.overrides)):
         yield f"weight_symmetric is false, and {target.title} takes weights with zero point 0; leave it out"
 
 
+def _asymmetric(config: Config, target: Target) -> Iterator[str]:
+    for name in ("weight_symmetric", "activation_symmetric"):
+        if False in (getattr(config, name), *(getattr(one, name) for one in config.overrides)):
+            yield f"{name} is false, and {target.title} takes zero points of 0 alone; leave it out"
+    yield from _per_channel(config, target)
+
+
+def _per_channel(config: Config, target: Target) -> Iterator[str]:
+    granularity = [config.activation_granularity, *(o.activation_granularity for o in config.overrides)]
+    if "per_channel" in granularity:
+        yield f"activation_granularity is per_channel, and {target.title} takes one scale per tensor; leave it out"
+
+
 def _listed(target: Target) -> str:
     bits = sorted(target.activation_bits)
-    return f"{bits[0]} to {bits[-1]}" if bits == list(range(bits[0], bits[-1] + 1)) else " or ".join(map(str, bits))
+    is_range = len(bits) > 1 and bits == list(range(bits[0], bits[-1] + 1))
+    return f"{bits[0]} to {bits[-1]}" if is_range else " or ".join(map(str, bits))
 
 
 def check_model(model: ir.Model, target: Target) -> None:

@@ -16,6 +16,7 @@ from onnxqat.graph.edit import sole_user
 from onnxqat.graph.movement import moved
 from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import inner_nodes
+from onnxqat.insertion.accumulated import single_sides, without_accumulated
 from onnxqat.insertion.groups import Group, Skip, inputs, is_float
 from onnxqat.insertion.masks import masked_values
 from onnxqat.insertion.origins import origins
@@ -51,8 +52,8 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
             result: Group | Skip | None = Skip(node, f"part of a {wholes[node].name}, which stays in float as a whole")
         else:
             result = _match(node, target, ignored)
-        if isinstance(result, Group) and result.weight is None:
-            result = _attention_obstacle(result, wholes, target) or _mask_obstacle(result, masked) or result
+        if isinstance(result, Group):
+            result = _obstacle(result, wholes, masked, target) or result
         if isinstance(result, Skip):
             skips.append(result)
         elif result is not None:
@@ -66,20 +67,12 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     _check_overrides(groups, target, config)
     asked = [_asked_for(group, target, config) for group in groups]
     skips += [result for result in asked if isinstance(result, Skip)]
-    groups, dropped = _inside_integer_regions([result for result in asked if isinstance(result, Group)], wholes, target)
+    groups, plain = single_sides([result for result in asked if isinstance(result, Group)], target)
+    skips += plain
+    groups, dropped = _inside_integer_regions(groups, wholes, target)
     if not any(group.weight is not None for group in groups):
         raise UnsupportedModelError(_inside_branches(model.graph, target) or _no_weights(skips, target))
-    return [_without_accumulated(group, groups, target) for group in groups], skips + dropped
-
-
-def _without_accumulated(group: Group, groups: Sequence[Group], target: Target) -> Group:
-    """An Add without the reads that the kernels of weighted nodes hand it before they requantize."""
-    if group.node.op_type != "Add" or not target.accumulates:
-        return group
-    shapes = {str(value.shape) for value in inputs(group.node)}
-    weighted = {g.writes for g in groups if g.reads and g.quantizes_weight and g.node.op_type in target.accumulates}
-    handed = {v for v in group.reads if v in weighted and sole_user(v) is group.node} if len(shapes) == 1 else set()
-    return replace(group, reads=tuple(value for value in group.reads if value not in handed))
+    return [without_accumulated(group, groups, target) for group in groups], skips + dropped
 
 
 def _asked_for(group: Group, target: Target, config: Config) -> Group | Skip:
@@ -161,6 +154,17 @@ def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip
     return Skip(node, f"{target.name} has no integer kernel for {node.op_type}")
 
 
+def _obstacle(
+    group: Group, wholes: Mapping[ir.Node, Whole], masked: Collection[ir.Value], target: Target
+) -> Skip | None:
+    """Returns why a node stays in float that has a kernel."""
+    if reason := target.too_small(group.node):
+        return Skip(group.node, reason)
+    if group.weight is not None:
+        return None
+    return _attention_obstacle(group, wholes, target) or _mask_obstacle(group, masked)
+
+
 def _attention_obstacle(group: Group, wholes: Mapping[ir.Node, Whole], target: Target) -> Skip | None:
     """Returns why a product with probabilities from a Softmax that is written as several nodes stays in float."""
     above = [v.producer() for v in group.reads[:1] if group.node.op_type == "MatMul"]
@@ -221,7 +225,7 @@ def _inside_integer_regions(
 def _float_side(
     group: Group, integer: set[ir.Value], read: set[ir.Value], wholes: Mapping[ir.Node, Whole], target: Target
 ) -> str | None:
-    if group.weight is not None:
+    if group.weight is not None or (group.node.op_type == "MatMul" and target.quantizes_products):
         return None
     for value in group.reads:
         sources = [] if constant(value) is not None else origins(value, target)

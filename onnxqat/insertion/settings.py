@@ -183,7 +183,8 @@ def _layer(group: Group, config: Config, target: Target, *, outer: bool, first: 
         weight_bits=bits,
         activation_bits=settings["activation_bits"],
         symmetric=settings["weight_symmetric"],
-        per_channel=settings["weight_granularity"] == "per_channel",
+        per_channel=settings["weight_granularity"] == "per_channel"
+        and (group.node.op_type not in target.per_tensor or "weight_granularity" in own),
         block=block,
         safe=first or config.overflow_fix == "enable",
         estimate=estimate_of(given, config.percentile),

@@ -202,7 +202,7 @@ def _must_write_integers(group: Group, target: Target) -> bool:
         return True
     last = group.writes.producer()
     absorbed = last is not None and last.op_type in target.absorbs
-    return bool(target.quantized_outputs) and absorbed and bool(group.writes.uses())
+    return bool(target.weighted & target.quantized_outputs) and absorbed and bool(group.writes.uses())
 
 
 def _unified(groups: Sequence[Group], config: Config) -> list[list[Group]]:

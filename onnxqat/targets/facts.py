@@ -59,6 +59,16 @@ class Target:
         clips_codes: whether integers may be clipped between QuantizeLinear and DequantizeLinear; a Clip of floats between two
             pairs otherwise.
         refusal: why the runtime would not load a model with this node; "" where it does.
+        accumulates_one: whether such an operator adds one value only: of two that come so, the one that was computed in fewer
+            steps is quantized. An Add of others is none of its kernels.
+        unsigned_activations: whether activations without negative values are uint8; int8 otherwise.
+        symmetric_only: whether a model with a zero point other than 0 is refused, or with activations per channel.
+        per_tensor: operators whose weights have one scale, unless a rule for single layers asks for more.
+        too_small: why a layer stays in float although there is a kernel: sizes for which integers are slower; "" for others.
+        quantizes_products: whether the operands of a product of two activations are quantized whatever is around it.
+        block_sizes: numbers of weights that may share a scale.
+        packs_codes: whether codes of 4 bits and fewer are stored packed, with nodes that unpack them.
+        simulated: whether the runtime only shows the answers, quantizers computed in float, and others execute the model.
     """
 
     name: str
@@ -97,6 +107,15 @@ class Target:
     static: bool = False
     clips_codes: bool = True
     refusal: Callable[[ir.Node], str] = lambda node: ""
+    accumulates_one: bool = False
+    unsigned_activations: bool = True
+    symmetric_only: bool = False
+    per_tensor: frozenset[str] = frozenset()
+    too_small: Callable[[ir.Node], str] = lambda node: ""
+    quantizes_products: bool = False
+    block_sizes: frozenset[int] = frozenset({16, 32, 64, 128})
+    packs_codes: bool = True
+    simulated: bool = False
 
     @property
     def moves(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -26,6 +27,15 @@ Arrays = dict[str, NDArray[Any]]
 PACKAGES: dict[RuntimeName, str] = {one.runtime: one.package for one in TARGETS.values()}
 #: Runtime of a model that names no target, and runtime of each target (`onnxqat.target`).
 RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", **{one.name: one.runtime for one in TARGETS.values()}}
+#: ONNX Runtime 1.19.2 and 1.24.4 give 0 for 0.75, 1.32.0 gives 1.
+_PROBE = """<ir_version: 9, opset_import: ["": 19]>
+probe (float[1] x) => (float[1] y) <float one = {1}, int8 zero = {0}>
+{
+  half = Cast<to = 10>(x)
+  step = Cast<to = 10>(one)
+  code = QuantizeLinear(half, step, zero)
+  y = Cast<to = 1>(code)
+}"""
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,14 @@ class Host:
         threads: how many threads it may use.
         folder: temporary folder, gone after use.
         calls: where the worker runs.
+        stands_for: title of the runtime whose answers it only simulates, quantizers in float; "" where it is that runtime.
     """
 
     runtime: RuntimeName
     threads: int
     folder: Path
     calls: Here | There
+    stands_for: str = ""
 
     def version(self) -> str:
         """Name and version of the runtime."""
@@ -53,10 +65,24 @@ class Host:
 
         Returns:
             The file that the model was written to for the runtime.
+
+        Raises:
+            InputError: the runtime refuses the model, or computes it wrongly.
         """
-        path, rows = self._write(name, model), _fixed_rows(model)
+        if _quantizes_halves(model) and not self._rounds_halves():
+            raise InputError(
+                f"{name} model: {self.version()} cuts float16 values off where QuantizeLinear rounds them; name the Python of an "
+                "environment with onnxruntime 1.32 or newer (--interpreter)"
+            )
+        path, rows, simulate = self._write(name, model), _fixed_rows(model), simulate or bool(self.stands_for)
         self._call("load", name, name=name, path=path, threads=self.threads, simulate=simulate, rows=rows)
         return Path(path)
+
+    def _rounds_halves(self) -> bool:
+        path = self._write("probe", ir.from_proto(onnx.parser.parse_model(_PROBE)))
+        self._call("load", "probe", name="probe", path=path, threads=1, simulate=True, rows=None)
+        (code,) = self.run("probe", {"x": np.full(1, 0.75, np.float32)}).values()
+        return bool(code == 1)
 
     def run(self, name: str, inputs: Arrays) -> Arrays:
         """Outputs of a loaded model by name."""
@@ -92,6 +118,12 @@ class Host:
             _explain(failure, self, model)
 
 
+def _quantizes_halves(model: ir.Model) -> bool:
+    values = (value for node in model.graph if node.op_type == "QuantizeLinear" for value in node.inputs[1:2])
+    tensors = (None if value is None else value.const_value for value in values)
+    return any(tensor is not None and tensor.dtype == ir.DataType.FLOAT16 for tensor in tensors)
+
+
 def _fixed_rows(model: ir.Model) -> int | None:
     """Number of samples that a model takes at once where `fold` fixed it; None: any, or not known."""
     shapes = [value.shape for value in model.graph.inputs if not value.is_initializer()]
@@ -116,13 +148,16 @@ def _explain(failure: worker.WorkerError, host: Host, model: str) -> NoReturn:
 
 
 @contextmanager
-def opened(runtime: RuntimeName, interpreter: str | os.PathLike[str] | None = None, threads: int = 2) -> Iterator[Host]:
+def opened(
+    runtime: RuntimeName, interpreter: str | os.PathLike[str] | None = None, threads: int = 2, stands_for: str = ""
+) -> Iterator[Host]:
     """A runtime ready to load models.
 
     Args:
         runtime: "ort", "openvino" or "qnn".
         interpreter: Python interpreter of the environment that has the runtime; None: this one.
         threads: how many threads the runtime may use.
+        stands_for: see `Host`.
 
     Raises:
         InputError: no such runtime or interpreter, the runtime is not installed there, or it refuses a model or a batch.
@@ -131,7 +166,7 @@ def opened(runtime: RuntimeName, interpreter: str | os.PathLike[str] | None = No
         raise InputError(f"runtime {runtime!r}: is not one of {', '.join(map(repr, PACKAGES))}; choose one of them")
     with files.workplace() as folder:
         if interpreter is None:
-            yield Host(runtime, threads, folder, Here(runtime))
+            yield Host(runtime, threads, folder, Here(runtime), stands_for)
             return
         with there(located(interpreter), runtime, folder) as calls:
-            yield Host(runtime, threads, folder, calls)
+            yield Host(runtime, threads, folder, calls, stands_for)

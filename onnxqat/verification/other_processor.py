@@ -74,7 +74,7 @@ class Elsewhere:
         self._counts: list[LayerSaturation] = []
         self._emulation: _Emulation | None = None
         runtime = host.runtime
-        if runtime == "qnn":  # no x86 processor
+        if runtime == "qnn" or host.stands_for:  # no x86 processor
             return
         layers = integer_layers(deployed, kernels, runtime)
         self._products = paired_products(deployed, kernels, runtime)

@@ -85,6 +85,8 @@ class Report:
         verdict: comparison of the deployed with the float model; None if none was given, or nothing can be judged.
         hint: what to know of the runtime: that the model was not made for it, or that it simulates 16 bits; None: nothing.
         placed: how the model is divided between an NPU and the CPU; None where the runtime has no NPU.
+        stands_for: title of the runtime that the model is for, where the answers are only simulated and kernels judged by the
+            graph's structure; "" where that runtime has run.
 
     Example:
         ```python
@@ -109,6 +111,7 @@ class Report:
     verdict: Verdict | None = None
     hint: str | None = None
     placed: Placed | None = None
+    stands_for: str = ""
 
     @property
     def worst(self) -> OutputDifference:
@@ -156,7 +159,7 @@ class Report:
     def __rich__(self) -> RenderableType:
         return Group(
             *([] if self.hint is None else [Text(f"note: {self.hint}")]),
-            Text(self.saturation.proof if self.placed is None else self.placed.sentence),
+            Text(self._beginning),
             *self._elsewhere(),
             self._figures(),
             *self._where(),
@@ -166,6 +169,14 @@ class Report:
             *_reasons("float", (k for k in self.not_integer if not k.purpose and k.kind == "float")),
             *_reasons("weight-only", (k for k in self.not_integer if k.reason and k.kind == "weight-only")),
         )
+
+    @property
+    def _beginning(self) -> str:
+        if self.stands_for:
+            return (
+                f"{self.stands_for} has not run: answers are simulated, quantizers in float; kernels are by structure."
+            )
+        return self.saturation.proof if self.placed is None else self.placed.sentence
 
     def _figures(self) -> Table:
         table = Table(title=f"{self.runtime}, {self.samples} samples", title_justify="left")
@@ -199,7 +210,7 @@ class Report:
         ratio = f"{self.size.deployed / 1e6:.3f} MB ({self.size.ratio:.3f} of float)"
         table.add_row("size", f"{self.size.float_model / 1e6:.3f} MB", ratio)
         time = self.latency
-        emulated = "" if self.placed is None else ", emulated"
+        emulated = "" if self.placed is None and not self.stands_for else ", emulated"
         label = f"latency, batch {time.batch}, {time.threads} threads{emulated}"
         table.add_row(label, f"{time.float_model:.2f} ms", f"{time.deployed:.2f} ms ({time.ratio:.3f} of float)")
         return table

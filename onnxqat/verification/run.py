@@ -19,11 +19,11 @@ from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.graph.sizes import fixed_sizes
 from onnxqat.graph.types import infer
-from onnxqat.graph.without import without_quantizers
+from onnxqat.graph.without import TARGET, without_quantizers
 from onnxqat.names import RuntimeName
 from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import track
-from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, fusion_qnn, models
+from onnxqat.verification import compare, fusion, fusion_openvino, fusion_ort, fusion_qnn, fusion_structure, models
 from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.divergence import Divergence, divergence
 from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, opened
@@ -101,9 +101,9 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     taking = qdq_model if fixed_sizes(deployed_model) else deployed_model
     checked = sources.batches(batches, taking, transform=transform, sample_axis=sample_axis)
     samples = checked.signature.samples
-    runtime, hint = _runtime(runtime, deployed_model, qdq_model)
+    runtime, hint, stands_for = _runtime(runtime, deployed_model, qdq_model)
     paired = None if float_model is None else Paired(Baseline(metric_name, score, decisions))
-    with opened(runtime, interpreter, threads) as host:
+    with opened(runtime, interpreter, threads, stands_for) as host:
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
         float_file = host.load("float", reference, simulate=True)
@@ -138,6 +138,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
             latency=latency,
             verdict=None if paired is None else paired.verdict(evidence, max_drop),
             placed=_placed(host, deployed_model),
+            stands_for=stands_for,
         )
     integer, total = report.integer_count()
     log.info("verify: %s: %d of %d layers with weights on integer kernels", report.runtime, integer, total)
@@ -181,10 +182,10 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     loaded = io.load(model, oldest_opset=7)
     _, score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
     checked = sources.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
-    chosen, hint = _runtime(runtime, loaded)
+    chosen, hint, stands_for = _runtime(runtime, loaded)
     if hint is not None:
         log.warning("warning: %s", hint)
-    with opened(chosen, interpreter, threads) as host:
+    with opened(chosen, interpreter, threads, stands_for) as host:
         host.load("model", loaded)
         return compare.scored(host, track(checked, "evaluate"), score, "model")
 
@@ -223,18 +224,19 @@ def check_max_drop(max_drop: float | None, float_model: io.ModelLike | None) -> 
         raise InputError("max drop: is judged against the float model, which is not given; add --float MODEL")
 
 
-def _runtime(asked: RuntimeName | None, *made: ir.Model) -> tuple[RuntimeName, str | None]:
-    """The runtime to judge in, and what to say where it is not the one that the models name as their target."""
+def _runtime(asked: RuntimeName | None, *made: ir.Model) -> tuple[RuntimeName, str | None, str]:
+    """The runtime to judge in, what to say where it is not that of the models' target, and what it stands for."""
     targets = [model.metadata_props["onnxqat.target"] for model in made if "onnxqat.target" in model.metadata_props]
     target = targets[0] if targets and targets[0] in RUNTIME_OF else None
     chosen = RUNTIME_OF[target] if asked is None else asked
     if target is None or chosen == RUNTIME_OF[target]:
-        return chosen, None
+        simulated = target is not None and TARGETS[target].simulated
+        return chosen, None, TARGETS[target].title if target is not None and simulated else ""
     hint = (
         f"a model made for {target} was run in {PACKAGES[chosen]}, whose kernels it is not meant for; judge it with --runtime "
         f"{RUNTIME_OF[target]}, or insert for the other target"
     )
-    return chosen, hint
+    return chosen, hint, ""
 
 
 def _simulated(runtime: RuntimeName, deployed: ir.Model) -> str | None:
@@ -273,7 +275,8 @@ def _divergence(
     outputs: Iterable[compare.OutputDifference],
 ) -> Divergence | None:
     """Finds where the difference between trained and deployed model arises, only if an output differs by too many steps."""
-    if host.runtime == "qnn":  # an NPU rounds in its own way from the first layer on
+    # an NPU rounds in its own way from the first layer on, and a simulation differs by types alone
+    if host.runtime == "qnn" or host.stands_for:
         return None
     worst = max(outputs, key=lambda output: output.steps)
     return divergence(host, *models, found.worst[worst.output]) if worst.steps > ALARMING_STEPS else None
@@ -292,6 +295,8 @@ def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:
 
 
 def _kernels(host: Host, deployed: ir.Model) -> list[fusion.Kernel]:
+    if host.stands_for:
+        return fusion_structure.report(deployed, TARGETS[deployed.metadata_props[TARGET]])
     return _REPORTS[host.runtime](deployed, host.executed(fusion.marked(deployed)))
 
 

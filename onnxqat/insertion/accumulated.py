@@ -1,0 +1,60 @@
+"""Residual Adds whose operands come from kernels that add them, in float, to their accumulator: these need no quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxqat.graph.edit import sole_user
+from onnxqat.insertion.groups import Group, Skip, inputs
+from onnxqat.targets import Target
+
+
+def without_accumulated(group: Group, groups: Sequence[Group], target: Target) -> Group:
+    """An Add without the reads that the kernels of weighted nodes hand it before they requantize."""
+    if group.node.op_type != "Add" or target.accumulates_one:
+        return group
+    handed = _handed(group, groups, target)
+    return replace(group, reads=tuple(value for value in group.reads if value not in handed))
+
+
+def single_sides(groups: Sequence[Group], target: Target) -> tuple[list[Group], list[Skip]]:
+    """The groups, Adds without the one read that a kernel adds; and those Adds of which no kernel adds any.
+
+    Of two that could be added it is the one that was computed in more steps: the other is the short cut.
+    """
+    if not target.accumulates_one:
+        return list(groups), []
+    kept: list[Group] = []
+    plain: list[Skip] = []
+    steps = _steps(groups)
+    for group in groups:
+        if group.node.op_type != "Add":
+            kept.append(group)
+            continue
+        handed = max(_handed(group, groups, target), key=lambda value: steps.get(value, 0), default=None)
+        if handed is None:
+            plain.append(Skip(group.node, f"adds up no output of {' or '.join(sorted(target.accumulates))} alone"))
+        else:
+            kept.append(replace(group, reads=tuple(value for value in group.reads if value is not handed)))
+    return kept, plain
+
+
+def _handed(group: Group, groups: Sequence[Group], target: Target) -> list[ir.Value]:
+    """Values that an Add reads from kernels that may add it; nothing where it broadcasts."""
+    if len({str(value.shape) for value in inputs(group.node)}) != 1:
+        return []
+    weighted = {g.writes for g in groups if g.reads and g.quantizes_weight and g.node.op_type in target.accumulates}
+    return [value for value in group.reads if value in weighted and sole_user(value) is group.node]
+
+
+def _steps(groups: Sequence[Group]) -> dict[ir.Value, int]:
+    """Number of nodes on the longest way from the model's inputs to each value."""
+    graph = groups[0].node.graph if groups else None
+    steps: dict[ir.Value, int] = {}
+    for node in graph or ():
+        longest = 1 + max((steps.get(value, 0) for value in inputs(node)), default=0)
+        steps.update(dict.fromkeys(node.outputs, longest))
+    return steps
