@@ -34,6 +34,7 @@ _HOMES = {
     "TrainingError": "onnxqat.errors",
     "UnsupportedModelError": "onnxqat.errors",
     "callbacks": "onnxqat.callbacks",
+    "check": "onnxqat.checking",
     "data": "onnxqat.data",
     "evaluate": "onnxqat.verification.run",
     "export_training": "onnxqat.training.portable.export",
@@ -50,6 +51,7 @@ __all__ = list(_HOMES)
 if TYPE_CHECKING:
     from onnxqat import callbacks as callbacks
     from onnxqat import data as data
+    from onnxqat.checking import check as check
     from onnxqat.config import Config as Config
     from onnxqat.config_parts import Override as Override
     from onnxqat.config_parts import Select as Select

@@ -13,7 +13,7 @@ from onnxqat import __version__
 from onnxqat.cli import asked, options, outputs
 from onnxqat.cli.export import export
 from onnxqat.cli.groups import grouped
-from onnxqat.names import WeightForm
+from onnxqat.names import TARGETS, WeightForm
 from onnxqat.process.launch import launched, rank
 from onnxqat.terminal.plain import log_plainly
 
@@ -288,6 +288,33 @@ def run(
     outputs.console.print(outcome.report)
     outputs.console.print(pipeline.summary(outcome))
     pipeline.conclude(outcome.report)
+
+
+@app.command()
+def check(
+    model: options.Model,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(TARGETS),
+            help="Target to judge by. (default: the one that the model was inserted for)",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = None,
+) -> None:
+    """Say what a target's runtime would refuse, split or leave in float, in a Q/DQ model of any tool.
+
+    Exit status 1 where it would refuse the model.
+    """
+    outputs.check(json=json, models=[model])
+    from onnxqat.checking import check as judge
+
+    findings = judge(model, target)
+    outputs.write_report(findings, json)
+    outputs.console.print(findings)
+    if findings.refused:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from onnxqat.checking.findings import Findings
     from onnxqat.cli.doctor import Examined
     from onnxqat.pipeline import Outcome
     from onnxqat.verification.report import Report
@@ -58,7 +59,7 @@ def write(model: onnx.ModelProto | ir.Model, path: Path) -> None:
         console.print(f"wrote {path}")
 
 
-def write_report(report: Report | Outcome | Examined, path: Path | None) -> None:
+def write_report(report: Report | Outcome | Examined | Findings, path: Path | None) -> None:
     """Writes a report in JSON, where a path is given."""
     if path is not None:
         files.write_text(report.to_json(), path, files.JSON)

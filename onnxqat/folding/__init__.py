@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxqat.errors import InputError
+from onnxqat.checking import judged
+from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.folding.activations import fold_activation, share_zero_points
 from onnxqat.folding.biases import fold_bias
 from onnxqat.folding.guards import guard_blocks, guard_float_layers
@@ -62,6 +63,7 @@ def fold(model: io.ModelLike, *, weights: WeightForm = "int8", float16: bool = F
         folded = _folded(io.load(model), weights)
         if float16:
             folded = in_float16(folded)
+        _check_own(folded)
     proto = io.to_proto(folded)
     # runtimes infer these again; in a small net they would be a twentieth of the file
     del proto.graph.value_info[:]
@@ -121,6 +123,16 @@ def _fold_as_kernels_add(model: ir.Model, found: Sequence[Quantizer]) -> None:
 
 def _target(model: ir.Model) -> Target | None:
     return TARGETS.get(model.metadata_props.get(TARGET, ""))
+
+
+def _check_own(folded: ir.Model) -> None:
+    """Judges the deployed model by its target, where it names one."""
+    target = _target(folded)
+    found = None if target is None else judged(folded.clone(), target)
+    for finding in found.refused if found is not None else ():
+        raise UnsupportedModelError(f"deployed model for {folded.metadata_props[TARGET]}: {finding}")
+    for finding in found.of("split") if found is not None else ():
+        log.warning("warning: %s", finding)
 
 
 def _state_shapes(model: ir.Model) -> None:

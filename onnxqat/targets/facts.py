@@ -68,6 +68,10 @@ class Target:
         quantizes_products: whether the operands of a product of two activations are quantized whatever is around it.
         block_sizes: numbers of weights that may share a scale.
         packs_codes: whether codes of 4 bits and fewer are stored packed, with nodes that unpack them.
+        products: types of codes, of data and weight, that its layers multiply.
+        one_scale: operators whose kernels take no weight with more than one scale.
+        int32_biases: whether a model with biases as int32 codes is taken.
+        weight_only: whether activations are never quantized: there is no kernel for QuantizeLinear.
         simulated: whether the runtime only shows the answers, quantizers computed in float, and others execute the model.
     """
 
@@ -115,6 +119,10 @@ class Target:
     quantizes_products: bool = False
     block_sizes: frozenset[int] = frozenset({16, 32, 64, 128})
     packs_codes: bool = True
+    products: frozenset[tuple[str, str]] = frozenset({("uint8", "int8"), ("int8", "int8")})
+    one_scale: frozenset[str] = frozenset()
+    int32_biases: bool = True
+    weight_only: bool = False
     simulated: bool = False
 
     @property

@@ -81,4 +81,5 @@ TARGET = Target(
     static=True,
     clips_codes=False,
     refusal=_refusal,
+    products=frozenset((data, weight) for data in ("uint8", "uint16") for weight in ("int8", "uint8", "int4")),
 )

@@ -20,7 +20,7 @@ from tests.models import model, random
 
 ROOT = Path(__file__).parents[2]
 SEPARABLE = str(ROOT / "models" / "separable.onnx")
-COMMANDS = ["insert", "reconstruct", "train", "fold", "eval", "verify", "run", "inspect", "export"]
+COMMANDS = ["insert", "reconstruct", "train", "fold", "eval", "verify", "run", "check", "inspect", "export"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,171 @@
+"""`check`: what targets say of models, ours and those of other tools."""
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+import onnxqat
+from onnxqat.cli import app
+from onnxqat.config import Config
+from onnxqat.errors import InputError, UnsupportedModelError
+from onnxqat.folding import fold
+from onnxqat.insertion import insert
+from onnxqat.targets import TARGETS
+from tests.models import batches, model, quantized_by_onnxruntime
+from tests.models import random as r
+
+BODY = "c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) d = Conv<pads=[1,1,1,1]>(r, u, e) s = Add(d, x) q = Relu(s)"
+WEIGHTS = {"w": r(16, 16, 3, 3), "u": r(16, 16, 3, 3, seed=1), "b": r(16), "e": r(16, seed=1), "g": r(1024, 16)}
+
+
+def network() -> onnx.ModelProto:
+    text = f"(float[2,16,8,8] x) => (float[2,16] y) {{ {BODY} f = Flatten(q) y = Gemm(f, g) }}"
+    return model(text, **WEIGHTS)
+
+
+def deployed(target: str) -> onnx.ModelProto:
+    proto = network()
+    return fold(insert(proto, batches(proto, 1), Config(target=target)))
+
+
+def pair(name: str, source: str, scale: str = "sx", point: str = "zx") -> str:
+    return (
+        f"{name}_q = QuantizeLinear({source}, {scale}, {point}) {name} = DequantizeLinear({name}_q, {scale}, {point})"
+    )
+
+
+CODES = {"sx": np.float32(0.02), "zx": np.int8(0), "s2": np.float32(0.03), "sw": np.full(16, 0.01, np.float32)}
+WEIGHT = "wd = DequantizeLinear<axis=0>(wi, sw)"
+
+
+def written(nodes: str, header: str = "(float[2,16,8,8] x) => (float[2,16,8,8] y)", **more: object) -> onnx.ModelProto:
+    """A Q/DQ model from text, with int8 weights `wd`, and the constants that the nodes read."""
+    held = CODES | {"wi": np.ones((16, 16, 1, 1), np.int8), "wf": r(16, 16, 1, 1)} | more
+    body = f"{WEIGHT} {nodes}" if re.search(r"\bwd\b", nodes) else nodes
+    used = {name: value for name, value in held.items() if re.search(rf"\b{name}\b", body)}
+    return model(f"{header} {{ {body} }}", opset=19, ir_version=9, **used)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_in_our_own_model_is_refused_or_split(target):
+    findings = onnxqat.check(deployed(target))
+    assert (findings.target, findings.refused, findings.of("split")) == (target, (), ())
+
+
+def test_model_of_another_tool_for_the_cpu_is_refused_for_tensorrt_by_name(tmp_path):
+    findings = onnxqat.check(quantized_by_onnxruntime(network(), tmp_path), "tensorrt")
+    told = [str(one) for one in findings.refused]
+    assert any("QuantizeLinear 'x_QuantizeLinear': its codes are uint8, and TensorRT takes int8" in one for one in told)
+    assert any("its zero point is not 0, as TensorRT demands" in one for one in told)
+    assert any("takes biases as floats, without a DequantizeLinear; store the bias as float32" in one for one in told)
+    assert all(one.remedy for one in findings.refused)
+
+
+def test_model_of_another_tool_for_the_cpu_has_nothing_to_say_on_the_cpu(tmp_path):
+    assert not onnxqat.check(quantized_by_onnxruntime(network(), tmp_path), "ort-cpu").refused
+
+
+CLIPPED = f"{pair('d', 'x')} q = Clip(d_q, zx, zx) e = DequantizeLinear(q, sx, zx) y = Conv(e, wd)"
+BIASED = f"{pair('d', 'x')} bd = DequantizeLinear<axis=0>(bi, sw) y = Conv(d, wd, bd)"
+SKIP = f"{pair('d', 'x')} c = Conv(d, wd)"
+
+
+@pytest.mark.parametrize(
+    ("target", "nodes", "kind", "told"),
+    [
+        ("tensorrt", f"{SKIP} y = Add(c, x)", "split", "its short cut 'x' is float, so that Conv 'c' writes float"),
+        (
+            "tensorrt",
+            f"{SKIP} {pair('e', 'c')} y = Add(e, d)",
+            "split",
+            "whose kernel would add it; quantize the short cut",
+        ),
+        ("tensorrt", f"{SKIP} {pair('e', 'c')} y = Relu(e)", "split", "a pair stands between it and Relu"),
+        ("tensorrt", f"{SKIP} y = Add(c, d)", "", ""),
+        ("openvino", f"{SKIP} {pair('e', 'c')} y = Add(e, d)", "split", "whose kernel would add it"),
+        ("tensorrt", f"{SKIP} {pair('e', 'x', 's2')} f = Conv(e, wd) y = Add(c, f)", "split", "is quantized 2 times"),
+        (
+            "tensorrt",
+            f"{SKIP} {pair('e', 'c')} h = Sigmoid(x) {pair('f', 'h', 's2')} k = Concat<axis=2>(e, f) y = Conv(k, wd)",
+            "split",
+            "its inputs have several scales; give all inputs one scale",
+        ),
+        ("tensorrt", f"{pair('d', 'x')} y = Conv(d, wf)", "float", "reads weight 'wf' in float; quantize it"),
+        ("tensorrt", CLIPPED, "refused", "a Clip of integers stands between its nodes; fold the model"),
+        (
+            "qnn",
+            f"{SKIP} {pair('e', 'c')} y = Add(e, d)",
+            "refused",
+            "its codes are int8, and QNN takes uint16 or uint8",
+        ),
+        ("qnn", f"{pair('d', 'x', 'sx', 'zu')} c = Conv(d, wd) y = Add(c, d)", "split", "reads 'c', which has no pair"),
+        (
+            "ort-cpu",
+            f"{pair('d', 'x', 'sx', 'zw')} y = Conv(d, wd)",
+            "float",
+            "its codes are uint16, and ONNX Runtime takes",
+        ),
+        ("ort-cpu", f"{pair('d', 'x', 'sw', 'zc')} y = Conv(d, wd)", "float", "its scale is per channel"),
+        ("ort-cpu", BIASED, "refused", "the scale of its bias is not input scale times weight scale"),
+    ],
+)
+def test_what_a_target_would_do_is_told_with_node_fact_and_remedy(target, nodes, kind, told):
+    more = {"zu": np.uint8(128), "zw": np.uint16(0), "zc": np.zeros(16, np.int8), "bi": np.ones(16, np.int32)}
+    findings = onnxqat.check(_opset(written(nodes, **more), 21 if "zw" in nodes else 19), target)
+    found = [one for one in findings if one.kind in ("refused", "split")] if not kind else findings.of(kind)
+    assert [told in str(one) for one in found if told in str(one)][:1] == [True] * bool(kind), [*map(str, findings)]
+
+
+def _opset(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    proto.opset_import[0].version = version
+    proto.ir_version = 10
+    return proto
+
+
+def test_operators_with_integers_of_their_own_are_refused_for_tensorrt(tmp_path):
+    from onnxruntime.quantization import quantize_dynamic
+
+    onnx.save(network(), tmp_path / "m.onnx")
+    quantize_dynamic(tmp_path / "m.onnx", tmp_path / "q.onnx")
+    told = [str(one) for one in onnxqat.check(tmp_path / "q.onnx", "tensorrt").refused]
+    assert any(
+        re.search("DynamicQuantizeLinear.*: is not imported; give a model with QuantizeLinear", one) for one in told
+    )
+
+
+def test_free_size_is_refused_for_the_npu():
+    proto = written(f"{pair('d', 'x')} y = Conv(d, wd)", "(float[N,16,8,8] x) => (float[N,16,8,8] y)")
+    assert "input 'x': size 'N' of axis 0 is free" in str(onnxqat.check(proto, "qnn").refused[0])
+
+
+def test_command_ends_with_1_only_where_the_model_is_refused(tmp_path):
+    onnx.save(deployed("ort-cpu"), tmp_path / "m.onnx")
+    run = CliRunner().invoke
+    done = run(app, ["check", str(tmp_path / "m.onnx"), "--json", str(tmp_path / "found.json")])
+    assert (done.exit_code, "0 refused, 0 split" in done.output) == (0, True)
+    assert json.loads((tmp_path / "found.json").read_text())["target"] == "ort-cpu"
+    refused = run(app, ["check", str(tmp_path / "m.onnx"), "--target", "tensorrt"])
+    assert (refused.exit_code, "zero point is not 0" in " ".join(refused.output.split())) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [(None, "target: the model names none; say which"), ("tpu", "no target is called 'tpu'")]
+)
+def test_target_must_be_known(target, message):
+    with pytest.raises(InputError, match=message):
+        onnxqat.check(written(f"{pair('d', 'x')} y = Conv(d, wd)"), target)
+
+
+def test_fold_refuses_what_the_target_would():
+    proto = network()
+    qdq = insert(proto, batches(proto, 1), Config(target="tensorrt"))
+    (point,) = [i for i in qdq.graph.initializer if i.name == "x_zero_point"]
+    point.CopyFrom(onnx.numpy_helper.from_array(np.int8(3), "x_zero_point"))
+    with pytest.raises(
+        UnsupportedModelError, match="deployed model for tensorrt: QuantizeLinear 'x_q': its zero point is not 0"
+    ):
+        fold(qdq)
