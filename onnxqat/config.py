@@ -29,7 +29,7 @@ from onnxqat.config_parts import (
 )
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import WIDE
-from onnxqat.names import TARGETS
+from onnxqat.names import NO_TARGETS, TARGETS
 
 OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
 Correction = Literal["affine", "mean", "none"]
@@ -89,7 +89,7 @@ class Config(Frozen):
         ```
     """
 
-    target: Annotated[str, one_of("target", TARGETS)] = "ort-cpu"
+    target: Annotated[str, one_of("target", TARGETS, NO_TARGETS)] = "ort-cpu"
     weight_bits: Bits = 8
     activation_bits: ActivationBits = 8
     sixteen: Literal["auto"] | None = None

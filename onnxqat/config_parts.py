@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import onnx_ir as ir
@@ -106,11 +106,13 @@ def as_tuples(value: Any) -> Any:
 Selects = Annotated[tuple[Select, ...], BeforeValidator(as_tuple)]
 
 
-def one_of(kind: str, names: Iterable[str]) -> AfterValidator:
-    """Check that a string is one of the names, which the files of a package give."""
+def one_of(kind: str, names: Iterable[str], reasons: Mapping[str, str] | None = None) -> AfterValidator:
+    """Check that a string is one of the names, which the files of a package give, or say why it is none."""
     known = tuple(names)
 
     def check(name: str) -> str:
+        if name in (reasons or {}):
+            raise ValueError((reasons or {})[name])
         if name not in known:
             raise ValueError(f"no {kind} is called {shown(name)}; use {' or '.join(map(repr, known))}")
         return name

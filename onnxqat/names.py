@@ -14,6 +14,13 @@ TARGETS = tuple(
         if file.name not in _SHARED
     )
 )
+#: Runtimes that users name as targets and that are none, with what to do.
+NO_TARGETS = {
+    "coreml": "CoreML's provider in ONNX Runtime has no QuantizeLinear and no DequantizeLinear, and would leave the model in "
+    "pieces on the CPU; deploy the float model there",
+    "nnapi": "NNAPI takes the models of target 'ort-cpu'; use that",
+    "wasm": "WebAssembly runs the models of target 'ort-cpu'; use that",
+}
 RuntimeName = Literal["ort", "openvino", "qnn"]
 #: What runs a training graph; see `runtime.engines`.
 EngineName = Literal["auto", "training", "runtime"]

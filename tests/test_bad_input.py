@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxqat.names import TARGETS
 from tests import classifier
 from tests.classifier import LABELS, NET, ROWS, WEIGHTS
 from tests.command_line import status_of
@@ -349,7 +350,7 @@ def test_missing_configuration_is_refused(desk):
 
 def test_unknown_target_is_refused_with_those_that_exist(desk):
     line = refused(desk, desk.insert(None, None, "--target", "tpu"))
-    assert "target: no target is called 'tpu'; use 'openvino' or 'ort-cpu' or 'qnn' or 'tensorrt'" in line
+    assert f"target: no target is called 'tpu'; use {' or '.join(map(repr, TARGETS))}" in line
 
 
 @pytest.mark.parametrize("place", ["folder", "no folder", "read-only"])

@@ -17,6 +17,7 @@ from onnxqat.graph import io
 from onnxqat.graph.qdq import by_output, quantizers
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import TARGET
+from onnxqat.names import NO_TARGETS
 from onnxqat.targets import TARGETS, Target
 
 #: Every rule; each yields nothing where the target's facts do not ask for it.
@@ -57,6 +58,8 @@ def check(model: io.ModelLike, target: str | None = None) -> Findings:
     named = target or loaded.metadata_props.get(TARGET)
     if named is None:
         raise InputError(f"target: the model names none; say which (--target {'|'.join(TARGETS)})")
+    if named in NO_TARGETS:
+        raise InputError(f"target: {NO_TARGETS[named]}")
     if named not in TARGETS:
         raise InputError(f"target: no target is called {named!r}; use {' or '.join(map(repr, TARGETS))}")
     return judged(loaded, TARGETS[named])

@@ -17,8 +17,6 @@ from onnxqat.graph.qdq import Quantizer
 from onnxqat.graph.sizes import fixed_sizes, free_sizes
 from onnxqat.targets import Target
 
-#: Key of a node's metadata: why `insert` left it in float.
-_PURPOSE = "onnxqat.float"
 _SILENT = MOVEMENT | {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -70,7 +68,7 @@ def layers_in_float(judged: Judged) -> Iterator[Finding]:
     for node in judged.model.graph:
         if node in weighted:
             yield from _layer_in_float(judged, node)
-        elif (why := str(node.metadata_props.get(_PURPOSE, ""))) and node.op_type not in _SILENT:
+        elif (why := judged.purpose(node)) and node.op_type not in _SILENT:
             yield Finding("float", label(node), why)
 
 
@@ -78,7 +76,7 @@ def _layer_in_float(judged: Judged, node: ir.Node) -> Iterator[Finding]:
     target, weight = judged.target, judged.weight_of(node)
     if judged.reads_integers(node) or (isinstance(weight, Quantizer) and (target.weight_only or weight.block)):
         return
-    why = str(node.metadata_props.get(_PURPOSE, "")) or target.too_small(node)
+    why = judged.purpose(node) or target.too_small(node)
     if why:
         yield Finding("float", label(node), why)
         return
@@ -99,7 +97,7 @@ def values_in_float(judged: Judged) -> Iterator[Finding]:
         return
     taken = judged.target.weighted | judged.target.integer | judged.target.moves
     for node in judged.model.graph:
-        if node.op_type not in taken or node.metadata_props.get(_PURPOSE) or node.outputs[0].dtype != ir.DataType.FLOAT:
+        if node.op_type not in taken or judged.purpose(node) or node.outputs[0].dtype != ir.DataType.FLOAT:
             continue
         bare = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT and v not in judged.quantized]
         computed = [v for v in bare if constant(v) is None]

@@ -11,6 +11,7 @@ from onnxqat.checking.structure import Quantizers, is_integer
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import sole_user
 from onnxqat.graph.qdq import Quantizer
+from onnxqat.graph.without import TARGET
 from onnxqat.targets import Target
 
 
@@ -48,6 +49,11 @@ class Judged:
     def reads_integers(self, node: ir.Node) -> bool:
         """Whether a layer reads integers on both sides."""
         return all(is_integer(value, self.quantized, self.target) for value in node.inputs[:2])
+
+    def purpose(self, node: ir.Node) -> str:
+        """Returns why `insert` left a node in float, where it did so for this target; "" otherwise."""
+        own = self.model.metadata_props.get(TARGET) == self.target.name
+        return str(node.metadata_props.get("onnxqat.float", "")) if own else ""
 
     def is_activation(self, quantizer: Quantizer) -> bool:
         """Whether what is quantized is computed at run time."""

@@ -22,7 +22,7 @@ from onnxqat.graph.qdq import WIDE, Quantizer, by_output, quantizers
 
 log = logging.getLogger(__name__)
 
-WEIGHTED = ("Conv", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Add a shift as their kernels add a bias, where data and scale are integers.
 NORMALIZING = ("LayerNormalization", "InstanceNormalization")
 #: Bound of a bias plus the products that it is added to, in int32; half of the range is left for training.
@@ -42,7 +42,7 @@ class Bias:
     """A constant float bias of a layer that reads integers on both sides.
 
     Attributes:
-        layer: the Conv, Gemm or MatMul, or a normalization with a quantized scale.
+        layer: the Conv, ConvTranspose, Gemm or MatMul, or a normalization with a quantized scale.
         adder: the node that adds the bias: the layer itself, or the Add behind a MatMul.
         index: at which of its inputs.
         value: the bias.
@@ -146,6 +146,8 @@ def _products(layer: ir.Node, weight: Quantizer) -> int:
         return 0
     if layer.op_type == "Conv":
         return int(np.prod(array.shape[1:]))
+    if layer.op_type == "ConvTranspose":
+        return int(np.prod(array.shape)) // int(array.shape[1] * layer.attributes.get_int("group", 1))
     transposed = layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) == 1
     return int(array.shape[-1 if transposed or array.ndim == 1 else -2])
 

@@ -26,7 +26,7 @@ from onnxqat.graph.qdq import Spec
 from onnxqat.graph.without import ADAPTED, TARGET
 from onnxqat.insertion.calibrate import Observed, Observer, calibrate
 from onnxqat.insertion.correct import correct_outputs
-from onnxqat.insertion.demands import check_model, check_settings
+from onnxqat.insertion.demands import check_model, settled
 from onnxqat.insertion.groups import Skip
 from onnxqat.insertion.hold import hold_weights
 from onnxqat.insertion.inputs import check_inputs
@@ -87,9 +87,7 @@ def insert(
     config = config or Config()
     workers = Workers.join() if distributed else Workers()
     table = TARGETS[config.target]
-    check_settings(config, table)
-    if not table.adds_pairs:
-        config = config.model_copy(update={"overflow_fix": "disable"})
+    config = settled(config, table)
     with explained(model):
         prepared = prepare(model, config.fixed_inputs, table)
         check_model(prepared, table)

@@ -15,10 +15,16 @@ from onnxqat.graph.types import infer
 from onnxqat.targets import Target
 
 
-def check_settings(config: Config, target: Target) -> None:
-    """Raises InputError where the configuration asks for what the target does not run."""
+def settled(config: Config, target: Target) -> Config:
+    """The configuration, with what the target leaves no choice about.
+
+    Raises:
+        InputError: it asks for what the target does not run.
+    """
     for problem in _problems(config, target):
         raise InputError(f"configuration: {problem}")
+    fixed = {} if target.adds_pairs else {"overflow_fix": "disable"}
+    return config.model_copy(update=fixed | ({"quantize_activations": False} if target.weight_only else {}))
 
 
 def _problems(config: Config, target: Target) -> Iterator[str]:
@@ -35,6 +41,8 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
     for size in sorted(blocks - target.block_sizes):
         taken = " or ".join(map(str, sorted(target.block_sizes))) or "no"
         yield f"weight_block_size is {size}, and {target.title} takes blocks of {taken}; choose another, or leave it out"
+    if target.weight_only and any(one.quantize_activations for one in config.overrides):
+        yield f"quantize_activations is set in a rule, and {target.title} has no kernel that quantizes any; leave it out"
     if target.symmetric_only:
         yield from _asymmetric(config, target)
     if not target.whole:

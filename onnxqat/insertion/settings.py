@@ -184,11 +184,16 @@ def _layer(group: Group, config: Config, target: Target, *, outer: bool, first: 
         activation_bits=settings["activation_bits"],
         symmetric=settings["weight_symmetric"],
         per_channel=settings["weight_granularity"] == "per_channel"
-        and (group.node.op_type not in target.per_tensor or "weight_granularity" in own),
+        and _takes_channels(group.node.op_type, own, target),
         block=block,
         safe=first or config.overflow_fix == "enable",
         estimate=estimate_of(given, config.percentile),
     )
+
+
+def _takes_channels(op_type: str, own: Collection[str], target: Target) -> bool:
+    """Whether a weight may have a scale per channel: by default, or where a rule for the layer asks for it."""
+    return op_type not in target.one_scale and (op_type not in target.per_tensor or "weight_granularity" in own)
 
 
 def asked_block(group: Group, config: Config) -> int:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxqat.graph.constants import constant
 from onnxqat.targets.facts import Target, operators
+from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 
 #: Fewer channels, or a smaller inner dimension, and float16 is faster (thresholds of NVIDIA's quantizer).
 LEAST_CHANNELS = 16
@@ -145,7 +146,7 @@ TARGET = Target(
     integer_bias=False,
     reads={},
     pairs_products=False,
-    unknown_without_vnni=lambda node, rank: False,
+    unknown_without_vnni=ORT_CPU.unknown_without_vnni,
     adds_pairs=False,
     activation_bits=frozenset({8}),
     clips_codes=False,

@@ -1,0 +1,28 @@
+"""XNNPACK on phones, through ONNX Runtime's execution provider: convolutions of signed integers; the CPU computes the rest.
+
+Source: the provider's node units, which take int8 data with int8 weights, or uint8 with uint8, and no product of matrices. The
+CPU's own integer kernels take what is left to it in the same codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxqat.targets.facts import operators
+from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
+
+_WEIGHTED = operators("Conv ConvTranspose")
+
+TARGET = replace(
+    ORT_CPU,
+    name="xnnpack",
+    title="XNNPACK",
+    weighted=_WEIGHTED,
+    quantized_outputs=ORT_CPU.quantized_outputs | _WEIGHTED,
+    unsigned_activations=False,
+    per_tensor=operators("ConvTranspose"),
+    one_scale=operators("ConvTranspose"),
+    products=frozenset({("int8", "int8"), ("uint8", "uint8")}),
+    block_sizes=frozenset(),
+    clips_codes=False,
+)
