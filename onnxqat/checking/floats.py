@@ -96,8 +96,11 @@ def values_in_float(judged: Judged) -> Iterator[Finding]:
     if not judged.target.whole:
         return
     taken = judged.target.weighted | judged.target.integer | judged.target.moves
-    for node in judged.model.graph:
-        if node.op_type not in taken or judged.purpose(node) or node.outputs[0].dtype != ir.DataType.FLOAT:
+    nodes = [
+        node for node in judged.model.graph if node.op_type in taken and node.outputs[0].dtype == ir.DataType.FLOAT
+    ]
+    for node in nodes:
+        if judged.is_bias_of_product(node) or judged.purpose(node):
             continue
         bare = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT and v not in judged.quantized]
         computed = [v for v in bare if constant(v) is None]

@@ -63,7 +63,7 @@ class Judged:
         """Output of a layer, behind its bias and the activations that its kernel takes in."""
         value = node.outputs[0]
         user = sole_user(value)
-        if node.op_type == "MatMul" and user is not None and user.op_type == "Add" and _adds_a_bias(user, value):
+        if user is not None and self.is_bias_of_product(user):
             value = user.outputs[0]
             user = sole_user(value)
         while user is not None and user.op_type in self.target.absorbs:
@@ -71,7 +71,13 @@ class Judged:
             user = sole_user(value)
         return value
 
-
-def _adds_a_bias(add: ir.Node, value: ir.Value) -> bool:
-    other = next((constant(one) for one in add.inputs if one is not value), None)
-    return other is not None and other.ndim == 1
+    def is_bias_of_product(self, add: ir.Node) -> bool:
+        """Whether the node adds a vector of constants, float or int32 codes, to a product of matrices, whose kernel does it."""
+        producers = [None if value is None else value.producer() for value in add.inputs]
+        products = [index for index, one in enumerate(producers) if one is not None and one.op_type == "MatMul"]
+        if add.op_type != "Add" or len(products) != 1:
+            return False
+        other = add.inputs[1 - products[0]]
+        held = self.quantized.get(other) if other is not None else None
+        array = constant(held.source if held is not None else other)
+        return array is not None and array.ndim == 1

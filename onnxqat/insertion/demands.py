@@ -37,10 +37,7 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
             f"sixteen is {config.sixteen}, and {target.title} has no kernels for activations of 16 bits; leave it out, or choose "
             "the target qnn"
         )
-    blocks = {config.weight_block_size, *(o.weight_block_size for o in config.overrides if o.weight_block_size)} - {0}
-    for size in sorted(blocks - target.block_sizes):
-        taken = " or ".join(map(str, sorted(target.block_sizes))) or "no"
-        yield f"weight_block_size is {size}, and {target.title} takes blocks of {taken}; choose another, or leave it out"
+    yield from _of_blocks(config, target)
     if target.weight_only and any(one.quantize_activations for one in config.overrides):
         yield f"quantize_activations is set in a rule, and {target.title} has no kernel that quantizes any; leave it out"
     if target.symmetric_only:
@@ -53,6 +50,16 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
     yield from _per_channel(config, target)
     if False in (config.weight_symmetric, *(one.weight_symmetric for one in config.overrides)):
         yield f"weight_symmetric is false, and {target.title} takes weights with zero point 0; leave it out"
+
+
+def _of_blocks(config: Config, target: Target) -> Iterator[str]:
+    if target.whole:  # it says so of all weights that it leaves to the CPU
+        return
+    asked = {config.weight_block_size, *(one.weight_block_size or 0 for one in config.overrides)} - {0}
+    for size in sorted(asked - target.block_sizes):
+        taken = " or ".join(map(str, sorted(target.block_sizes)))
+        fact = f"takes blocks of {taken}; choose one of these, or leave it out" if taken else "takes none; leave it out"
+        yield f"weight_block_size is {size}, and {target.title} {fact}"
 
 
 def _asymmetric(config: Config, target: Target) -> Iterator[str]:

@@ -24,5 +24,6 @@ TARGET = replace(
     one_scale=operators("ConvTranspose"),
     products=frozenset({("int8", "int8"), ("uint8", "uint8")}),
     block_sizes=frozenset(),
+    activation_bits=frozenset({8}),
     clips_codes=False,
 )

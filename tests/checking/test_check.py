@@ -19,11 +19,19 @@ from tests.models import batches, model, quantized_by_onnxruntime
 from tests.models import random as r
 
 BODY = "c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) d = Conv<pads=[1,1,1,1]>(r, u, e) s = Add(d, x) q = Relu(s)"
-WEIGHTS = {"w": r(16, 16, 3, 3), "u": r(16, 16, 3, 3, seed=1), "b": r(16), "e": r(16, seed=1), "g": r(1024, 16)}
+WEIGHTS = {
+    "w": r(16, 16, 3, 3),
+    "u": r(16, 16, 3, 3, seed=1),
+    "b": r(16),
+    "e": r(16, seed=1),
+    "g": r(1024, 16),
+    "k": r(16, 16),
+    "n": r(16, seed=2),
+}
 
 
 def network() -> onnx.ModelProto:
-    text = f"(float[2,16,8,8] x) => (float[2,16] y) {{ {BODY} f = Flatten(q) y = Gemm(f, g) }}"
+    text = f"(float[2,16,8,8] x) => (float[2,16] y) {{ {BODY} f = Flatten(q) h = Gemm(f, g) m = MatMul(h, k) y = Add(m, n) }}"
     return model(text, **WEIGHTS)
 
 
