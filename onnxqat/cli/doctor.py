@@ -1,4 +1,4 @@
-"""What the machine is, what is installed, and what is missing: for reports of faults, and before long work."""
+"""State of the machine: what it is, what is installed, and what is missing; for reports of faults, and before long work."""
 
 from __future__ import annotations
 
