@@ -1,11 +1,11 @@
 """What runs on each target: `python -m tools.benchmark_targets [--only NET/TARGET …] [--python TARGET=PYTHON …] [--docs]`.
 
 Each net is trained in float on Fashion-MNIST, quantized for the target, trained for an epoch of 9,000 images, folded and run, in
-the runtime or in its emulator. The table shows its nodes on integers, the accuracy of the simulation that training saw and that
-of the deployed model on the same images, how often both give the same answer, and how far their outputs are apart (root mean
-square). For QNN the last column has that distance for ONNX Runtime's own configuration of it, without training, by its own
-quantizer. What is measured is kept in `.cache/targets`, so that a run may be cut short; `--docs` writes what is there. Remove it
-to measure again.
+the runtime or in its emulator. The table shows its nodes on integers, the findings of `onnxqat check`, the accuracy of the
+simulation that training saw and that of the deployed model on the same images, how often both give the same answer, and how far
+their outputs are apart (root mean square). For QNN the last column has that distance for ONNX Runtime's own configuration of it,
+without training, by its own quantizer. What is measured is kept in `.cache/targets`, so that a run may be cut short; `--docs`
+writes what is there. Remove it to measure again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ FOLDER = ROOT / ".cache" / "targets"
 KEPT = FOLDER / "results.json"
 PAGE = ROOT / "docs" / "targets.md"
 HEADER = (
-    "| net | target | nodes on integers | float | trained | deployed | same answers | rms | ONNX Runtime's own |\n"
-    "| --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+    "| net | target | nodes on integers | `check` | float | trained | deployed | same answers | rms | ONNX Runtime's own |\n"
+    "| --- | --- | --: | --- | --: | --: | --: | --: | --: | --: |"
 )
 
 #: Test images that are judged where nothing is emulated.
@@ -69,7 +69,7 @@ class Way:
         title: for the table.
         target: its name.
         runtime: what runs it.
-        how: "run" in the runtime itself, or "emulated".
+        how: "run" in the runtime itself, "emulated", or "simulated" in float.
         settings: of `onnxqat.Config`.
         fixed: whether the deployed model takes one image at a time, as emulators do, slowly.
         own: function from a float model and calibration data to the model that the runtime's own quantizer makes of them.
@@ -135,6 +135,7 @@ def by_onnxruntime(model: onnx.ModelProto, calibration: list[Batch]) -> onnx.Mod
 WAYS = {
     "ort-cpu": Way("`ort-cpu`", "ort-cpu", "ort", "run"),
     "openvino": Way("`openvino`", "openvino", "openvino", "run"),
+    "tensorrt": Way("`tensorrt`", "tensorrt", "ort", "simulated"),
     "qnn": Way("`qnn`", "qnn", "qnn", "emulated", fixed=True, own=by_onnxruntime),
     "qnn-auto": Way("`qnn`, `--sixteen auto`", "qnn", "qnn", "emulated", {"sixteen": "auto"}, fixed=True),
     "qnn-16": Way("`qnn`, 16 bits", "qnn", "qnn", "emulated", {"activation_bits": 16}, fixed=True),
@@ -148,6 +149,7 @@ def measured(net: str, way: str, python: str | None) -> dict[str, Any]:
     deployed = onnxqat.fold(trained)
     report = onnxqat.verify(trained, deployed, [_rows(judged[0], 2)], runtime=chosen.runtime, interpreter=python)
     integer, total = report.integer_count(weighted=False)
+    findings = onnxqat.check(deployed)
     with opened(chosen.runtime, python) as host:
         host.load("float", io.load(model), simulate=True)
         host.load("trained", io.load(trained), simulate=True)
@@ -157,6 +159,7 @@ def measured(net: str, way: str, python: str | None) -> dict[str, Any]:
     answers = {name: output.argmax(axis=1) for name, output in outputs.items()}
     return {
         "nodes": f"{integer} of {total}",
+        "check": {kind: len(findings.of(kind)) for kind in ("refused", "split", "float")},
         **{name: 100 * float((answer == label).mean()) for name, answer in answers.items()},
         "agreement": 100 * float((answers["trained"] == answers["deployed"]).mean()),
         "rms": _rms(outputs["trained"], outputs["deployed"]),
@@ -233,7 +236,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def _line(net: str, way: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     row, own = results[f"{net}/{way}"], results.get(f"{net}/{way}/own")
     shares = [*(f"{row[name]:.1f} %" for name in ("float", "trained", "deployed")), f"{row['agreement']:.2f} %"]
-    cells = [NETS[net].title, WAYS[way].title, row["nodes"], *shares, f"{row['rms']:.2g}"]
+    found = ", ".join(f"{count} {kind}" for kind, count in row["check"].items() if count) or "0"
+    cells = [NETS[net].title, WAYS[way].title, row["nodes"], found, *shares, f"{row['rms']:.2g}"]
     return f"| {' | '.join([*cells, '' if own is None else format(own['rms'], '.2g')])} |"
 
 
