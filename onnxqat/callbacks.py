@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from onnxqat.errors import InputError
-from onnxqat.training.callbacks import BestModel, Callback, EarlyStopping, JsonLines
-from onnxqat.training.resume.checkpoints import Checkpoints
-from onnxqat.training.tensorboard import TensorBoard
+from onnxqat.training.callbacks.checkpoints import Checkpoints
+from onnxqat.training.callbacks.ready_made import BestModel, Callback, EarlyStopping, JsonLines
+from onnxqat.training.callbacks.tensorboard import TensorBoard
 
 __all__ = ["BestModel", "Callback", "Checkpoints", "EarlyStopping", "JsonLines", "TensorBoard"]
 

@@ -143,7 +143,7 @@ from pathlib import Path
 import numpy as np
 import onnxqat
 from onnxqat.graph import external
-from onnxqat.training import engine
+from onnxqat.training.running import engine
 from onnxqat.training.training_graph import memory
 def held(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -19,7 +19,7 @@ import onnx_ir.passes.common as passes
 
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.autodiff.lowering import OF_TRAINING, lower
-from onnxqat.training.lanes import Session
+from onnxqat.training.running.lanes import Session
 from tools.gradient_check import builder
 
 _LARGE = (100, 64, 1000)  # 6.4 million elements

@@ -10,7 +10,7 @@ from onnxqat.autodiff.differentiate import blocked_text
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.terminal.plain import cells
-from onnxqat.training.trainability import obstacles, trainability
+from onnxqat.training.health.trainability import obstacles, trainability
 
 
 def quantization_table(model: ir.Model) -> Group:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.training.execution import Execution, Options
-from onnxqat.training.staging import Stage
+from onnxqat.training.loop.staging import Stage
+from onnxqat.training.running.values import Value, as_value
 from onnxqat.training.training_graph.build import load_qdq
 from onnxqat.training.training_graph.halves import Halves, cotangent, gradient
-from onnxqat.training.values import Value, as_value
 from onnxqat.training.wrapped import Wrapped
 
 Array = NDArray[Any]

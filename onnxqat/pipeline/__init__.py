@@ -27,7 +27,7 @@ from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
 from onnxqat.search.reconstruct import reconstruct
-from onnxqat.training import preflight
+from onnxqat.training.health import preflight
 from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Cosine
 from onnxqat.training.trainer import Trainer

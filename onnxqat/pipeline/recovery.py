@@ -16,8 +16,8 @@ from onnxqat.data import sources as datasets
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
 from onnxqat.process.launch import launched, rank
-from onnxqat.training.callbacks import Callback
-from onnxqat.training.goal import Until
+from onnxqat.training.callbacks.goal import Until
+from onnxqat.training.callbacks.ready_made import Callback
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import checkpoint_files
 from onnxqat.training.trainer import Trainer

@@ -15,8 +15,8 @@ from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import OptimizerName, RuntimeName
+from onnxqat.training.callbacks.goal import Until, check_until
 from onnxqat.training.execution import Execution
-from onnxqat.training.goal import Until, check_until
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.training_graph.losses import Loss

@@ -1,4 +1,4 @@
-"""ONNX Runtime for plain inference: calibration, teachers, evaluation. Training's side of it is behind `training/values.py`."""
+"""ONNX Runtime for plain inference: calibration, teachers, evaluation. Training reaches it by `training/running/values.py`."""
 
 from __future__ import annotations
 

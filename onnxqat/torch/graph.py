@@ -17,10 +17,10 @@ import torch
 from onnxqat.data.batch import Signature, check_batch
 from onnxqat.errors import InputError
 from onnxqat.runtime.devices import Device
-from onnxqat.training.program import Chain, Program, Take
-from onnxqat.training.staging import Stage
+from onnxqat.training.loop.staging import Stage
+from onnxqat.training.running.program import Chain, Program, Take
+from onnxqat.training.running.values import DLPACK_HAS_BOOLEANS, Array, Value, allocated, as_value, dlpack, from_dlpack
 from onnxqat.training.training_graph.halves import Function, Halves, cotangent, gradient
-from onnxqat.training.values import DLPACK_HAS_BOOLEANS, Array, Value, allocated, as_value, dlpack, from_dlpack
 from onnxqat.training.wrapped import Wrapped
 
 #: Sizes of a tensor; while PyTorch compiles, that of the batch may be a symbol.

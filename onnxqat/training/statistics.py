@@ -22,8 +22,8 @@ from onnxqat.graph.ops import Ops
 from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 from onnxqat.numerics import along_axis, clipped
 from onnxqat.terminal.plain import Terminal, cells
-from onnxqat.training.program import Program
-from onnxqat.training.values import as_value
+from onnxqat.training.running.program import Program
+from onnxqat.training.running.values import as_value
 
 Array = NDArray[Any]
 

@@ -20,13 +20,13 @@ from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
 from onnxqat.runtime import check_packages, checked
-from onnxqat.training import evaluation
-from onnxqat.training.assembly import Arguments, assembled
-from onnxqat.training.callbacks import BestModel, Callback, Progress, checked_callbacks
-from onnxqat.training.calling import Callers
+from onnxqat.training.callbacks.calling import Callers
+from onnxqat.training.callbacks.goal import Until, goal
+from onnxqat.training.callbacks.ready_made import BestModel, Callback, Progress, checked_callbacks
 from onnxqat.training.execution import Execution, Options
-from onnxqat.training.fit import Fit
-from onnxqat.training.goal import Until, goal
+from onnxqat.training.loop import evaluation
+from onnxqat.training.loop.assembly import Arguments, assembled
+from onnxqat.training.loop.fit import Fit
 from onnxqat.training.optimize.optimizers import Optimizer
 from onnxqat.training.optimize.schedules import Constant, Length, Rate, Schedule
 from onnxqat.training.resume import checkpoint, checkpoint_files

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnxqat.errors import InputError
 from onnxqat.graph.without import without_quantizers
 from onnxqat.training.execution import Execution
+from onnxqat.training.loop.staging import Stage, StartEpochs
 from onnxqat.training.optimize.update import scale_bounds
-from onnxqat.training.staging import Stage, StartEpochs
+from onnxqat.training.running.values import Floats
 from onnxqat.training.training_graph.halves import Function
-from onnxqat.training.values import Floats
 
 
 class QuantizationSchedule:

@@ -11,7 +11,7 @@ from onnxscript.values import Opset
 
 import onnxqat
 from onnxqat.errors import InputError
-from onnxqat.training.engine import Engine
+from onnxqat.training.running.engine import Engine
 from onnxqat.training.trainer import Trainer
 from tests.models import model, random
 from tests.training.test_trainer import BODY, WEIGHTS, batches
@@ -212,7 +212,7 @@ def test_an_error_in_a_part_is_one_line(qdq):
 
 
 def test_ctrl_c_leaves_nobody_at_work(qdq, monkeypatch):
-    from onnxqat.training import engine
+    from onnxqat.training.running import engine
 
     split, run, done = Trainer(qdq, threads=2), engine._run, []
 
@@ -236,7 +236,7 @@ def test_staged_quantization_is_cut_too(qdq):
 
 
 def test_gradients_of_a_large_model_are_not_kept_for_each_part(qdq, monkeypatch):
-    monkeypatch.setattr("onnxqat.training.engine.LARGEST_COPIES", 0)
+    monkeypatch.setattr("onnxqat.training.running.engine.LARGEST_COPIES", 0)
     split = Trainer(qdq, threads=2)
     check_alike(Trainer(qdq, threads=1), split, batches(1)[0])
     assert parts_of(split) == {1}

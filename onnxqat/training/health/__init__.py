@@ -1,1 +1,1 @@
-"""Trainings that go wrong: numbers that are not finite, and losses that rise."""
+"""Checks of trainings: what can be trained at all, numbers that are not finite, and losses that rise."""

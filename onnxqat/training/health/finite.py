@@ -10,10 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.errors import OnnxqatError
-from onnxqat.training.engine import Engine
 from onnxqat.training.health.locate import Place, first_not_finite
+from onnxqat.training.running.engine import Engine
+from onnxqat.training.running.values import Floats
 from onnxqat.training.training_graph.loss_inputs import LABEL
-from onnxqat.training.values import Floats
 
 #: Operators that are not defined everywhere, or whose slope has no bound.
 _EDGES = frozenset({"Acos", "Acosh", "Asin", "Atanh", "Div", "Log", "Mod", "Pow", "Reciprocal", "ReduceLogSum", "Sqrt"})

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.naming import label
 from onnxqat.graph.ops import FLOAT_TYPES
-from onnxqat.training.program import Program
+from onnxqat.training.running.program import Program
+from onnxqat.training.running.values import as_value
 from onnxqat.training.training_graph.losses import LOSS
-from onnxqat.training.values import as_value
 
 _GRADIENT = re.compile(r"(.+?)_grad(_\d+)?")
 _FINITE, _LARGEST = "/is_finite", "/largest"

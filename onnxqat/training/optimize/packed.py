@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxqat.training.values import Floats
+from onnxqat.training.running.values import Floats
 
 #: Numbers of a block.
 BLOCK = 2048

@@ -20,8 +20,8 @@ from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
 from onnxqat.training.optimize.optimizers import Optimizer, update_graph
 from onnxqat.training.optimize.packed import BLOCK, Packed
+from onnxqat.training.running.values import Binding, Floats, Loaded, Value, as_value
 from onnxqat.training.training_graph.parameters import Kind, Layout
-from onnxqat.training.values import Binding, Floats, Loaded, Value, as_value
 
 #: Elements per stretch: the dozen intermediate arrays of an update then fit into the second-level cache.
 STRETCH = 1 << 16

@@ -11,8 +11,8 @@ from onnxqat.training.optimize.optimizers import SGD, AdamW, Optimizer, updated,
 from onnxqat.training.optimize.update import scale_bounds, sizes
 from onnxqat.training.portable.flat import GRADIENTS, PARAMETERS, vector
 from onnxqat.training.portable.hold import held
+from onnxqat.training.running.values import Floats
 from onnxqat.training.training_graph.parameters import Layout
-from onnxqat.training.values import Floats
 
 _OPSET = 17
 

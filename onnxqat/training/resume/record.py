@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxqat.training.execution import Execution
+from onnxqat.training.loop.steps import Steps
 from onnxqat.training.resume import checkpoint, checkpoint_files
 from onnxqat.training.resume.checkpoint_files import Facts, Tensors
 from onnxqat.training.resume.identity import Origin
-from onnxqat.training.steps import Steps
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.training.optimize.schedules import Length, Schedule, steps_of
-from onnxqat.training.values import Floats
+from onnxqat.training.running.values import Floats
 
 log = logging.getLogger(__name__)
 

@@ -32,15 +32,15 @@ from onnxqat.runtime.engines import kernels
 from onnxqat.runtime.splitting import rows_of, sample_axes
 from onnxqat.training.execution import Execution
 from onnxqat.training.gradients import COTANGENT, add_weighted_sum
-from onnxqat.training.program import Chain, Division, Program
 from onnxqat.training.quantizers.pair_safety import PairSafety
+from onnxqat.training.running.program import Chain, Division, Program
+from onnxqat.training.running.values import Floats, Value
 from onnxqat.training.training_graph.build import forward_graph, with_values
 from onnxqat.training.training_graph.cut import ancestors, cut
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.memory import schedule
 from onnxqat.training.training_graph.parameters import initial_values
 from onnxqat.training.training_graph.shared import Borders, borders
-from onnxqat.training.values import Floats, Value
 
 
 @dataclass(frozen=True)

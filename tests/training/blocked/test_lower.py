@@ -16,8 +16,8 @@ from onnxqat.graph.qdq import is_quantized
 from onnxqat.training.blocked import choice
 from onnxqat.training.blocked.gradients import can_differentiate
 from onnxqat.training.blocked.probe import block
-from onnxqat.training.engine import Engine
-from onnxqat.training.feeds import feeds_for
+from onnxqat.training.loop.feeds import feeds_for
+from onnxqat.training.running.engine import Engine
 from onnxqat.training.training_graph.build import load_qdq, training_graph
 from tests.models import model, outputs, random
 

@@ -10,7 +10,7 @@ from onnxqat.folding import fold
 from onnxqat.graph.pairs import OVERFLOW_FIX
 from onnxqat.insertion import insert
 from onnxqat.torch import as_module, to_model
-from onnxqat.training.callbacks import Callback
+from onnxqat.training.callbacks.ready_made import Callback
 from onnxqat.training.optimize.optimizers import AdamW
 from onnxqat.training.trainer import Trainer
 from tests.models import model, random

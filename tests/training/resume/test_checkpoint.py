@@ -18,7 +18,7 @@ from onnxqat.callbacks import Checkpoints, EarlyStopping
 from onnxqat.config import Config
 from onnxqat.errors import InputError
 from onnxqat.insertion import insert
-from onnxqat.training.callbacks import Callback
+from onnxqat.training.callbacks.ready_made import Callback
 from onnxqat.training.execution import Execution
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Cosine

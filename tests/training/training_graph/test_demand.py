@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onnxqat
-from onnxqat.training import steps
+from onnxqat.training.loop import steps
 from onnxqat.training.trainer import Trainer
 from onnxqat.training.training_graph.build import load_qdq, training_graph
 from onnxqat.training.training_graph.demand import demand

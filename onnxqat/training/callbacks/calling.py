@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxqat.distributed import Workers
 from onnxqat.errors import TrainingError
-from onnxqat.training.callbacks import Callback, Metrics
+from onnxqat.training.callbacks.ready_made import Callback, Metrics
 
 if TYPE_CHECKING:
     from onnxqat.training.trainer import Trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxqat.errors import InputError
-from onnxqat.training.callbacks import Callback, Metrics
+from onnxqat.training.callbacks.ready_made import Callback, Metrics
 from onnxqat.training.resume import checkpoint_files
 
 if TYPE_CHECKING:

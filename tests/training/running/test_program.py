@@ -5,9 +5,9 @@ import pytest
 
 import onnxqat
 from onnxqat.training.execution import Execution
+from onnxqat.training.running.values import as_value
 from onnxqat.training.training_graph.build import load_qdq
 from onnxqat.training.training_graph.halves import Function, cotangent, gradient
-from onnxqat.training.values import as_value
 from tests.models import model, random
 from tests.training.test_splitting import CENTRED, TWO, inserted
 from tests.training.test_trainer import BODY, WEIGHTS, batches

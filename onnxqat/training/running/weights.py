@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from onnxqat.process.crew import Crew
 from onnxqat.runtime.devices import CPU
-from onnxqat.training.lanes import Places, Session
+from onnxqat.training.running.lanes import Places, Session
+from onnxqat.training.running.values import Double, aligned
 from onnxqat.training.training_graph.parameters import Layout
 from onnxqat.training.training_graph.shared import Shared
-from onnxqat.training.values import Double, aligned
 
 
 class Weights:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from onnxqat.data.batch import Batch
 from onnxqat.data.sources import Batches
 from onnxqat.errors import InputError
-from onnxqat.training.calling import Callers
-from onnxqat.training.evaluation import evaluate
+from onnxqat.training.callbacks.calling import Callers
 from onnxqat.training.health.divergence import LossWatch
+from onnxqat.training.loop.evaluation import evaluate
+from onnxqat.training.loop.steps import Steps
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import random_state
 from onnxqat.training.resume.checkpoint import Remembered, fingerprint
-from onnxqat.training.steps import Steps
 
 log = logging.getLogger(__name__)
 

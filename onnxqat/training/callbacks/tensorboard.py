@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxqat.errors import InputError, MissingExtraError
-from onnxqat.training.callbacks import Callback, Metrics
+from onnxqat.training.callbacks.ready_made import Callback, Metrics
 
 if TYPE_CHECKING:
     from onnxqat.training.trainer import Trainer

@@ -16,17 +16,17 @@ from onnxqat.errors import TrainingError
 from onnxqat.process import interruption
 from onnxqat.process.free_memory import free_memory
 from onnxqat.runtime.splitting import splitting_of
-from onnxqat.training.engine import Engine
 from onnxqat.training.execution import Execution
-from onnxqat.training.feeds import Feeds
 from onnxqat.training.health.divergence import LossWatch
 from onnxqat.training.health.finite import norm_of, not_finite
+from onnxqat.training.loop.feeds import Feeds
+from onnxqat.training.loop.staging import Stages
 from onnxqat.training.optimize.optimizers import Optimizer
 from onnxqat.training.optimize.schedules import Schedule
 from onnxqat.training.optimize.update import Updater
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.resume.state import State
-from onnxqat.training.staging import Stages
+from onnxqat.training.running.engine import Engine
 from onnxqat.training.training_graph.build import TrainingGraph
 from onnxqat.training.training_graph.demand import demand
 from onnxqat.training.training_graph.losses import LOSS

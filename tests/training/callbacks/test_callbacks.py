@@ -190,7 +190,7 @@ def test_an_output_folder_deleted_in_the_middle_loses_no_weights(command, tmp_pa
     folder = tmp_path / "run"
     folder.mkdir()
     monkeypatch.setenv("VANISHING", str(folder))
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     places = [
         "-o",
         folder / "out.onnx",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from onnxqat.data.sources import Batches
 from onnxqat.errors import InputError
-from onnxqat.training.callbacks import Callback, Metrics
-from onnxqat.training.evaluation import evaluate
-from onnxqat.training.steps import Steps
+from onnxqat.training.callbacks.ready_made import Callback, Metrics
+from onnxqat.training.loop.evaluation import evaluate
+from onnxqat.training.loop.steps import Steps
 
 if TYPE_CHECKING:
     from onnxqat.training.trainer import Trainer

@@ -22,12 +22,12 @@ import onnx_ir as ir
 from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Part, Splitting
-from onnxqat.training.lanes import Lanes, Places, Session, inside
+from onnxqat.training.running.lanes import Lanes, Places, Session, inside
+from onnxqat.training.running.values import Array, Double, Floats, aligned
+from onnxqat.training.running.weights import Weights
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 from onnxqat.training.training_graph.shared import shared
-from onnxqat.training.values import Array, Double, Floats, aligned
-from onnxqat.training.weights import Weights
 
 #: Bytes that the gradients of all parts of a batch but the first may take; of a larger model, there are fewer parts.
 LARGEST_COPIES = 2**30

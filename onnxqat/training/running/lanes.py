@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxqat.runtime import exact_options, session
 from onnxqat.runtime.devices import Device
-from onnxqat.training.values import Array, Double, Floats, Loaded, as_value, run_bound
+from onnxqat.training.running.values import Array, Double, Floats, Loaded, as_value, run_bound
 
 Views: TypeAlias = Mapping[str, Floats]
 #: A flat array, and views of it by the names that a graph has for them.

@@ -19,8 +19,8 @@ from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime import exact_options, session
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import cut
-from onnxqat.training.lanes import inside
-from onnxqat.training.values import TYPES, Loaded, Value, allocated, as_value, run_bound
+from onnxqat.training.running.lanes import inside
+from onnxqat.training.running.values import TYPES, Loaded, Value, allocated, as_value, run_bound
 
 Array = NDArray[Any]
 Values = Mapping[str, Value]

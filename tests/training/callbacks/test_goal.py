@@ -7,7 +7,7 @@ import pytest
 import onnxqat
 from onnxqat import AdamW, InputError, Trainer
 from tests.models import model
-from tests.training.test_callbacks import Diary
+from tests.training.callbacks.test_callbacks import Diary
 from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 EASY = batches(8)

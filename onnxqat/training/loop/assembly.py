@@ -14,13 +14,13 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.runtime import explained
 from onnxqat.training.execution import Execution
-from onnxqat.training.feeds import feeds_for
+from onnxqat.training.loop.feeds import feeds_for
+from onnxqat.training.loop.staging import Stages
+from onnxqat.training.loop.steps import Steps
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
 from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Rate, Schedule
 from onnxqat.training.own import check_own
-from onnxqat.training.staging import Stages
-from onnxqat.training.steps import Steps
 from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph
 from onnxqat.training.training_graph.losses import Loss
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxqat.data import sources
 from onnxqat.data.labels import Labelling
 from onnxqat.graph import io
-from onnxqat.training.feeds import feeds_for
+from onnxqat.training.loop.feeds import feeds_for
 from onnxqat.training.training_graph.losses import AttachedLoss, Loss, attach_loss
 
 

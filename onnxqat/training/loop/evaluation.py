@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxqat.data.sources import Batches
-from onnxqat.training.callbacks import Metrics
-from onnxqat.training.steps import Steps
+from onnxqat.training.callbacks.ready_made import Metrics
+from onnxqat.training.loop.steps import Steps
 from onnxqat.training.training_graph.losses import LOSS
 
 

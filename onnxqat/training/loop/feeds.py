@@ -18,7 +18,7 @@ from onnxqat.graph import external, io
 from onnxqat.runtime import Inference
 from onnxqat.runtime.splitting import sample_axes
 from onnxqat.training.execution import Execution
-from onnxqat.training.teacher import Teacher, teacher_of
+from onnxqat.training.loop.teacher import Teacher, teacher_of
 from onnxqat.training.training_graph.logits import CLASS_AXIS
 from onnxqat.training.training_graph.loss_inputs import LABEL, TEACHER
 from onnxqat.training.training_graph.losses import AttachedLoss

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph.qdq import Quantizer
-from onnxqat.training.engine import Engine
+from onnxqat.training.running.engine import Engine
 from onnxqat.training.training_graph.build import TrainingGraph, partial_training
 from onnxqat.training.training_graph.losses import Loss
 

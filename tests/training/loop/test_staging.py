@@ -6,7 +6,7 @@ from onnxqat import AdamW, Config, InputError, Trainer, gradients, insert
 from onnxqat.graph import io
 from onnxqat.graph.qdq import is_quantized, quantizers
 from onnxqat.graph.without import without_quantizers
-from onnxqat.training.callbacks import Callback
+from onnxqat.training.callbacks.ready_made import Callback
 from tests.models import model, outputs
 from tests.training.test_trainer import BODY, WEIGHTS, batches
 

@@ -10,7 +10,7 @@ import pytest
 from onnxqat import insert
 from onnxqat.autodiff.differentiate import blocked_text
 from onnxqat.graph import io
-from onnxqat.training.trainability import OperatorRow, obstacles, trainability
+from onnxqat.training.health.trainability import OperatorRow, obstacles, trainability
 
 
 def _load(text: str, opset: int = 17) -> ir.Model:

@@ -1,0 +1,1 @@
+"""Callbacks of `Trainer.fit`, and how several processes call them."""

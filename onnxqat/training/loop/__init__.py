@@ -1,0 +1,1 @@
+"""Steps of training, from batches to updates, and the loop over them."""

@@ -1,0 +1,1 @@
+"""Sessions of ONNX Runtime's that run training graphs, on arrays that are bound in place."""
