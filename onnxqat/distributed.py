@@ -174,7 +174,7 @@ class Workers:
         return tensors or found, told["facts"]
 
     def _told_by_first(self, told: Any) -> Any:
-        """What the first process says, in a form that JSON can hold."""
+        """Words of the first process, in a form that JSON can hold."""
         return json.loads(self._bytes_of(0, np.frombuffer(json.dumps(told).encode(), np.uint8).copy()))
 
     def _array_of_first(self, array: NDArray[Any] | None) -> NDArray[Any]:
