@@ -80,15 +80,13 @@ def _layer_in_float(judged: Judged, node: ir.Node) -> Iterator[Finding]:
     if why:
         yield Finding("float", label(node), why)
         return
-    sides = ("data", "weight")[: 1 if target.weight_only else 2]
-    bare = [
-        f"{side} {value.name!r}"
-        for side, value in zip(sides, node.inputs, strict=False)
-        if value is not None and not is_integer(value, judged.quantized, target)
-    ]
+    sides = list(zip(("data", "weight"), node.inputs, strict=False))
     if target.weight_only:
-        bare = [f"weight {node.inputs[1].name!r}"]  # type: ignore[union-attr]
-    yield Finding("float", label(node), f"reads {' and '.join(bare)} in float", "quantize it")
+        sides = sides[1:]
+    else:
+        sides = [(side, value) for side, value in sides if not is_integer(value, judged.quantized, target)]
+    bare = " and ".join(f"{side} {value.name!r}" for side, value in sides if value is not None)
+    yield Finding("float", label(node), f"reads {bare} in float", "quantize it")
 
 
 def values_in_float(judged: Judged) -> Iterator[Finding]:
