@@ -86,6 +86,18 @@ def test_table_gives_mean_and_deviation_over_seeds_and_the_digest_its_best_peer(
     assert row in digest(text)
 
 
+def test_lines_without_a_result_stay_in_the_table(results):
+    kept, _ = results
+    run("affine", kept)
+    old = "| resnet20 | LSQ in PyTorch | W2A2 | 90.00 |  |  | 9 |  | 500 |  | another |"
+    replaced = "| resnet20 | onnxqat, affine | W2A2 | 1.00 |  |  | 9 |  | 500 |  | another |"
+    text = table(kept, BUDGET, "\n".join([*table(kept, BUDGET).splitlines()[:2], old, replaced]))
+    assert [line.split(" | ")[1:4] for line in text.splitlines()[2:]] == [
+        ["onnxqat, affine", "W2A2", "80.00 ± 0.00"],
+        ["LSQ in PyTorch", "W2A2", "90.00"],
+    ]
+
+
 def test_digest_of_the_readme_is_that_of_the_benchmarks():
     assert section("few-bits", README) == digest(section("few-bits", BENCHMARKS))
 

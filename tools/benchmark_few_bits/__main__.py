@@ -12,15 +12,14 @@ from itertools import product
 from pathlib import Path
 
 import tools.benchmark_few_bits
-from onnxqat.process.processor import processor
 from tools.benchmark_few_bits.contestants import AFFINE, CONTESTANTS, WIDTHS, Budget, Contestant
 from tools.benchmark_few_bits.data import NETS
 from tools.benchmark_few_bits.environment import peers_python
-from tools.benchmark_few_bits.results import ROOT, Result, Results
+from tools.benchmark_few_bits.results import KEPT, Result, Results
 from tools.benchmark_few_bits.table import digest, table
 from tools.benchmark_few_bits.task import Task
 from tools.fetch_fashion_mnist import fetch
-from tools.readme import BENCHMARKS, README, replace_section
+from tools.readme import BENCHMARKS, README, replace_section, section
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--options", nargs="+", default=[], metavar="NAME: SETTINGS", help="settings of ours, in JSON")
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates that options try; 0: no training")
-    parser.add_argument("--results", type=Path, default=ROOT / ".cache/few-bits.json")
+    parser.add_argument("--results", type=Path, default=KEPT)
     parser.add_argument(
         "--contestants", nargs="+", choices=CONTESTANTS, help="who takes part; all unless options are given"
     )
@@ -58,10 +57,10 @@ def main() -> None:
         _measure(asked, chosen, results)
     if asked.options:
         return
-    whole = table(results, budget)
+    whole = table(results, budget, section("few-bits", BENCHMARKS))
     print(f"\n{whole}")
     if asked.write:
-        replace_section("few-bits", f"{whole}\n\nMeasured on {processor()}, one thread.", BENCHMARKS)
+        replace_section("few-bits", whole, BENCHMARKS)
         replace_section("few-bits", digest(whole), README)
 
 

@@ -1,4 +1,4 @@
-"""Results of runs, kept in a file as they come."""
+"""Results of runs, kept as they come in a file of the repository, so that a run on another day adds to them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import fcntl
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
+from onnxqat.process.processor import processor
 from tools.benchmark_few_bits.task import Task
 
 ROOT = Path(__file__).parents[2]
+KEPT = Path(__file__).with_name("results.json")
 
-#: What came of each stage of a run, `ptq` and `qat`: the fields of `Judged`.
-Result = dict[str, dict[str, float]]
+#: What came of each stage of a run, `ptq` and `qat`: the fields of `Judged`, and the `processor` it ran on.
+Result = dict[str, dict[str, Any]]
 
 
 class Results:
@@ -33,7 +36,7 @@ class Results:
         """Runs a task in a process of this interpreter, unless it has run."""
         found = self.get(task)
         if found is None:
-            found = _run(task, python)
+            found = {stage: {**one, "processor": processor()} for stage, one in _run(task, python).items()}
             self._add(task, found)
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from tools.benchmark_few_bits.results import Result, Results
 #: Accuracy of the float networks, in percent (`models/README.md`).
 FLOAT = {"resnet20": 93.09, "separable": 92.06}
 HEADER = (
-    "| network | contestant | width | not trained | trained | rate | seconds | in training | MB | in training |\n"
-    "| --- | --- | --- | --- | --- | --- | --: | --: | --: | --: |"
+    "| network | contestant | width | not trained | trained | rate | seconds | in training | MB | in training | processor |\n"
+    "| --- | --- | --- | --- | --- | --- | --: | --: | --: | --: | --- |"
 )
 DIGEST = """\
 Beside other tools, at equal budgets: Fashion-MNIST, weights and activations at the same width, 100 training steps
@@ -23,20 +24,29 @@ Beside other tools, at equal budgets: Fashion-MNIST, weights and activations at 
 | network, width | float | not trained | trained | reconstructed | and then trained | best peer, trained | LSQ in PyTorch, best |
 | --- | --: | --- | --- | --- | --- | --- | --- |"""
 STAGES = ("ptq", "qat")
+#: In the order of the lines.
+CELLS = list(product(FLOAT, WIDTHS, CONTESTANTS.values()))
 #: Those whose best is in the digest.
 PEERS, LSQ = ("brevitas", "brevitas-kept", "nncf", "torchao"), ("lsq", "lsq-kept")
 
 
-def table(results: Results, budget: Budget) -> str:
-    """All cells that have been measured."""
-    lines = [
-        _line(net, contestant, bits, runs)
-        for net in FLOAT
-        for bits in WIDTHS
-        for contestant in CONTESTANTS.values()
-        if (runs := _runs(contestant, net, bits, budget, results))
-    ]
-    return "\n".join([HEADER, *lines])
+def table(results: Results, budget: Budget, earlier: str = "") -> str:
+    """All cells that have been measured; those without a result keep their line of the `earlier` table."""
+    lines = {tuple(_cells(line)[:3]): line for line in earlier.splitlines()[2:] if line.startswith("|")}
+    for net, bits, contestant in CELLS:
+        if runs := _runs(contestant, net, bits, budget, results):
+            lines[_head(net, contestant, bits)] = _line(net, contestant, bits, runs)
+    ordered = (lines[head] for net, bits, contestant in CELLS if (head := _head(net, contestant, bits)) in lines)
+    return "\n".join([HEADER, *ordered])
+
+
+def _head(net: str, contestant: Contestant, bits: int) -> tuple[str, str, str]:
+    """The cells by which a line is known."""
+    return net, contestant.title, f"W{bits}A{bits}"
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def _runs(
@@ -55,8 +65,9 @@ def _line(net: str, contestant: Contestant, bits: int, runs: Sequence[tuple[floa
         rate,
         *(_mean(found[stage], "seconds") for stage in STAGES),
         *(_mean(found[stage], "peak") for stage in STAGES),
+        " and ".join(sorted({str(one["processor"]).partition(",")[0] for stage in STAGES for one in found[stage]})),
     ]
-    return "| " + " | ".join([net, contestant.title, f"W{bits}A{bits}", *cells]) + " |"
+    return "| " + " | ".join([*_head(net, contestant, bits), *cells]) + " |"
 
 
 def score(stages: Sequence[Mapping[str, float]], seeds: int) -> str:
@@ -76,7 +87,7 @@ def digest(text: str) -> str:
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     for line in text.splitlines()[2:]:
         if line.startswith("|"):
-            net, title, width, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            net, title, width, *cells = _cells(line)
             rows.setdefault((net, width), {})[title] = cells
     lines = [
         f"| {net}, {width} | {FLOAT[net]:.2f} | {' | '.join(_digested(found))} |"
