@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 WANTED = (("3.10",), ("3.14", "3.13"))
 #: Insertion, derivatives, training, folding, the command line; none of these files imports a framework.
 CORE = (
-    "tests/insertion/test_gemm.py",
+    "tests/insertion/preparation/test_gemm.py",
     "tests/insertion/test_tied.py",
     "tests/insertion/test_transforms.py",
     "tests/autodiff/test_coverage.py",

@@ -67,7 +67,7 @@ def insert(
     outputs.check([output], inputs=[calibration, quantization.config], models=[model])
     from onnxqat.data import sources
     from onnxqat.insertion import insert as stage
-    from onnxqat.insertion.fixed import with_fixed_inputs
+    from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 
     config, source = asked.configuration(quantization), sources.read(calibration, batch_size)
     qdq = stage(model, source, config, sample_axis=sample_axis, distributed=launched())
@@ -99,7 +99,7 @@ def reconstruct(
     """Bring a Q/DQ model closer to the float model, block by block, without labels; train can go on from it."""
     outputs.check([output], inputs=[data], models=[model, float_model])
     from onnxqat.data import sources
-    from onnxqat.insertion.fixed import with_fixed_inputs
+    from onnxqat.insertion.preparation.fixed import with_fixed_inputs
     from onnxqat.pipeline.request import fixed_inputs
     from onnxqat.search.reconstruct import reconstruct as search
 

@@ -24,20 +24,20 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
 from onnxqat.graph.qdq import Spec
 from onnxqat.graph.without import ADAPTED, TARGET
-from onnxqat.insertion.calibrate import Observed, Observer, calibrate
-from onnxqat.insertion.correct import correct_outputs
+from onnxqat.insertion.calibration.calibrate import Observed, Observer, calibrate
+from onnxqat.insertion.calibration.correct import correct_outputs
+from onnxqat.insertion.calibration.hold import hold_weights
+from onnxqat.insertion.calibration.losses import warn_of_losses
+from onnxqat.insertion.calibration.ranges import weight_range
 from onnxqat.insertion.demands import check_model, settled
 from onnxqat.insertion.groups import Skip
-from onnxqat.insertion.hold import hold_weights
 from onnxqat.insertion.inputs import check_inputs
-from onnxqat.insertion.losses import warn_of_losses
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.place import Grid, Placement, new_grid, place
-from onnxqat.insertion.prepare import check_conversion, prepare, ready_for_blocks, with_all_types
-from onnxqat.insertion.ranges import weight_range
+from onnxqat.insertion.preparation import check_conversion, prepare, ready_for_blocks, with_all_types
+from onnxqat.insertion.preparation.simplify import zero_bias_in_gemm
 from onnxqat.insertion.scopes import with_names
 from onnxqat.insertion.settings import layers
-from onnxqat.insertion.simplify import zero_bias_in_gemm
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, constant_sites, weight_sites
 from onnxqat.insertion.tables import table_sites
 from onnxqat.insertion.widths import widths

@@ -16,7 +16,7 @@ from onnxqat.graph.biases import NORMALIZING
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Spec
 from onnxqat.insertion import settings
-from onnxqat.insertion.calibrate import Observed
+from onnxqat.insertion.calibration.calibrate import Observed
 from onnxqat.insertion.groups import Group, is_float
 from onnxqat.insertion.origins import origins
 from onnxqat.insertion.settings import SAFE_BITS, Activation, Layer

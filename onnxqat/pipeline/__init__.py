@@ -21,8 +21,8 @@ from onnxqat.errors import DropError, InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.insertion import insert
-from onnxqat.insertion.fixed import with_fixed_inputs
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
+from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank

@@ -28,8 +28,8 @@ from onnxqat.errors import InputError
 from onnxqat.graph import files, io
 from onnxqat.graph.subgraph import between, constant_nodes, read, subgraph
 from onnxqat.graph.without import ADAPTED, RECONSTRUCTION
-from onnxqat.insertion.parts import Parts
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.calibration.parts import Parts
+from onnxqat.insertion.preparation import prepare
 from onnxqat.runtime import checked
 from onnxqat.search.blocks import behind_layers, borders, weighted
 from onnxqat.terminal.progress import track

@@ -10,7 +10,7 @@ import pytest
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.limits import DEEPEST
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
 from tests.models import model, random
 
 LINE = "(int64[K] x) => (int64[M] y)"

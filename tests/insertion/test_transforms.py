@@ -9,7 +9,7 @@ import pytest
 from onnxqat.config import Config
 from onnxqat.insertion import insert
 from onnxqat.insertion.match import find_groups
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
 from onnxqat.targets import TARGETS
 from tests.models import batches, decibels, model, outputs, random
 

@@ -7,7 +7,7 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.patterns.decomposed import find_wholes
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
 from onnxqat.runtime import Inference
 from onnxqat.targets.openvino import TARGET as OPENVINO
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU

@@ -6,7 +6,7 @@ import pytest
 from onnxqat.graph import io
 from onnxqat.insertion.groups import Group, Skip
 from onnxqat.insertion.patterns.weighted import match
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
 from onnxqat.targets.openvino import TARGET as OPENVINO
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 from tests.insertion.cases import image

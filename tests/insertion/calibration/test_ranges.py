@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from onnxqat.estimators.histogram import BINS, Histogram
 from onnxqat.estimators.table import ESTIMATORS, Codes, Estimate, Seen, without_zeros
 from onnxqat.graph.qdq import Spec
-from onnxqat.insertion.ranges import weight_range
+from onnxqat.insertion.calibration.ranges import weight_range
 from onnxqat.numerics import fake_quantize, scale_and_zero_point
 
 

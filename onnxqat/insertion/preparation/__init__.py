@@ -26,22 +26,22 @@ from onnxqat.graph.pads import make_pads_explicit
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.graph.reversal import reverse_at_least_one_step
 from onnxqat.graph.types import infer
-from onnxqat.insertion.activations import write_hard_activations
-from onnxqat.insertion.affine import decompose_batch_normalization, fold_affine
-from onnxqat.insertion.bounds import bound_activations
-from onnxqat.insertion.einsum import einsum_as_matmul
-from onnxqat.insertion.fixed import fix_inputs
-from onnxqat.insertion.gemm import make_bias_a_vector, turn_weights
-from onnxqat.insertion.half import float16_to_float32
-from onnxqat.insertion.last_axis import turn_to_last_axis
-from onnxqat.insertion.simplify import (
+from onnxqat.insertion.preparation.activations import write_hard_activations
+from onnxqat.insertion.preparation.affine import decompose_batch_normalization, fold_affine
+from onnxqat.insertion.preparation.bounds import bound_activations
+from onnxqat.insertion.preparation.einsum import einsum_as_matmul
+from onnxqat.insertion.preparation.fixed import fix_inputs
+from onnxqat.insertion.preparation.gemm import make_bias_a_vector, turn_weights
+from onnxqat.insertion.preparation.half import float16_to_float32
+from onnxqat.insertion.preparation.last_axis import turn_to_last_axis
+from onnxqat.insertion.preparation.simplify import (
     drop_inference_noops,
     flatten_as_reshape,
     merge_pads,
     pool_means,
     sum_bias_in_gemm,
 )
-from onnxqat.insertion.single import with_single_nodes
+from onnxqat.insertion.preparation.single import with_single_nodes
 from onnxqat.insertion.tied import share_tables
 from onnxqat.runtime.conversion import check_converted, modern
 from onnxqat.targets import Target

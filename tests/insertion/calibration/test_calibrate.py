@@ -7,7 +7,7 @@ import pytest
 import onnxqat
 from onnxqat.errors import InputError
 from onnxqat.estimators.table import ESTIMATORS, Estimate
-from onnxqat.insertion.calibrate import Observed, Observer, calibrate
+from onnxqat.insertion.calibration.calibrate import Observed, Observer, calibrate
 from onnxqat.numerics import scale_and_zero_point
 from tests.models import model, random
 

@@ -5,7 +5,7 @@ import pytest
 
 from onnxqat.estimators.histogram import Histogram
 from onnxqat.estimators.table import Estimate
-from onnxqat.insertion.calibrate import Observer
+from onnxqat.insertion.calibration.calibrate import Observer
 
 BATCHES = [np.random.default_rng(n).normal(n % 3, 1 + n, (4, 3, 50)).astype(np.float32) for n in range(7)]
 

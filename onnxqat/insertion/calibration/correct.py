@@ -25,10 +25,10 @@ from onnxqat.graph import files
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, sole_user
 from onnxqat.graph.qdq import Quantizer, by_output, quantizers
-from onnxqat.insertion.calibrate import with_outputs
+from onnxqat.insertion.calibration.calibrate import with_outputs
+from onnxqat.insertion.calibration.nearness import distance
+from onnxqat.insertion.calibration.parts import Parts
 from onnxqat.insertion.groups import inputs
-from onnxqat.insertion.nearness import distance
-from onnxqat.insertion.parts import Parts
 from onnxqat.runtime import Inference
 from onnxqat.terminal.progress import track
 

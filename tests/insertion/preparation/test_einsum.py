@@ -6,7 +6,7 @@ import pytest
 
 import onnxqat
 from onnxqat.graph import io
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
 from tests.models import model, operators, outputs
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from onnxqat import verify
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.insertion import insert
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
 from tests import stock
 from tests.insertion.cases import INTEGER, image
 from tests.models import batches, kernels, model, optimized, outputs, quantized_by_onnxruntime, random

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import fresh_value_name, replace_value, sole_user
 from onnxqat.insertion.groups import inputs, is_float
-from onnxqat.insertion.simplify import put_in_place
+from onnxqat.insertion.preparation.simplify import put_in_place
 
 #: HardSwish is x · HardSigmoid(x) of this slope and offset.
 SLOPE, OFFSET = 1 / 6, 1 / 2

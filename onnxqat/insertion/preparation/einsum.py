@@ -14,7 +14,7 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_value_name
 from onnxqat.graph.equation import parse
 from onnxqat.insertion.groups import is_float
-from onnxqat.insertion.simplify import put_in_place
+from onnxqat.insertion.preparation.simplify import put_in_place
 
 
 @dataclass(frozen=True)

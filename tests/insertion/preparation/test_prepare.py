@@ -6,7 +6,7 @@ import pytest
 
 from onnxqat.errors import InputError
 from onnxqat.graph import io
-from onnxqat.insertion.prepare import prepare
+from onnxqat.insertion.preparation import prepare
 from tests.insertion.cases import ALL, between, image
 from tests.models import batches, model, operators, outputs, random
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, sole_user
 from onnxqat.insertion.groups import inputs, is_float
-from onnxqat.insertion.simplify import given, put_in_place
+from onnxqat.insertion.preparation.simplify import given, put_in_place
 
 
 def bound_activations(graph: ir.Graph) -> None:

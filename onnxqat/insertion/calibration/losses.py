@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxqat.data.batch import Batch
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import quantizers
-from onnxqat.insertion.calibrate import with_outputs
+from onnxqat.insertion.calibration.calibrate import with_outputs
 from onnxqat.insertion.fills import without_fills
 from onnxqat.insertion.groups import inputs
 from onnxqat.runtime import Inference
