@@ -13,6 +13,7 @@ from onnxqat import __version__
 from onnxqat.cli import asked, options, outputs
 from onnxqat.cli.export import export
 from onnxqat.cli.groups import grouped
+from onnxqat.cli.reading import Reading, form
 from onnxqat.names import TARGETS, WeightForm
 from onnxqat.process.launch import launched, rank
 from onnxqat.terminal.plain import log_plainly
@@ -55,6 +56,7 @@ def insert(
     calibration: options.Data,
     output: options.Output,
     quantization: options.Quantization,
+    reading: Reading,
     batch_size: options.BatchSize = 64,
     sample_axis: options.SampleAxis = None,
     reconstruct: options.Reconstruct = False,
@@ -69,7 +71,7 @@ def insert(
     from onnxqat.insertion import insert as stage
     from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 
-    config, source = asked.configuration(quantization), sources.read(calibration, batch_size)
+    config, source = asked.configuration(quantization), sources.read(calibration, batch_size, form(reading))
     qdq = stage(model, source, config, sample_axis=sample_axis, distributed=launched())
     if reconstruct:
         from onnxqat.search.reconstruct import reconstruct as search
@@ -92,6 +94,7 @@ def reconstruct(
     lr: Annotated[float, typer.Option(help="Largest learning rate, relative to the size of the parameters.")] = 5e-3,
     samples: Annotated[int, typer.Option(help="Samples to read, 256 to 1,024; labels are not needed.")] = 512,
     batch_size: options.BatchSize = 64,
+    reading: Reading,
     seed: Annotated[int, typer.Option(help="Seed of the data's order.")] = 0,
     fix_input: options.FixInput = None,
     execution: options.Execution,
@@ -103,7 +106,7 @@ def reconstruct(
     from onnxqat.pipeline.request import fixed_inputs
     from onnxqat.search.reconstruct import reconstruct as search
 
-    source = sources.read(data, batch_size)
+    source = sources.read(data, batch_size, form(reading))
     original = with_fixed_inputs(float_model, fixed_inputs(fix_input))
     found = search(model, original, source, steps=steps, lr=lr, samples=samples, seed=seed, **asdict(execution))
     outputs.write(found, output)
@@ -118,6 +121,7 @@ def train(
     *,
     validation: options.ValidationData = None,
     batch_size: options.BatchSize = 64,
+    reading: Reading,
     training: options.Training,
     execution: options.Execution,
     keeping: options.Keeping,
@@ -128,7 +132,7 @@ def train(
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
-    files = Data(data, None, validation, None, batch_size)
+    files = Data(data, None, validation, None, batch_size, form(reading))
     pipeline.train(model, files, asked.training(training, execution, labels), asked.keeping(keeping, output))
 
 
@@ -200,13 +204,14 @@ def evaluate(
     labels: options.Labels,
     judging: options.Judging,
     batch_size: options.BatchSize = 64,
+    reading: Reading,
 ) -> None:
     """Print the metric of a model on labelled data."""
     outputs.check(models=[model])
     from onnxqat.data import sources
 
     judge = asked.judge(judging, metric, labels)
-    outputs.console.print(f"{metric} {judge.score(model, sources.read(data, batch_size)):.4f}")
+    outputs.console.print(f"{metric} {judge.score(model, sources.read(data, batch_size, form(reading))):.4f}")
 
 
 @app.command()
@@ -224,6 +229,7 @@ def verify(
     labels: options.Labels,
     judging: options.Judging,
     batch_size: options.BatchSize = 64,
+    reading: Reading,
     json: options.Json = None,
 ) -> None:
     """Compare a trained and its deployed model in a real runtime: answers, kernels, size, time."""
@@ -232,7 +238,7 @@ def verify(
     from onnxqat.pipeline import conclude
 
     judge = asked.judge(judging, metric, labels, max_drop)
-    report = judge.compare((trained, deployed), float_model, sources.read(data, batch_size))
+    report = judge.compare((trained, deployed), float_model, sources.read(data, batch_size, form(reading)))
     outputs.write_report(report, json)
     outputs.console.print(report)
     conclude(report)
@@ -249,6 +255,7 @@ def run(
     validation: options.ValidationData = None,
     test: options.TestData = None,
     batch_size: options.BatchSize = 64,
+    reading: Reading,
     quantization: options.Quantization,
     training: options.Training,
     execution: options.Execution,
@@ -275,7 +282,7 @@ def run(
     settings = asked.training(training, execution, labels)
     outcome = pipeline.run(
         model,
-        Data(data, calibration, validation, test, batch_size),
+        Data(data, calibration, validation, test, batch_size, form(reading)),
         asked.configuration(quantization),
         settings,
         asked.judge(judging, metric or settings.metric, labels, max_drop),

@@ -19,7 +19,8 @@ Output = Annotated[
     Option("-o", "--output", help="File to write, whole or not at all; - for standard output.", show_default=False),
 ]
 DATA_HELP = (
-    "An .npz file with arrays named as the model's inputs (and label), a folder of them, or package.module:function."
+    "An .npz file with arrays named as the model's inputs (and label), a table (.csv, .parquet), a folder of such files, "
+    "of images (a folder for each class) or of .npy files, a saved Hugging Face dataset, or package.module:function."
 )
 Data = Annotated[str, Option(help=DATA_HELP, show_default=False)]
 CalibrationData = Annotated[

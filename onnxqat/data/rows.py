@@ -1,17 +1,18 @@
-"""Rows of arrays, in memory or in `.npz` files, cut into batches and shuffled in every epoch."""
+"""Rows of arrays, in memory or in files, cut into batches and shuffled in every epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxqat.data.batch import Batch
+from onnxqat.data.batch import Batch, Signature
+from onnxqat.data.columns import Columns
 from onnxqat.errors import InputError
 from onnxqat.process.foreign import described
 
@@ -83,51 +84,92 @@ class Rows:
             yield {name: array[(slice(None),) * self._axis(name) + (rows,)] for name, array in self.arrays.items()}
 
 
+class Part(Protocol):
+    """Rows that are read together."""
+
+    @property
+    def rows(self) -> int | None:
+        """How many; None where only reading tells."""
+
+    def load(self, columns: Sequence[str] | None) -> Mapping[str, NDArray[Any]]:
+        """The arrays of these names, or all."""
+
+
 @dataclass(frozen=True)
-class Arrays:
-    """Rows of `.npz` files, cut into batches; files are read one at a time.
+class NpzFile:
+    """Arrays of an `.npz` file."""
 
-    Attributes:
-        files: the files, in order.
-        batch_size: rows per batch; the last one of each file may be smaller.
-        axes: see `Rows`.
-    """
+    path: Path
+    rows: int | None = None
 
-    files: tuple[Path, ...]
-    batch_size: int
-    axes: Mapping[str, int] = field(default_factory=dict)
-    _cache: dict[Path, Rows] = field(default_factory=dict, repr=False, compare=False)
+    def __str__(self) -> str:
+        return str(self.path)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for file in self.files:
-            yield from self._read(file)
-
-    def shuffled(self, random: np.random.Generator) -> Iterator[Batch]:
-        """Batches in random order: files, and rows within each."""
-        for index in random.permutation(len(self.files)):
-            yield from self._read(self.files[index]).shuffled(random)
-
-    def __len__(self) -> int:
-        return sum(len(self._read(file)) for file in self.files)
-
-    def _read(self, file: Path) -> Rows:
-        """Reads one file; a lone file stays in memory, since every epoch needs it again."""
-        if file in self._cache:
-            return self._cache[file]
+    def load(self, columns: Sequence[str] | None) -> dict[str, NDArray[Any]]:
+        """The arrays of these names that are there, or all."""
         try:
-            if not is_zipfile(file):
-                raise InputError(f"{file}: not an .npz file, or cut off; write it with numpy.savez")
-            _check_unpacked(file)
-            with np.load(file, allow_pickle=False) as archive:
-                rows = Rows({name: archive[name] for name in archive.files}, self.batch_size, str(file), self.axes)
+            if not is_zipfile(self.path):
+                raise InputError(f"{self.path}: not an .npz file, or cut off; write it with numpy.savez")
+            _check_unpacked(self.path)
+            with np.load(self.path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
         except InputError:
             raise
         except Exception as error:  # whatever damaged or encrypted bytes set off
             raise InputError(
-                f"{file}: not an .npz file of plain arrays ({described(error)}); write it with numpy.savez"
+                f"{self.path}: not an .npz file of plain arrays ({described(error)}); write it with numpy.savez"
             ) from error
-        if len(self.files) == 1:
-            self._cache[file] = rows
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Rows of files or of parts of them, cut into batches; parts are read one at a time.
+
+    Attributes:
+        parts: the parts, in order.
+        batch_size: rows per batch; the last one of each part may be smaller.
+        axes: see `Rows`.
+        columns: which arrays are read, and as which input or label.
+        table: names of the columns of a table; empty for arrays, which have the names of inputs.
+    """
+
+    parts: tuple[Part, ...]
+    batch_size: int
+    axes: Mapping[str, int] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns)
+    table: tuple[str, ...] = ()
+    _cache: dict[Part, Rows] = field(default_factory=dict, repr=False, compare=False)
+
+    def fitted(self, signature: Signature) -> Arrays:
+        """The rows for a model of this signature, which says what the columns of a table are."""
+        return (
+            replace(self, columns=self.columns.fitted(self.table, signature, str(self.parts[0])), _cache={})
+            if self.table
+            else self
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in self.parts:
+            yield from self._read(part)
+
+    def shuffled(self, random: np.random.Generator) -> Iterator[Batch]:
+        """Batches in random order: parts, and rows within each."""
+        for index in random.permutation(len(self.parts)):
+            yield from self._read(self.parts[index]).shuffled(random)
+
+    def __len__(self) -> int:
+        return sum(
+            len(self._read(part)) if part.rows is None else -(-part.rows // self.batch_size) for part in self.parts
+        )
+
+    def _read(self, part: Part) -> Rows:
+        """Reads one part; a lone one stays in memory, since every epoch needs it again."""
+        if part in self._cache:
+            return self._cache[part]
+        arrays = part.load(self.columns.wanted(self.table))
+        rows = Rows(self.columns.batch(arrays, str(part)), self.batch_size, str(part), self.axes)
+        if len(self.parts) == 1:
+            self._cache[part] = rows
         return rows
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxqat.data.batch import Batch, Signature, check_alike, check_batch
+from onnxqat.data.indexed import Indexed
+from onnxqat.data.paths import Form, opened
 from onnxqat.data.rows import Arrays, Rows
 from onnxqat.errors import InputError
 from onnxqat.process import foreign
@@ -32,7 +34,7 @@ class Batches:
     Iterating gives the batches in their own order; `epoch(n)` gives them in the order of that epoch.
 
     Attributes:
-        source: iterable of batches, function that returns one, `Rows` or `Arrays`.
+        source: iterable of batches, function that returns one, `Rows`, `Arrays` or `Indexed`.
         signature: what each batch must hold.
         transform: turns one item of the source into a batch; None where items are batches.
     """
@@ -65,7 +67,7 @@ class Batches:
 
         A source with a method `set_epoch` (PyTorch's name) is told the epoch, since it draws its order itself.
         """
-        if isinstance(self.source, Rows | Arrays):
+        if isinstance(self.source, Rows | Arrays | Indexed):
             return self._checked(self.source.shuffled(np.random.default_rng((seed, number))))
         items = self._items()
         for owner in (items, getattr(items, "sampler", None), getattr(items, "batch_sampler", None)):
@@ -124,17 +126,19 @@ class Batches:
             return self.transform(item)
 
 
-def read(data: str | Path | Source, batch_size: int = 64) -> Source:
+def read(data: str | Path | Source, batch_size: int = 64, form: Form | None = None) -> Source:
     """Resolves what a user named as data.
 
     Args:
-        data: an `.npz` file, a folder of them, `package.module:function` that returns an iterable of batches, or such an
-            iterable or function itself.
+        data: a path (see `paths`), `package.module:function` that returns an iterable of batches, or such an iterable or function
+            itself.
         batch_size: rows per batch, for files.
+        form: how files become inputs; None: by their names.
 
     Raises:
         InputError: nothing of that kind is there.
     """
+    form = form or Form()
     if not isinstance(data, (str, Path)):
         if not (callable(data) or isinstance(data, Iterable)):
             raise InputError(f"data: is a {type(data).__name__}, not an iterable of batches; wrap batches in a list")
@@ -144,24 +148,9 @@ def read(data: str | Path | Source, batch_size: int = 64) -> Source:
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; it must be at least 1")
     if ":" in text and not path.exists():
+        form.check_used(text)
         return read(resolve(text))
-    if path.is_dir():
-        files = _files(path)
-        if not files:
-            raise InputError(f"{path}: the folder holds no .npz file; write batches with numpy.savez")
-        return Arrays(files, batch_size)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give an .npz file, a folder of them, or package.module:function")
-    return Arrays((path,), batch_size)
-
-
-def _files(folder: Path) -> tuple[Path, ...]:
-    """The `.npz` files of a folder, without hidden ones, which systems leave there, and links to nothing."""
-    found = sorted(folder.glob("*.npz"))
-    files = tuple(path for path in found if not path.name.startswith(".") and path.is_file())
-    for stray in [path for path in found if path not in files]:
-        log.warning("%s: skipped, a hidden file or a link to nothing", stray)
-    return files
+    return opened(path, batch_size, form)
 
 
 def batches(
@@ -181,6 +170,8 @@ def batches(
         return data if transform is None else replace(data, transform=transform)
     signature = Signature.of(model, labels, needs_labels=needs_labels, sample_axis=sample_axis)
     source = read(data, batch_size)
+    if isinstance(source, Arrays | Indexed):
+        source = source.fitted(signature)
     axes = signature.samples.cut(labels)
     if isinstance(source, Rows | Arrays) and axes and not source.axes:
         source = replace(source, axes=axes)

@@ -12,6 +12,7 @@ from onnxqat import nncf
 from onnxqat.config import Config
 from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
+from onnxqat.data.paths import Form
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import OptimizerName, RuntimeName
@@ -40,6 +41,7 @@ class Data:
         validation: data that epochs are judged on, so that the best is kept; None: the last epoch is kept.
         test: data that the report is made on; `validation`, or else `train`, if None.
         batch_size: rows per batch, for data in files.
+        form: how files become inputs.
     """
 
     train: str
@@ -47,6 +49,7 @@ class Data:
     validation: str | None = None
     test: str | None = None
     batch_size: int = 64
+    form: Form = field(default_factory=Form)
 
     @property
     def judged_on(self) -> str:
@@ -59,7 +62,7 @@ class Data:
 
     def read(self, name: str | None) -> datasets.Source:
         """One of the sources above; `train` where it is None."""
-        return datasets.read(self.train if name is None else name, self.batch_size)
+        return datasets.read(self.train if name is None else name, self.batch_size, self.form)
 
 
 @dataclass(frozen=True)
