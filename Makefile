@@ -62,7 +62,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.core
 	$(BIN)/$(PIP_INSTALL) torch
-	$(BIN)/$(PIP_INSTALL) -e '.[torch,keras,openvino,tensorboard,images,tables,datasets,dev]'
+	$(BIN)/$(PIP_INSTALL) -e '.[torch,keras,openvino,report,tensorboard,images,tables,datasets,dev]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.core
@@ -87,9 +87,9 @@ $(QNN)/.done: Makefile
 	$(QNN)/bin/pip install --quiet onnxruntime==1.32.0 onnxruntime-qnn==2.7.0 numpy==2.4.6
 	touch $@
 
-# A test trains under node what `export-training` writes.
+# Tests train under node what `export-training` writes, and open reports in a browser.
 $(NODE)/.done: Makefile
-	npm install --silent --no-audit --no-fund --prefix $(NODE) onnxruntime-web@1.30.0
+	npm install --silent --no-audit --no-fund --prefix $(NODE) onnxruntime-web@1.30.0 @sparticuz/chromium@153.0.0
 	touch $@
 
 define make_environment

@@ -41,6 +41,7 @@ _HOMES = {
     "fold": "onnxqat.folding",
     "gradients": "onnxqat.training.gradients",
     "insert": "onnxqat.insertion",
+    "layers": "onnxqat.search.seeing",
     "reconstruct": "onnxqat.search.reconstruct",
     "save": "onnxqat.graph.io",
     "verify": "onnxqat.verification.run",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from onnxqat.graph.io import save as save
     from onnxqat.insertion import insert as insert
     from onnxqat.search.reconstruct import reconstruct as reconstruct
+    from onnxqat.search.seeing import layers as layers
     from onnxqat.training.execution import Execution as Execution
     from onnxqat.training.gradients import gradients as gradients
     from onnxqat.training.optimize.optimizers import SGD as SGD

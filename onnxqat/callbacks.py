@@ -4,10 +4,11 @@ from pathlib import Path
 
 from onnxqat.errors import InputError
 from onnxqat.training.callbacks.checkpoints import Checkpoints
+from onnxqat.training.callbacks.history import History
 from onnxqat.training.callbacks.ready_made import BestModel, Callback, EarlyStopping, JsonLines
 from onnxqat.training.callbacks.tensorboard import TensorBoard
 
-__all__ = ["BestModel", "Callback", "Checkpoints", "EarlyStopping", "JsonLines", "TensorBoard"]
+__all__ = ["BestModel", "Callback", "Checkpoints", "EarlyStopping", "History", "JsonLines", "TensorBoard"]
 
 
 def from_options(

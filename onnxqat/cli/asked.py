@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from onnxqat.cli import options, outputs
 from onnxqat.process.launch import launched
 
 if TYPE_CHECKING:
+    from onnxqat.callbacks import History
     from onnxqat.config import Config
     from onnxqat.data.labels import Labelling
     from onnxqat.pipeline import recovery, request
@@ -52,6 +53,14 @@ def judge(given: options.Judging, metric: str, labels: options.Labels, max_drop:
     from onnxqat.pipeline import request
 
     return request.Judge(**asdict(given), metric=metric, labelling=labelling(labels), max_drop=max_drop)
+
+
+def followed(keeping: recovery.Keeping, report: Path | None) -> tuple[recovery.Keeping, History]:
+    """What a run keeps, with its curves where a report shall show them."""
+    from onnxqat.callbacks import History
+
+    history = History()
+    return keeping if report is None else replace(keeping, callbacks=[*keeping.callbacks, history]), history
 
 
 def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:

@@ -126,14 +126,24 @@ def train(
     execution: options.Execution,
     keeping: options.Keeping,
     labels: options.Labels,
+    report: options.Report = None,
 ) -> None:
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
-    outputs.check([output], lines=keeping.log_file, inputs=[data, validation], models=[model, training.teacher])
+    read = [data, validation]
+    outputs.check([output], page=report, lines=keeping.log_file, inputs=read, models=[model, training.teacher])
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
-    files = Data(data, None, validation, None, batch_size, form(reading))
-    pipeline.train(model, files, asked.training(training, execution, labels), asked.keeping(keeping, output))
+    files, settings = (
+        Data(data, None, validation, None, batch_size, form(reading)),
+        asked.training(training, execution, labels),
+    )
+    kept, history = asked.followed(asked.keeping(keeping, output), report)
+    trained = pipeline.train(model, files, settings, kept)
+    if report is not None and rank() == 0:
+        from onnxqat.pipeline import pages
+
+        outputs.write_page(pages.of_training(model, trained, files, settings, history), report)
 
 
 @app.command("export-training")
@@ -231,17 +241,22 @@ def verify(
     batch_size: options.BatchSize = 64,
     reading: Reading,
     json: options.Json = None,
+    report: options.Report = None,
 ) -> None:
     """Compare a trained and its deployed model in a real runtime: answers, kernels, size, time."""
-    outputs.check(json=json, inputs=[data], models=[trained, deployed, float_model])
+    outputs.check(json=json, page=report, inputs=[data], models=[trained, deployed, float_model])
     from onnxqat.data import sources
     from onnxqat.pipeline import conclude
 
-    judge = asked.judge(judging, metric, labels, max_drop)
-    report = judge.compare((trained, deployed), float_model, sources.read(data, batch_size, form(reading)))
-    outputs.write_report(report, json)
-    outputs.console.print(report)
-    conclude(report)
+    judge, source = asked.judge(judging, metric, labels, max_drop), sources.read(data, batch_size, form(reading))
+    found = judge.compare((trained, deployed), float_model, source)
+    outputs.write_report(found, json)
+    if report is not None:
+        from onnxqat.pipeline import pages
+
+        outputs.write_page(pages.of_verification(found, (trained, deployed), float_model, source, judge), report)
+    outputs.console.print(found)
+    conclude(found)
 
 
 @app.command()
@@ -266,6 +281,7 @@ def run(
     judging: options.Judging,
     reconstruct: options.Reconstruct = False,
     json: options.Json = None,
+    report: options.Report = None,
 ) -> None:
     """Run all stages: insert, train, fold, verify.
 
@@ -275,23 +291,32 @@ def run(
     warning.
     """
     read = [data, calibration, validation, test, quantization.config]
-    outputs.check([output], json=json, lines=keeping.log_file, inputs=read, models=[model, training.teacher])
+    outputs.check(
+        [output], json=json, page=report, lines=keeping.log_file, inputs=read, models=[model, training.teacher]
+    )
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
     settings = asked.training(training, execution, labels)
+    files = Data(data, calibration, validation, test, batch_size, form(reading))
+    judge = asked.judge(judging, metric or settings.metric, labels, max_drop)
+    kept, history = asked.followed(asked.keeping(keeping, output), report)
     outcome = pipeline.run(
         model,
-        Data(data, calibration, validation, test, batch_size, form(reading)),
+        files,
         asked.configuration(quantization),
         settings,
-        asked.judge(judging, metric or settings.metric, labels, max_drop),
-        asked.keeping(keeping, output),
+        judge,
+        kept,
         reconstructed=reconstruct,
     )
     if outcome is None:
         return
     outputs.write_report(outcome, json)
+    if report is not None:
+        from onnxqat.pipeline import pages
+
+        outputs.write_page(pages.of_run(outcome, files, judge, history), report)
     outputs.console.print(outcome.report)
     outputs.console.print(pipeline.summary(outcome))
     pipeline.conclude(outcome.report)

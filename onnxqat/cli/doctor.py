@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "distributed": (("torch",), "training in several processes"),
     "openvino": (("openvino",), "verification in OpenVINO"),
     "qnn": (("onnxruntime_qnn",), "verification in the emulator of Qualcomm's NPU"),
+    "report": (("jinja2", "plotly"), "reports as pages for a browser"),
     "tensorboard": (("tensorboardX",), "curves in TensorBoard"),
 }
 #: Extras that bring another onnxruntime.

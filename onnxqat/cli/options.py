@@ -56,6 +56,13 @@ MaxDrop = Annotated[
 Json = Annotated[
     Path | None, Option(help="Write the report to this file too; - for standard output.", show_default=False)
 ]
+Report = Annotated[
+    Path | None,
+    Option(
+        help="Write a page for a browser to this file: summary, curves, layers with histograms, graph.",
+        show_default=False,
+    ),
+]
 FixInput = Annotated[
     list[str] | None,
     Option(

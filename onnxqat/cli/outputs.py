@@ -27,6 +27,7 @@ def check(
     written: Sequence[Path] = (),
     *,
     json: Path | None = None,
+    page: Path | None = None,
     lines: Path | None = None,
     inputs: Sequence[str | Path | None] = (),
     models: Sequence[Path | None] = (),
@@ -36,6 +37,7 @@ def check(
     Args:
         written: models to write.
         json: a report to write.
+        page: a report for a browser to write.
         lines: a log to write.
         inputs: paths that are read, besides models.
         models: models that are read.
@@ -45,6 +47,11 @@ def check(
     from onnxqat.graph import io
 
     outputs = [*((path, io.MODEL) for path in written), (json, files.JSON), (lines, files.JSON_LINES)]
+    if page is not None:
+        from onnxqat.page import HTML, check_page
+
+        check_page()
+        outputs.append((page, HTML))
     console.stderr = any(path is not None and files.is_standard_output(path) for path, _ in outputs)
     if rank() == 0:
         files.check_all(outputs, [*models, *inputs])
@@ -57,6 +64,14 @@ def write(model: onnx.ModelProto | ir.Model, path: Path) -> None:
     if rank() == 0:
         save(model, path)
         console.print(f"wrote {path}")
+
+
+def write_page(text: str, path: Path) -> None:
+    """Writes a report for a browser and says so."""
+    from onnxqat.page import write
+
+    write(text, path)
+    console.print(f"wrote {path}")
 
 
 def write_report(report: Report | Outcome | Examined | Findings, path: Path | None) -> None:

@@ -56,6 +56,8 @@ class Outcome:
         trained: the Q/DQ model after training.
         deployed: the deployed model that it was folded into.
         report: how the two compare in a runtime, and with the float model.
+        inserted: the Q/DQ model before training.
+        float_model: the float model, with the inputs that the configuration fixes.
         judged_on: name of the data that all this was judged on.
     """
 
@@ -64,6 +66,8 @@ class Outcome:
     trained: onnx.ModelProto
     deployed: onnx.ModelProto
     report: Report
+    inserted: onnx.ModelProto
+    float_model: io.ModelLike
     judged_on: str
 
     def to_json(self) -> str:
@@ -131,7 +135,7 @@ def run(
     report = judge.compare((run.model(), deployed), model, judged)
     inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
     report = _judged(report, inserted_score, enforced=judge.max_drop is not None or not config.has_few_bits)
-    return Outcome(before.score, inserted_score, run.model(), deployed, report, data.judged_on)
+    return Outcome(before.score, inserted_score, run.model(), deployed, report, inserted, model, data.judged_on)
 
 
 def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -> Trainer:

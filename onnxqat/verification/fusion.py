@@ -47,6 +47,7 @@ class Kernel:
             merged into a neighbour, or folded away.
         reason: why it is not an integer kernel, or is one against the model; "" where it is rightly, or is absorbed.
         purpose: why `insert` left it in float; "" if it did not.
+        executed: name of the runtime's own node for it, in the marked copy of the model; "" where it has none, or tells none.
     """
 
     node: str
@@ -55,6 +56,7 @@ class Kernel:
     kind: Kind
     reason: str
     purpose: str = ""
+    executed: str = ""
 
     @property
     def is_weighted(self) -> bool:

@@ -61,7 +61,8 @@ def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
         elif kind == "integer":
             reason = fusion.quantized_by_runtime(node, ORT_CPU.title)
         names = name_of(node), node.op_type, _kernel_name(kernel)
-        kernels[number] = Kernel(*names, kind, reason, fusion.purpose(node))
+        executed_as = "" if kernel is None or holder is not node else kernel.name
+        kernels[number] = Kernel(*names, kind, reason, fusion.purpose(node), executed_as)
     return list(kernels.values())
 
 

@@ -100,6 +100,20 @@ class Host:
         answer = self._call("executed", "deployed", path=path, folder=str(self.folder), threads=self.threads)
         return dict(answer)
 
+    def profile(self, model: ir.Model, inputs: Arrays, rounds: int = 5) -> dict[str, float]:
+        """Returns milliseconds of each node of the graph that `executed` gives; empty where the runtime tells none."""
+        path = self._write("marked", model)
+        found = self._call(
+            "profile",
+            "deployed",
+            path=path,
+            folder=str(self.folder),
+            threads=self.threads,
+            inputs=inputs,
+            rounds=rounds,
+        )
+        return dict(found)
+
     def compiled(self, model: ir.Model, **device: str) -> Path:
         """Compiles the model for a device (see `qnn.compiled`), and returns the file."""
         path, output = self._write("deployed", model), str(self.folder / "compiled.onnx")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxqat.terminal.plain import cells
+from onnxqat.errors import MissingExtraError
+from onnxqat.page import Section, Shown, framed, render
+from onnxqat.terminal.plain import Terminal, cells
 from onnxqat.verification.compare import OutputDifference
 from onnxqat.verification.divergence import Divergence
 from onnxqat.verification.entries import Sizes
@@ -29,6 +32,8 @@ _REMEDY = (
 _SLOWER_REMEDY = " Or set session.x64quantprecision=1 on processors without VNNI: exact too, 1.2 to 1.5 times slower."
 #: Node names listed for one reason in the text.
 NAMES_SHOWN = 4
+#: Columns of the report as text.
+TEXT_WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,34 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def sections(self) -> Sequence[Section]:
+        """The report's own parts of a page."""
+        from onnxqat.verification.report_sections import sections
+
+        return sections(self)
+
+    def to_html(self, *parts: Shown) -> str:
+        """A page for a browser: one text that loads nothing from elsewhere; needs the extra `report`.
+
+        Args:
+            parts: what else it shows: `onnxqat.layers(…)`, `onnxqat.sensitivity(…)`, a `callbacks.History`.
+
+        Raises:
+            MissingExtraError: the extra is not installed.
+        """
+        return render(f"Report: {self.runtime}", [self, *parts])
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return framed(self.to_html())
+        except MissingExtraError:
+            return None  # the notebook shows the text
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Terminal(file=text, width=TEXT_WIDTH).print(self)
+        return text.getvalue().rstrip("\n")
 
     def __rich__(self) -> RenderableType:
         return Group(

@@ -107,7 +107,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
         float_file = host.load("float", reference, simulate=True)
-        kernels = _kernels(host, deployed_model)
+        kernels = kernels_of(host, deployed_model)
         elsewhere = Elsewhere(host, deployed_model, kernels, score, decisions)
         found = compare.compared(host, track(checked, "verify"), score, decisions, samples, paired, elsewhere.watch)
         check_judged(max_drop, possible=paired is None or paired.baseline.can_judge)
@@ -294,7 +294,8 @@ def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:
     )
 
 
-def _kernels(host: Host, deployed: ir.Model) -> list[fusion.Kernel]:
+def kernels_of(host: Host, deployed: ir.Model) -> list[fusion.Kernel]:
+    """Returns the fate of each computing node of a deployed model in a runtime."""
     if host.stands_for:
         return fusion_structure.report(deployed, TARGETS[deployed.metadata_props[TARGET]])
     return _REPORTS[host.runtime](deployed, host.executed(fusion.marked(deployed)))

@@ -4,7 +4,7 @@ import pytest
 
 from onnxqat.graph import io
 from onnxqat.verification.host import opened
-from onnxqat.verification.run import _kernels
+from onnxqat.verification.run import kernels_of as found_kernels
 
 TWO_CONVS = """
   [first] a = Conv(xd, w1d, b1d)
@@ -18,7 +18,7 @@ TWO_CONVS = """
 
 
 def kernels_of(host, proto):
-    return {kernel.node: kernel for kernel in _kernels(host, io.load(proto))}
+    return {kernel.node: kernel for kernel in found_kernels(host, io.load(proto))}
 
 
 def test_fused_convolutions_are_integer_kernels(ort, network):
