@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +36,19 @@ def _parts(name: str, path: Path) -> tuple[str, str, str]:
     return before, text, after
 
 
+def cells(line: str) -> list[str]:
+    """The cells of a line of a table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def line(shown: Iterable[str]) -> str:
+    """A line of a table, the inverse of `cells`."""
+    return f"| {' | '.join(shown)} |"
+
+
 def digest(table: str) -> str:
     """Digest of the table of pretrained models: one line for each, its two widths side by side."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
-    ]
+    rows = [cells(row) for row in table.splitlines() if row.startswith("|")]
     lines = [
         "| model | float | 8 bits, trained | few bits | not trained | trained |",
         "| --- | --: | --: | --- | --: | --: |",

@@ -41,7 +41,7 @@ class Result:
         latency_ratio: deployed over float, of the median time of a batch.
         integer: weighted layers on integer kernels.
         layers: weighted layers.
-        cost: time of `insert` over that without correction of outputs.
+        cost: processor time of `insert` over that without correction of outputs.
         rate: learning rate that was chosen.
         blocks: steps of each block's reconstruction before training, that were chosen; 0: not reconstructed.
         processor: processor that all this was measured on.
@@ -79,7 +79,7 @@ class PostTraining:
         inserted: score after `insert`.
         reconstructed: score after `reconstruct`, as onnxruntime executes the deployed model.
         error: standard error of its difference to the float model.
-        minutes: what `insert` and `reconstruct` took together.
+        minutes: processor time of `insert` and `reconstruct` together.
         processor: processor that this was measured on.
     """
 
@@ -93,10 +93,10 @@ class PostTraining:
 
 def post_training(model: RealModel, data: Data) -> PostTraining:
     """Insert and reconstruct, on the data for training without its labels."""
-    proto, start = onnx.load(model.path), time.monotonic()
+    proto, start = onnx.load(model.path), time.process_time()
     inserted = onnxqat.insert(proto, data.inputs()[:CALIBRATION_BATCHES], Config(weight_bits=4))
     deployed = onnxqat.fold(onnxqat.reconstruct(inserted, proto, data.inputs()))
-    minutes = (time.monotonic() - start) / 60
+    minutes = (time.process_time() - start) / 60
     whole, found = (outputs_of(first_output(each), data.test) for each in (proto, deployed))
     labels = labels_of(data.test)
     scores = data.score(whole, labels), judged(inserted, data), data.score(found, labels)
@@ -136,10 +136,10 @@ def run(
 
 
 def _inserted(model: onnx.ModelProto, data: Data, config: Config) -> tuple[onnx.ModelProto, float]:
-    """The Q/DQ model, and the seconds that it took."""
-    start = time.monotonic()
+    """The Q/DQ model, and the seconds of the processor's time that it took."""
+    start = time.process_time()
     qdq = onnxqat.insert(model, data.inputs()[:CALIBRATION_BATCHES], config)
-    return qdq, time.monotonic() - start
+    return qdq, time.process_time() - start
 
 
 def best(
