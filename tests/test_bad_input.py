@@ -263,14 +263,16 @@ LABELLED = {
     "floats": (LABELS + 0.5, "label"),
     "one-hot": (np.eye(3, dtype=np.float32)[LABELS], "label"),
     "text": (np.array(["cat"] * 16), "label"),
-    "absent": (None, "lacks 'label'"),
 }
 
 
 @pytest.mark.parametrize(("labels", "message"), LABELLED.values(), ids=LABELLED)
 def test_labels_that_do_not_fit_are_refused(desk, labels, message):
-    given = {} if labels is None else {"label": labels}
-    assert message in refused(desk, desk.train(None, desk.arrays(x=ROWS, **given)))
+    assert message in refused(desk, desk.train(None, desk.arrays(x=ROWS, label=labels)))
+
+
+def test_labels_that_a_loss_lacks_are_asked_for(desk):
+    assert "lacks 'label'" in refused(desk, desk.train(None, desk.arrays(x=ROWS), "--loss", "cross_entropy"))
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "top5"])

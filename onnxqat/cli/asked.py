@@ -48,7 +48,9 @@ def learning(given: options.Learning, labels: options.Labels) -> request.Trainin
     return request.Training(**asdict(given), labelling=labelling(labels))
 
 
-def judge(given: options.Judging, metric: str, labels: options.Labels, max_drop: float | None = None) -> request.Judge:
+def judge(
+    given: options.Judging, metric: str | None, labels: options.Labels, max_drop: float | None = None
+) -> request.Judge:
     """Settings of verification."""
     from onnxqat.pipeline import request
 

@@ -299,7 +299,7 @@ def run(
 
     settings = asked.training(training, execution, labels)
     files = Data(data, calibration, validation, test, batch_size, form(reading))
-    judge = asked.judge(judging, metric or settings.metric, labels, max_drop)
+    judge = asked.judge(judging, metric, labels, max_drop)
     kept, history = asked.followed(asked.keeping(keeping, output), report)
     outcome = pipeline.run(
         model,

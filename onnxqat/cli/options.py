@@ -177,6 +177,14 @@ class Learning:
 class Training(Learning):
     """Settings of training, the same for `train` and for `run`; the fields are those of `request.Training`."""
 
+    loss: Annotated[
+        list[str],
+        Option(
+            help="A named loss, such as cross_entropy, mse, l1, bce_with_logits and distill; several add up. auto: cross_entropy "
+            "where the data has labels that are classes, else distill, against the float model without labels."
+        ),
+    ] = field(default_factory=lambda: ["auto"])
+
     epochs: Annotated[int | None, Option(help="Passes over the data. (default: 3)", show_default=False)] = None
     steps: Annotated[
         int | None,

@@ -23,6 +23,7 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.insertion.preparation import prepare
 from onnxqat.insertion.preparation.fixed import with_fixed_inputs
+from onnxqat.pipeline.choices import settled
 from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
@@ -103,6 +104,8 @@ def run(
     """
     model = with_fixed_inputs(model, config.fixed_inputs)
     config = config.model_copy(update={"fixed_inputs": {}})
+    training, metric = settled(prepare(model), data, training)
+    judge = replace(judge, metric=judge.metric or metric)
     if training.distils and training.teacher is None:
         training = replace(training, teacher=model)
     check_request(model, data, training, judge)
@@ -140,6 +143,7 @@ def run(
 
 def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -> Trainer:
     """Runs only the train stage (see `run`); the trainer that is returned holds the result."""
+    training, _ = settled(io.load(qdq), data, training)
     made = trainer(qdq, training)
     if keeping.resume is not None:
         made.resume(keeping.resume, strict=keeping.strict)
@@ -154,7 +158,7 @@ def check_request(model: io.ModelLike, data: Data, training: Training, judge: Ju
     Raises:
         InputError: one of them does not fit the model.
     """
-    named(judge.metric)
+    named(judge.judged_by)
     check_max_drop(judge.max_drop, model)
     sources = [data.read(name) for name in dict.fromkeys((data.train, data.validation)) if name is not None]
     preflight.check(prepare(model), training.loss, training.teacher, training.labelling, *sources)
@@ -194,7 +198,7 @@ def scored_first(model: io.ModelLike, judged: datasets.Source, config: Config, j
     """Scores the float model, and warns if it does not seem to belong to the data."""
     found = judge.baseline(model, judged, config.target)
     if found.score is not None:
-        log.info("float model: %s %s", judge.metric, shown(judge.metric, found.score))
+        log.info("float model: %s %s", judge.judged_by, shown(judge.judged_by, found.score))
     check_judged(judge.max_drop, possible=found.can_judge)
     if not found.can_judge:
         log.warning(

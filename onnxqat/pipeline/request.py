@@ -27,6 +27,8 @@ from onnxqat.verification.host import RUNTIME_OF
 from onnxqat.verification.report import Report
 from onnxqat.verification.run import baseline, evaluate, verify
 
+#: Loss that the labels of the data choose (see `choices`).
+AUTO = "auto"
 #: Metric by which a model is judged where none is named, by the kind of labels of its loss.
 METRIC_OF = {"classes": "accuracy", "sides": "binary_accuracy", "values": "mse"}
 
@@ -70,7 +72,7 @@ class Training:
     """Settings of the train stage.
 
     Attributes:
-        loss: see `Trainer`.
+        loss: see `Trainer`; "auto": the one that the labels of the data fit, `distill` where there are none.
         epochs: passes over the data; 3 where `steps` is not given either.
         steps: optimizer steps after which training ends instead, whatever the epoch.
         until: metric of validation and bound at which training ends, `("accuracy", 0.92)`; see `Trainer.fit`.
@@ -90,7 +92,7 @@ class Training:
         InputError: epochs, steps, rate or weight decay are out of range, or both epochs and steps are given.
     """
 
-    loss: Loss = "cross_entropy"
+    loss: Loss = AUTO
     epochs: int | None = None
     steps: int | None = None
     until: Until | None = None
@@ -119,15 +121,16 @@ class Training:
     @property
     def distils(self) -> bool:
         """Whether the loss learns from a teacher."""
-        return "distill" in self._names
+        return "distill" in self.loss_names
 
     @property
     def _labels(self) -> list[str | None]:
         """Kinds of labels that the losses take."""
-        return [NAMED_LOSSES[name].labels for name in self._names if name in NAMED_LOSSES]
+        return [NAMED_LOSSES[name].labels for name in self.loss_names if name in NAMED_LOSSES]
 
     @property
-    def _names(self) -> list[Any]:
+    def loss_names(self) -> list[Any]:
+        """The losses that are given."""
         return [self.loss] if isinstance(self.loss, str) else list(self.loss)
 
     def __post_init__(self) -> None:
@@ -154,7 +157,7 @@ class Judge:
     Attributes:
         runtime: "ort", "openvino" or "qnn"; None: that of the configuration's target.
         interpreter: Python of another environment that has the runtime; None: this one.
-        metric: name of the metric.
+        metric: name of the metric; None: the one that belongs to the loss.
         labelling: how labels belong to the first output.
         max_drop: how much worse than the float model the deployed one may be; None: the metric's default, which is enforced where
             all is quantized to 8 bits.
@@ -162,9 +165,14 @@ class Judge:
 
     runtime: RuntimeName | None = None
     interpreter: str | Path | None = None
-    metric: str = "accuracy"
+    metric: str | None = None
     labelling: Labelling = field(default_factory=Labelling)
     max_drop: float | None = None
+
+    @property
+    def judged_by(self) -> str:
+        """Name of the metric."""
+        return self.metric or "accuracy"
 
     def baseline(self, model: io.ModelLike, data: datasets.Source, target: str) -> Baseline:
         """Scores the float model in the runtime that all models are judged in."""
@@ -172,7 +180,7 @@ class Judge:
         return baseline(
             model,
             data,
-            metric=self.metric,
+            metric=self.judged_by,
             runtime=runtime,
             interpreter=self.interpreter,
             labelling=self.labelling,
@@ -183,7 +191,7 @@ class Judge:
         return evaluate(
             model,
             data,
-            metric=self.metric,
+            metric=self.judged_by,
             runtime=self.runtime,
             interpreter=self.interpreter,
             **asdict(self.labelling),
@@ -198,7 +206,7 @@ class Judge:
             data,
             runtime=self.runtime,
             interpreter=self.interpreter,
-            metric=self.metric,
+            metric=self.judged_by,
             float_model=float_model,
             max_drop=self.max_drop,
             **asdict(self.labelling),
