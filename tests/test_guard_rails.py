@@ -147,8 +147,11 @@ REFUSED = {
     "rate": (["--lr", 0], "lr"),
     "labels": (["--data", "shifted.npz"], "the model has 5 classes, 0 to 4"),
     "labels of validation": (["--validation", "shifted.npz"], "the model has 5 classes, 0 to 4"),
-    "no labels": (["--data", "unlabelled.npz"], "--loss distill"),
-    "teacher without pupils": (["--teacher", "float.onnx"], "teacher: given, but the loss does not distill"),
+    "no labels": (["--data", "unlabelled.npz", "--loss", "cross_entropy"], "--loss distill"),
+    "teacher without pupils": (
+        ["--teacher", "float.onnx", "--loss", "cross_entropy"],
+        "teacher: given, but the loss does not distill",
+    ),
     "teacher of something else": (["--loss", "distill", "--teacher", "values/float.onnx"], "teacher"),
     "output over the teacher": (["--teacher", "qdq.onnx", "-o", "qdq.onnx"], "is an input of this call"),
     "labels of test": (["--test", "shifted.npz"], "check the labels"),

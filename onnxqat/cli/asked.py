@@ -31,12 +31,15 @@ def labelling(given: options.Labels) -> Labelling:
     return Labelling(**asdict(given))
 
 
-def training(given: options.Training, execution: options.Execution, labels: options.Labels) -> request.Training:
+def training(
+    given: options.Training, execution: options.Execution, labels: options.Labels, metric: str | None
+) -> request.Training:
     """Settings of training."""
     from onnxqat.pipeline import request
     from onnxqat.training.execution import Execution
 
     plain = asdict(given) | {"until": None if given.until is None else request.bound(given.until)}
+    plain |= {"judged_by": metric, "loss": request.losses(given.loss)}
     how = Execution(**asdict(execution))
     return request.Training(**plain, distributed=launched(), labelling=labelling(labels), execution=how)
 
@@ -45,7 +48,7 @@ def learning(given: options.Learning, labels: options.Labels) -> request.Trainin
     """Settings of training that its graphs depend on."""
     from onnxqat.pipeline import request
 
-    return request.Training(**asdict(given), labelling=labelling(labels))
+    return request.Training(**asdict(given) | {"loss": request.losses(given.loss)}, labelling=labelling(labels))
 
 
 def judge(

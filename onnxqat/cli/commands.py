@@ -126,6 +126,7 @@ def train(
     execution: options.Execution,
     keeping: options.Keeping,
     labels: options.Labels,
+    metric: options.MetricOfEpochs = None,
     report: options.Report = None,
 ) -> None:
     """Train weights, biases and scales of a Q/DQ model; the best epoch is kept where there is validation data."""
@@ -136,7 +137,7 @@ def train(
 
     files, settings = (
         Data(data, None, validation, None, batch_size, form(reading)),
-        asked.training(training, execution, labels),
+        asked.training(training, execution, labels, metric),
     )
     kept, history = asked.followed(asked.keeping(keeping, output), report)
     trained = pipeline.train(model, files, settings, kept)
@@ -297,7 +298,7 @@ def run(
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
-    settings = asked.training(training, execution, labels)
+    settings = asked.training(training, execution, labels, metric)
     files = Data(data, calibration, validation, test, batch_size, form(reading))
     judge = asked.judge(judging, metric, labels, max_drop)
     kept, history = asked.followed(asked.keeping(keeping, output), report)

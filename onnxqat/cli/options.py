@@ -41,9 +41,17 @@ Reconstruct = Annotated[
     bool,
     Option(help="Then bring each block closer to the float model, without labels, as the command reconstruct does."),
 ]
-MetricName = Annotated[str, Option(help="accuracy, binary_accuracy, top5, mse or psnr.")]
+METRIC_HELP = (
+    "accuracy, topK, binary_accuracy, f1, iou, map, mse, psnr, ssim, pearson, perplexity or wer; or package.module:function from "
+    "outputs and labels to a number per sample."
+)
+MetricName = Annotated[str, Option(help=METRIC_HELP)]
 MetricOfLoss = Annotated[
-    str | None, Option(help="accuracy, binary_accuracy, top5, mse or psnr. (default: that of the loss)")
+    str | None, Option(help=f"{METRIC_HELP} It chooses the best epoch too. (default: that of the loss)")
+]
+MetricOfEpochs = Annotated[
+    str | None,
+    Option("--metric", help=f"{METRIC_HELP} The best epoch is chosen by it. (default: accuracy, or the loss)"),
 ]
 MaxDrop = Annotated[
     float | None,
@@ -180,8 +188,9 @@ class Training(Learning):
     loss: Annotated[
         list[str],
         Option(
-            help="A named loss, such as cross_entropy, mse, l1, bce_with_logits and distill; several add up. auto: cross_entropy "
-            "where the data has labels that are classes, else distill, against the float model without labels."
+            help="A named loss: cross_entropy, mse, l1, bce_with_logits, distill; several add up. Or package:function, an ONNX "
+            "function from outputs and labels to a scalar. auto: cross_entropy where labels are classes, distill, against the "
+            "float model, where there are none."
         ),
     ] = field(default_factory=lambda: ["auto"])
 

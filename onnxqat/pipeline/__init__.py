@@ -23,7 +23,8 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.insertion.preparation import prepare
 from onnxqat.insertion.preparation.fixed import with_fixed_inputs
-from onnxqat.pipeline.choices import settled
+from onnxqat.metrics.table import named
+from onnxqat.pipeline.choices import judged_by, settled
 from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
@@ -35,7 +36,6 @@ from onnxqat.training.trainer import Trainer
 from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.judge import check_judged
 from onnxqat.verification.measures import shown
-from onnxqat.verification.metrics import named
 from onnxqat.verification.report import Report
 from onnxqat.verification.run import check_max_drop
 
@@ -148,7 +148,8 @@ def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -
     if keeping.resume is not None:
         made.resume(keeping.resume, strict=keeping.strict)
     validation = None if data.validation is None else data.read(data.validation)
-    fit(made, training.length, data.read(data.train), validation, keeping, training.until)
+    metric = judged_by(io.load(qdq), data, training)
+    fit(made, training.length, data.read(data.train), validation, keeping, training.until, metric)
     return made
 
 

@@ -43,6 +43,20 @@ def settled(model: ir.Model, data: Data, training: Training) -> tuple[Training, 
     return replace(training, loss=loss), METRIC_OF.get(NAMED_LOSSES[fits].labels or "", "accuracy")
 
 
+def judged_by(model: ir.Model, data: Data, training: Training) -> str | None:
+    """The metric that epochs are judged by; None: accuracy or loss, as where validation data has no labels for another."""
+    asked = training.judged_by
+    if asked is None and training.until is not None and training.until[0] not in ("accuracy", "loss"):
+        asked = training.until[0]
+    if asked is None or data.validation is None:
+        return None
+    validation = sources.batches(data.read(data.validation), model, sample_axis=training.labelling.sample_axis)
+    if "label" in next(iter(validation)):
+        return asked
+    log.info("epochs are judged by the loss: validation data has no labels for %s", asked)
+    return None
+
+
 def _fitting(model: ir.Model, training: Training, source: sources.Source) -> tuple[str, str]:
     """The loss that the labels of the first batch fit, and the reason."""
     batch = next(iter(sources.batches(source, model, sample_axis=training.labelling.sample_axis)))

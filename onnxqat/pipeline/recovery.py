@@ -92,6 +92,7 @@ def fit(
     validation: datasets.Source | None,
     keeping: Keeping,
     until: Until | None = None,
+    metric: str | None = None,
 ) -> None:
     """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best epoch so far, or the last step.
 
@@ -99,7 +100,7 @@ def fit(
     """
     begun = run.schedule.position.step
     try:
-        run.fit(source, length.epochs, validation, keeping.callbacks, steps=length.steps, until=until)
+        run.fit(source, length.epochs, validation, keeping.callbacks, steps=length.steps, until=until, metric=metric)
     except BaseException as error:
         if rank() == 0 and run.schedule.position.step > begun:
             _keep_what_was_reached(run, error, keeping)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
+
+from onnx import FunctionProto
 
 from onnxqat import nncf
 from onnxqat.config import Config
@@ -75,6 +77,7 @@ class Training:
         loss: see `Trainer`; "auto": the one that the labels of the data fit, `distill` where there are none.
         epochs: passes over the data; 3 where `steps` is not given either.
         steps: optimizer steps after which training ends instead, whatever the epoch.
+        judged_by: metric of validation data with labels by which the best epoch is chosen; None: accuracy, or the loss.
         until: metric of validation and bound at which training ends, `("accuracy", 0.92)`; see `Trainer.fit`.
         lr: largest learning rate, which falls to 0 along a cosine; None: see `Trainer`.
         optimizer: which optimizer takes the steps.
@@ -95,6 +98,7 @@ class Training:
     loss: Loss = AUTO
     epochs: int | None = None
     steps: int | None = None
+    judged_by: str | None = None
     until: Until | None = None
     lr: float | None = None
     optimizer: OptimizerName = "adamw"
@@ -131,7 +135,7 @@ class Training:
     @property
     def loss_names(self) -> list[Any]:
         """The losses that are given."""
-        return [self.loss] if isinstance(self.loss, str) else list(self.loss)
+        return [self.loss] if isinstance(self.loss, str) else list(self.loss) if isinstance(self.loss, Iterable) else []
 
     def __post_init__(self) -> None:
         self.length  # noqa: B018  (it refuses numbers that are none, as the optimizer does)
@@ -221,6 +225,23 @@ def configuration(config: Path | None, fix_input: list[str] | None, **given: Any
     if config is not None:
         base = Config.from_nncf(config) if nncf.describes(config) else Config.from_json(config)
     return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
+
+
+def losses(names: Sequence[str]) -> Loss:
+    """Losses by their names, or what `package:function` names: an ONNX function, or a function that returns one.
+
+    Raises:
+        InputError: there is none, or others are given with it.
+    """
+    named = [name for name in names if ":" in name]
+    if not named:
+        return list(names)
+    if len(names) > 1:
+        raise InputError(
+            f"--loss {named[0]}: is a function, and other losses are given with it; add them up in the function"
+        )
+    found = datasets.resolve(named[0])
+    return found if isinstance(found, FunctionProto) or hasattr(found, "to_function_proto") else datasets.call(named[0])
 
 
 def bound(text: str) -> Until:

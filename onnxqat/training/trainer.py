@@ -19,6 +19,7 @@ from onnxqat.data.batch import Batch, check_batch
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
 from onnxqat.graph import io
+from onnxqat.metrics.table import Function, Metric, named
 from onnxqat.runtime import check_packages, checked
 from onnxqat.training.callbacks.calling import Callers
 from onnxqat.training.callbacks.goal import Until, goal
@@ -76,6 +77,7 @@ class Trainer:
     Attributes:
         optimizer: the optimizer.
         state: parameters, moments, position in the schedule, and all else that a checkpoint holds.
+        metric: metric by which the running `fit` judges epochs; None: accuracy or loss.
         resumed_from: checkpoint that this trainer was resumed from; None: it was not resumed.
 
     Example:
@@ -126,6 +128,7 @@ class Trainer:
         self._steps = assembled(qdq, arguments, self._workers, how)
         self._record = Record(self._steps, arguments.named(), how)
         self._callers: Callers | None = None
+        self.metric: Metric | None = None
 
     def fit(
         self,
@@ -136,6 +139,7 @@ class Trainer:
         *,
         steps: int | None = None,
         until: Until | None = None,
+        metric: str | Function | None = None,
         transform: sources.Transform | None = None,
     ) -> None:
         """Trains for a number of epochs or steps; with validation data the best epoch's parameters are kept.
@@ -146,12 +150,14 @@ class Trainer:
         Args:
             batches: an iterable of batches, a loader, a function that returns one, or a path; see `onnxqat.data`.
             epochs: passes over the data; 3 where `steps` is not given either.
-            validation: data on which each epoch is judged: by accuracy for `cross_entropy` and `bce_with_logits`, by the loss
-                otherwise.
+            validation: data on which each epoch is judged: by `metric`, or else by accuracy for `cross_entropy` and
+                `bce_with_logits`, by the loss otherwise.
             callbacks: called after steps and epochs, besides the progress display and the keeping of the best model.
             steps: optimizer steps after which the run ends instead, whatever the epoch; the last epoch may then be part of one.
             until: bound at which the run ends as soon as validation reaches it, before its first step if it does so by then:
                 `("accuracy", 0.92)`, at least, or `("loss", 0.3)`, at most.
+            metric: name of a metric or function, as of `onnxqat.evaluate`, by which the best epoch is chosen; its validation data
+                needs labels.
             transform: turns an item of either loader into a batch.
 
         Raises:
@@ -163,11 +169,12 @@ class Trainer:
         length = Length(epochs, steps)
         source = self._batches(batches, transform)
         judged = None if validation is None else self._batches(validation, transform)
-        run = Fit(self._steps, source, judged, self._record.remembered)
+        self.metric = None if metric is None else named(metric, self._steps.feeds.loss.decisions)
+        run = Fit(self._steps, source, judged, self._record.remembered, self.metric)
         run.begin(length)
         kept: list[Callback] = [BestModel()] if judged is not None else []
         if until is not None:
-            kept.append(goal(until, self._steps, judged))
+            kept.append(goal(until, self._steps, judged, self.metric))
         self._callers = Callers(self, [Progress(), *kept, *callbacks], self._workers)
         run.run(self._callers)
         self._record.remembered = None

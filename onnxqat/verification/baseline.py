@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.data.labels import Decisions, aligned
+from onnxqat.metrics.table import Metric, Tally
 from onnxqat.verification.measures import shown
-from onnxqat.verification.metrics import Metric
 
 Array = NDArray[Any]
 
@@ -32,11 +32,9 @@ class Baseline:
     """Sums over the float model's answers, for one metric.
 
     Attributes:
-        metric: its name.
-        score_of: the metric.
+        judge: the metric.
         decisions: how labels belong to the output.
-        total: sum of the metric's values.
-        count: how many there were.
+        tally: statistics of the metric.
         classes: how often each class is the label; empty where labels are no class numbers.
         hits: predictions [N, C] that are the label plus -1, 0 and 1.
         squares: sums over the labels: of 1, of themselves, of their squares; and of the squared errors.
@@ -46,11 +44,9 @@ class Baseline:
         highest: largest likewise.
     """
 
-    metric: str
-    score_of: Metric
+    judge: Metric
     decisions: Decisions
-    total: float = 0.0
-    count: int = 0
+    tally: Tally = field(init=False)
     classes: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     hits: Array = field(default_factory=lambda: np.zeros(3))
     squares: Array = field(default_factory=lambda: np.zeros(4))
@@ -58,6 +54,14 @@ class Baseline:
     decides: bool = False
     lowest: dict[str, float] = field(default_factory=dict)
     highest: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.judge)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self.judge.name
 
     def add(self, inputs: dict[str, Array], output: Array, label: Array | None) -> None:
         """Takes in a batch: inputs, the float model's first output, labels if there are any."""
@@ -68,9 +72,8 @@ class Baseline:
         self.decides |= self.decisions.predicted(output) is not None
         if label is None:
             return
-        values = np.asarray(self.score_of(output, label), np.float64)
-        self.total, self.count = self.total + float(values.sum()), self.count + values.size
-        if self.metric in ("accuracy", "binary_accuracy", "top5"):
+        self.tally.add(output, label)
+        if self.metric in ("accuracy", "binary_accuracy", "f1", "iou", "map") or self._top:
             self._add_classes(output, label)
         elif self.metric in ("mse", "psnr"):
             wide = aligned(label, output.shape).astype(np.float64)
@@ -79,21 +82,27 @@ class Baseline:
     @property
     def score(self) -> float | None:
         """The metric; None without labels."""
-        return self.total / self.count if self.count else None
+        return self.tally.score
 
     @property
     def can_judge(self) -> bool:
         """Whether there is anything to compare another model by: labels, or decisions."""
-        return bool(self.count) or self.decides
+        return bool(self.tally.parts) or self.decides
 
     @property
     def constant(self) -> float:
         """Score of the best constant answer: the share of the most frequent classes, or the labels' variance."""
         if self.classes.size:
-            answers = 5 if self.metric == "top5" else 1
+            answers = self._top or 1
             return float(np.sort(self.classes)[-answers:].sum() / self.classes.sum())
         count, total, squares, _ = self.squares
         return float(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
+
+    @property
+    def _top(self) -> int:
+        """How many classes a hit may be among, in `topK`; else 0."""
+        digits = self.metric.removeprefix("top")
+        return int(digits) if digits != self.metric and digits.isdigit() else 0
 
     @property
     def suspicion(self) -> str | None:
@@ -119,7 +128,7 @@ class Baseline:
     def _skill(self) -> float | None:
         """Share of the gap between a constant answer and a perfect one that the model closes; None without classes."""
         score, constant = self.score, self.constant
-        if score is None or not self.classes.size or constant == 1:
+        if score is None or not self.classes.size or constant == 1 or self.judge.values is None:
             return None
         return (score - constant) / (1 - constant)
 

@@ -19,9 +19,9 @@ from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.graph import qdq
 from onnxqat.graph.movement import quantizer_above
+from onnxqat.metrics.table import Metric, Tally
 from onnxqat.verification.entries import Sizes
 from onnxqat.verification.host import Arrays, Host
-from onnxqat.verification.metrics import Metric
 from onnxqat.verification.paired import Paired, agreeing
 
 LABEL = "label"
@@ -66,7 +66,7 @@ class Comparison:
     Attributes:
         samples: rows seen.
         batches: batches seen.
-        scores: sum and count of the metric's values per model.
+        scores: statistics of the metric per model.
         agreeing: predictions in which the largest score is at the same place.
         predictions: predictions seen; 0 where the first output has no class scores.
         largest: largest difference of each output, where the shapes are equal.
@@ -80,7 +80,7 @@ class Comparison:
 
     samples: int = 0
     batches: int = 0
-    scores: dict[str, tuple[float, int]] = field(default_factory=dict)
+    scores: dict[str, Tally] = field(default_factory=dict)
     agreeing: int = 0
     predictions: int = 0
     largest: dict[str, float] = field(default_factory=dict)
@@ -92,9 +92,8 @@ class Comparison:
     masked: dict[str, int] = field(default_factory=dict)
 
     def score(self, model: str) -> float | None:
-        """Mean of the metric; None where the batches had no labels."""
-        total, count = self.scores.get(model, (0.0, 0))
-        return total / count if count else None
+        """The metric; None where the batches had no labels."""
+        return self.scores[model].score if model in self.scores else None
 
     @property
     def agreement(self) -> float | None:
@@ -140,7 +139,7 @@ def compared(
 
 
 def scored(host: Host, batches: Iterable[Arrays], metric: Metric, model: str) -> float:
-    """Mean of the metric over all batches, for one loaded model."""
+    """The metric over all batches, for one loaded model."""
     result = Comparison()
     for batch in batches:
         outputs = host.run(model, {name: array for name, array in batch.items() if name != LABEL})
@@ -177,9 +176,7 @@ def add_scores(result: Comparison, outputs: dict[str, Arrays], label: NDArray[An
     if label is None:
         return
     for model, arrays in outputs.items():
-        values = np.asarray(metric(_first(arrays), label), np.float64)
-        total, count = result.scores.get(model, (0.0, 0))
-        result.scores[model] = total + float(values.sum()), count + values.size
+        result.scores.setdefault(model, Tally(metric)).add(_first(arrays), label)
 
 
 def add_agreement(result: Comparison, trained: NDArray[Any], deployed: NDArray[Any], decisions: Decisions) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxqat.errors import InputError
+from onnxqat.metrics.table import Tally
 from onnxqat.verification.measures import measure, shown
 
 Array = NDArray[Any]
@@ -197,6 +198,37 @@ def judge(
         enforced=max_drop is not None,
         evidence=evidence,
     )
+
+
+def judge_parts(
+    floats: Tally, deployed: Tally, samples: int, evidence: Evidence, *, max_drop: float | None = None
+) -> Verdict | None:
+    """Compares two models by a metric that is no mean over samples; its error is that of a jackknife over batches.
+
+    Args:
+        floats: the float model's statistics.
+        deployed: the deployed model's, of the same batches.
+        samples: how many samples were judged.
+        evidence: what else is known.
+        max_drop: see `judge`.
+
+    Returns:
+        The verdict; None where nothing says what is allowed.
+    """
+    metric = floats.metric
+    by = measure(metric.name)
+    allowed = by.allowed if max_drop is None else max_drop
+    before, after, batches = floats.score, deployed.score, len(floats.parts)
+    if allowed is None or before is None or after is None:
+        return None
+    error = math.inf
+    if batches > 1:
+        pairs = zip(floats.without_each(), deployed.without_each(), strict=True)
+        apart = [float(by.drop(one, other, evidence.constant)) for one, other in pairs]
+        error = math.sqrt((batches - 1) * float(np.var(apart)))
+    drop = float(by.drop(before, after, evidence.constant))
+    enforced = max_drop is not None
+    return Verdict(metric.name, before, after, drop, allowed, 2 * error, samples, enforced, evidence)
 
 
 def per_sample(values: Array, rows: int) -> Array:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxqat.metrics.table import TOP
+
 #: Measure where there are no labels: the share of answers that are those of the float model.
 AGREEMENT = "agreement"
 #: Keeps a relative drop finite where there is nothing to be relative to.
@@ -46,12 +48,24 @@ def _share_of_loss(before: Any, after: Any, constant: float) -> Any:
     return 100 * (after - before) / base
 
 
+def _growth(before: Any, after: Any, constant: float) -> Any:
+    return 100 * (after - before)
+
+
+def _share(before: Any, after: Any, constant: float) -> Any:
+    """In percent of the float model's score."""
+    return 100 * (after - before) / max(float(np.mean(before)), TINY)
+
+
+_SHARE_OF_ONE = Measure("points", 1.0, _points)
 MEASURES = {
-    "accuracy": Measure("points", 1.0, _points),
-    "binary_accuracy": Measure("points", 1.0, _points),
-    "top5": Measure("points", 1.0, _points),
+    **dict.fromkeys(("accuracy", "binary_accuracy", "f1", "iou", "map"), _SHARE_OF_ONE),
     "psnr": Measure("dB", 0.3, _difference),
     "mse": Measure("%", 5.0, _share_of_loss),
+    "perplexity": Measure("%", 5.0, _share),
+    "wer": Measure("points", 1.0, _growth),
+    "ssim": Measure("", 0.01, _difference),
+    "pearson": Measure("", 0.01, _difference),
     AGREEMENT: Measure("points", 1.0, _points),
 }
 #: The user's own metric: higher is better, in its own unit.
@@ -60,7 +74,7 @@ OTHER = Measure("", None, _difference)
 
 def measure(metric: str) -> Measure:
     """Returns the measure by which a metric is judged."""
-    return MEASURES.get(metric, OTHER)
+    return MEASURES.get(metric, _SHARE_OF_ONE if TOP.fullmatch(metric) else OTHER)
 
 
 def shown(metric: str, score: float | None) -> str:

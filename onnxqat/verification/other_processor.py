@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from onnxqat.data.labels import Decisions
 from onnxqat.graph.naming import name_of
 from onnxqat.graph.pairs import Runtime
+from onnxqat.metrics.table import Metric
 from onnxqat.verification import compare
 from onnxqat.verification.emulated import emulated
 from onnxqat.verification.fusion import Kernel
 from onnxqat.verification.host import Arrays, Host
-from onnxqat.verification.metrics import Metric
 from onnxqat.verification.rows import in_parts
 from onnxqat.verification.saturation import (
     LayerSaturation,

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from onnxqat.data.labels import Decisions
 from onnxqat.errors import InputError
+from onnxqat.metrics.table import Tally
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.judge import Evidence, Verdict, joined, judge, per_sample
+from onnxqat.verification.judge import Evidence, Verdict, joined, judge, judge_parts, per_sample
 from onnxqat.verification.measures import AGREEMENT
 
 
@@ -32,12 +33,17 @@ class Paired:
         floats: the float model's metric for each sample, batch by batch.
         deployed: the deployed model's.
         agreeing: share of equal answers for each sample; empty where there are no class scores.
+        tally: the deployed model's statistics of a metric that is no mean over samples.
     """
 
     baseline: Baseline
     floats: list[NDArray[Any]] = field(default_factory=list)
     deployed: list[NDArray[Any]] = field(default_factory=list)
     agreeing: list[NDArray[Any]] = field(default_factory=list)
+    tally: Tally = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.baseline.judge)
 
     def add(
         self,
@@ -54,9 +60,12 @@ class Paired:
                 f"{list(deployed.shape)}; give the model that the deployed one was made from"
             )
         self.baseline.add(inputs, expected, label)
-        if label is not None:
-            self.floats.append(per_sample(self.baseline.score_of(expected, label), rows))
-            self.deployed.append(per_sample(self.baseline.score_of(deployed, label), rows))
+        values = self.baseline.judge.values
+        if label is not None and values is not None:
+            self.floats.append(per_sample(values(expected, label), rows))
+            self.deployed.append(per_sample(values(deployed, label), rows))
+        elif label is not None:
+            self.tally.add(deployed, label)
         same = agreeing(expected, deployed, self.baseline.decisions)
         if same is not None:
             self.agreeing.append(per_sample(same, rows))
@@ -66,5 +75,7 @@ class Paired:
         known = replace(evidence, constant=self.baseline.constant, suspicion=self.baseline.suspicion)
         if self.floats:
             return judge(self.baseline.metric, joined(self.floats), joined(self.deployed), known, max_drop=max_drop)
+        if self.tally.parts:
+            return judge_parts(self.baseline.tally, self.tally, len(joined(self.agreeing)), known, max_drop=max_drop)
         same = joined(self.agreeing)
         return judge(AGREEMENT, np.ones(len(same)), same, known, max_drop=max_drop)

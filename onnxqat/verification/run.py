@@ -20,6 +20,7 @@ from onnxqat.graph.qdq import quantizers
 from onnxqat.graph.sizes import fixed_sizes
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import TARGET, without_quantizers
+from onnxqat.metrics.table import Function, named
 from onnxqat.names import RuntimeName
 from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import track
@@ -28,7 +29,6 @@ from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.divergence import Divergence, divergence
 from onnxqat.verification.host import PACKAGES, RUNTIME_OF, Arrays, Host, opened
 from onnxqat.verification.judge import Evidence, check_judged
-from onnxqat.verification.metrics import Metric, named
 from onnxqat.verification.other_processor import Elsewhere
 from onnxqat.verification.paired import Paired
 from onnxqat.verification.report import ALARMING_STEPS, Latency, Report, Size
@@ -47,7 +47,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     *,
     runtime: RuntimeName | None = None,
     interpreter: str | os.PathLike[str] | None = None,
-    metric: str | Metric = "accuracy",
+    metric: str | Function = "accuracy",
     float_model: io.ModelLike | None = None,
     class_axis: int | None = None,
     ignore_label: int | None = None,
@@ -66,8 +66,8 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
         batches: iterable of batches, a path, or `package.module:function`; with labels under "label" for the metric.
         runtime: "ort", "openvino" or "qnn"; None: the one that the deployed model was made for.
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
-        metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
-            sample.
+        metric: "accuracy", "top5", "binary_accuracy", "f1", "iou", "map", "mse", "psnr", "ssim", "pearson", "perplexity", "wer",
+            or a function from (first output, label) to one value per sample.
         float_model: model that size and latency are compared with, and that the deployed model is judged against
             (`Report.verdict`); None: the Q/DQ model without its quantizers, and no verdict.
         class_axis: axis of the first output that holds the classes; None: the model's Softmax or the labels' shape tells it.
@@ -95,14 +95,14 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     check_max_drop(max_drop, float_model)
     qdq_model, deployed_model = io.load(trained), io.load(deployed)
     decisions = _decisions(qdq_model, Labelling(class_axis, ignore_label, sample_axis))
-    metric_name, score = named(metric, decisions)
+    score = named(metric, decisions)
     reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model, oldest_opset=7)
     # a deployed model of fixed sizes takes batches of any size in parts
     taking = qdq_model if fixed_sizes(deployed_model) else deployed_model
     checked = sources.batches(batches, taking, transform=transform, sample_axis=sample_axis)
     samples = checked.signature.samples
     runtime, hint, stands_for = _runtime(runtime, deployed_model, qdq_model)
-    paired = None if float_model is None else Paired(Baseline(metric_name, score, decisions))
+    paired = None if float_model is None else Paired(Baseline(score, decisions))
     with opened(runtime, interpreter, threads, stands_for) as host:
         host.load("trained", qdq_model, simulate=True)
         deployed_file = host.load("deployed", deployed_model)
@@ -126,7 +126,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
             runtime=host.version(),
             hint=hint or _simulated(runtime, deployed_model),
             samples=found.samples,
-            metric=metric_name,
+            metric=score.name,
             trained=found.score("trained"),
             deployed=found.score("deployed"),
             agreement=found.agreement,
@@ -149,7 +149,7 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     model: io.ModelLike,
     batches: str | Path | sources.Source | sources.Batches,
     *,
-    metric: str | Metric = "accuracy",
+    metric: str | Function = "accuracy",
     runtime: RuntimeName | None = None,
     interpreter: str | os.PathLike[str] | None = None,
     class_axis: int | None = None,
@@ -163,8 +163,8 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     Args:
         model: the model, or its path: float, Q/DQ or deployed.
         batches: iterable of batches, a path, or `package.module:function`; see `onnxqat.data`.
-        metric: "accuracy", "binary_accuracy", "top5", "mse" or "psnr", or a function from (first output, label) to one value per
-            sample.
+        metric: "accuracy", "top5", "binary_accuracy", "f1", "iou", "map", "mse", "psnr", "ssim", "pearson", "perplexity", "wer",
+            or a function from (first output, label) to one value per sample.
         runtime: "ort", "openvino" or "qnn"; None: the one that the model was made for.
         interpreter: Python interpreter of another environment that has the runtime; None: this one.
         class_axis: axis of the first output that holds the classes; None: the model's Softmax or the labels' shape tells it.
@@ -180,7 +180,7 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
         ```
     """
     loaded = io.load(model, oldest_opset=7)
-    _, score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
+    score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
     checked = sources.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
     chosen, hint, stands_for = _runtime(runtime, loaded)
     if hint is not None:
@@ -194,7 +194,7 @@ def baseline(
     model: io.ModelLike,
     batches: str | Path | sources.Source | sources.Batches,
     *,
-    metric: str | Metric = "accuracy",
+    metric: str | Function = "accuracy",
     runtime: RuntimeName | None = None,
     interpreter: str | os.PathLike[str] | None = None,
     labelling: Labelling | None = None,
@@ -204,7 +204,7 @@ def baseline(
     loaded = io.load(model, oldest_opset=7)
     labelling = labelling or Labelling()
     decisions = _decisions(loaded, labelling)
-    found = Baseline(*named(metric, decisions), decisions)
+    found = Baseline(named(metric, decisions), decisions)
     with opened(_runtime(runtime, loaded)[0], interpreter, threads) as host:
         host.load("float", loaded, simulate=True)
         for batch in track(sources.batches(batches, loaded, sample_axis=labelling.sample_axis), "float model"):

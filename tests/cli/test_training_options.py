@@ -71,9 +71,9 @@ def called(tmp_path, monkeypatch):
 def test_every_training_option_reaches_the_trainer(command, called, tmp_path, monkeypatch, capsys):
     made, fit = [], Trainer.fit
 
-    def watched(trainer, batches, epochs, validation, callbacks, steps, until):
+    def watched(trainer, batches, epochs, validation, callbacks, steps, until, metric):
         made.append((trainer, epochs, callbacks))
-        fit(trainer, batches, epochs, validation, callbacks, steps=steps, until=until)
+        fit(trainer, batches, epochs, validation, callbacks, steps=steps, until=until, metric=metric)
 
     monkeypatch.setattr(Trainer, "fit", watched)
     given = [word for pair in GIVEN.items() for word in pair]
@@ -116,11 +116,12 @@ def test_a_number_of_steps_ends_training(command, given, status, said, called, c
     ("given", "status", "said"),
     [
         (["--until", "loss=100"], 0, "before training: validation loss is"),
+        (["--until", "f1=-1"], 0, "before training: validation f1 is"),
         (["--until", "accuracy=1.01"], 0, "until: accuracy of 1.01 was not reached"),
         (["--until", "0.9"], 2, "error: --until 0.9: is not METRIC=NUMBER, such as accuracy=0.92; fix it"),
-        (["--until", "mse=1"], 2, "error: until: no metric of training is called 'mse'; use accuracy or loss"),
+        (["--until", "fame=1"], 2, "metric 'fame': is not one of accuracy"),
     ],
-    ids=["reached", "not reached", "no bound", "no such metric"],
+    ids=["reached", "reached by a metric", "not reached", "no bound", "no such metric"],
 )
 @pytest.mark.parametrize("command", ["train", "run"])
 def test_a_bound_on_validation_ends_training(command, given, status, said, called, capsys):
@@ -134,3 +135,47 @@ def test_a_bound_without_validation_data_is_refused_before_any_work(called, caps
         "error: until: is judged on validation data, and none is given; add --validation DATA"
         in capsys.readouterr().err
     )
+
+
+LOSS = """import onnx
+halved = onnx.parser.parse_function('''
+<opset_import: ["": 17], domain: "mine"> halved (y, label) => (loss) {
+    whole = SoftmaxCrossEntropyLoss (y, label)
+    half = Constant <value: tensor = float {0.5}> ()
+    loss = Mul (whole, half)
+}''')
+def made(): return halved
+def seven(): return 7
+"""
+
+
+def test_loss_is_a_function_of_the_user(called, tmp_path, capsys):
+    (tmp_path / "my_losses.py").write_text(LOSS)
+    losses = {}
+    for loss in ("cross_entropy", "my_losses:halved", "my_losses:made"):
+        assert called("train", "--loss", loss, "--epochs", "1", "--lr", "1e-9") == 0
+        losses[loss] = float(capsys.readouterr().err.split("train loss ")[1].split()[0])
+    assert (
+        losses["my_losses:halved"] == losses["my_losses:made"] == pytest.approx(losses["cross_entropy"] / 2, abs=1e-4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (["my_losses:halved", "mse"], "--loss my_losses:halved: is a function, and other losses are given with it"),
+        (["my_losses:seven"], "loss: int is neither a name nor an ONNX function"),
+        (["my_losses:none"], "has no 'none'"),
+    ],
+)
+def test_loss_that_is_no_function_is_refused(called, tmp_path, capsys, losses, said):
+    (tmp_path / "my_losses.py").write_text(LOSS)
+    assert called("run", *[word for loss in losses for word in ("--loss", loss)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_best_epoch_is_that_of_the_metric(called, capsys):
+    assert called("run", "--validation", "data.npz", "--epochs", "1", "--metric", "f1", "--json", "r.json") == 0
+    said = capsys.readouterr().err
+    assert "validation f1" in said
+    assert "float model: f1" in said

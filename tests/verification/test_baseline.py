@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from onnxqat.data.labels import Decisions
+from onnxqat.metrics.table import named
 from onnxqat.verification.baseline import Baseline
-from onnxqat.verification.metrics import named
 
 CLASSES = 5
 LABELS = np.arange(200) % CLASSES
@@ -17,7 +17,7 @@ def scores(answers: np.ndarray, certainty: float = 3.0) -> np.ndarray:
 
 def baseline(metric: str, output: np.ndarray, label: np.ndarray | None, image: np.ndarray | None = None) -> Baseline:
     decisions = Decisions(axis=1)
-    found = Baseline(*named(metric, decisions), decisions)
+    found = Baseline(named(metric, decisions), decisions)
     image = np.zeros((len(output), 1), np.float32) if image is None else image
     for part in np.array_split(np.arange(len(output)), 3):
         found.add({"image": image[part]}, output[part], None if label is None else label[part])

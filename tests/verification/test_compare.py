@@ -6,10 +6,10 @@ import pytest
 from onnxqat.data.labels import Decisions, Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.metrics.table import named
 from onnxqat.verification import compare
 from onnxqat.verification.divergence import divergence
 from onnxqat.verification.host import opened
-from onnxqat.verification.metrics import named
 
 CHAIN = """
   c = Conv(xd, w1d, b1d)
@@ -43,7 +43,7 @@ def compared(host, trained, deployed, batches):
     host.load("trained", io.load(trained), simulate=True)
     host.load("deployed", io.load(deployed))
     decisions = Decisions.of(io.load(trained).graph.outputs[0], Labelling())
-    return compare.compared(host, batches, named("accuracy", decisions)[1], decisions)
+    return compare.compared(host, batches, named("accuracy", decisions), decisions)
 
 
 def test_step_of_an_output_from_a_quantizer_is_its_scale(host, network, batches):

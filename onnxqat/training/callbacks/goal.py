@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnxqat.data.sources import Batches
 from onnxqat.errors import InputError
+from onnxqat.metrics.table import Metric, named
 from onnxqat.training.callbacks.ready_made import Callback, Metrics
 from onnxqat.training.loop.evaluation import evaluate
 from onnxqat.training.loop.steps import Steps
@@ -18,28 +19,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Name of a metric and the value from which on training may end: at least that accuracy, at most that loss.
+#: Name of a metric, or `loss`, and the value from which on training may end: at least that accuracy, at most that loss.
 Until = tuple[str, float]
-#: Metrics that validation gives.
-METRICS = ("accuracy", "loss")
 
 
 def check_until(until: Until) -> None:
     """Raises InputError where a bound names no metric, or is no number."""
     metric, bound = until
-    if metric not in METRICS:
-        raise InputError(f"until: no metric of training is called {metric!r}; use {' or '.join(METRICS)}")
+    if metric != "loss":
+        named(metric)
     if not math.isfinite(bound):
         raise InputError(f"until: {metric} of {bound} cannot be reached; give a number")
 
 
-def goal(until: Until, steps: Steps, judged: Batches | None) -> Goal:
+def goal(until: Until, steps: Steps, judged: Batches | None, metric: Metric | None = None) -> Goal:
     """Returns the callback that ends a run at a bound.
 
     Args:
         until: the bound.
         steps: what holds the model in training.
         judged: the validation data.
+        metric: what epochs are judged by besides accuracy and loss.
 
     Raises:
         InputError: there is no validation data, or it can be read only once.
@@ -48,7 +48,7 @@ def goal(until: Until, steps: Steps, judged: Batches | None) -> Goal:
     if judged is None:
         raise InputError("until: is judged on validation data, and none is given; give validation data")
     judged.check_epochs(2, "validation")
-    return Goal(until, lambda: evaluate(steps, judged))
+    return Goal(until, lambda: evaluate(steps, judged, metric))
 
 
 class Goal(Callback):
@@ -75,7 +75,7 @@ class Goal(Callback):
             return
         metrics = self._evaluate()
         if self._metric not in metrics:
-            raise InputError(f"until: the loss gives no {self._metric!r}; use {' or '.join(map(repr, metrics))}")
+            raise InputError(f"until: validation gives no {self._metric!r}; use {' or '.join(map(repr, metrics))}")
         self._check(trainer, metrics[self._metric], "before training")
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -88,7 +88,8 @@ class Goal(Callback):
             log.warning("until: %s of %g was not reached; the best epoch is kept", self._metric, self._bound)
 
     def _check(self, trainer: Trainer, value: float, when: str) -> None:
-        if value >= self._bound if self._metric == "accuracy" else value <= self._bound:
+        higher = self._metric != "loss" and named(self._metric).higher
+        if value >= self._bound if higher else value <= self._bound:
             log.info("%s: validation %s is %.4f, and %g is enough", when, self._metric, value, self._bound)
             self._reached = trainer.stop = True
             trainer.state.best = None  # these parameters are to stay, even where others are better by another metric

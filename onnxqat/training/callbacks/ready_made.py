@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from onnxqat.errors import InputError
 from onnxqat.graph import files
 from onnxqat.graph.aside import put_aside
+from onnxqat.metrics.table import Metric
 from onnxqat.terminal.progress import console
 from onnxqat.training.own import check_own, elsewhere
 
@@ -101,7 +102,7 @@ class Progress(Callback):
 
 
 class BestModel(Callback):
-    """Keeps and restores the parameters of the epoch with the highest validation accuracy (or the lowest loss).
+    """Keeps and restores the parameters of the epoch that is best on validation data, by the metric of `fit`, accuracy or loss.
 
     Example:
         ```python
@@ -111,7 +112,7 @@ class BestModel(Callback):
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
         """Remembers the parameters if the epoch is the best so far."""
-        score, state = score_of(metrics), trainer.state
+        score, state = score_of(metrics, trainer.metric), trainer.state
         if state.best is None or score > state.best[1]:
             state.best = (put_aside([ir.tensor(state.parameters)])[0], score)
 
@@ -148,7 +149,7 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
         """Counts the epochs since the best one."""
-        score = score_of(metrics)
+        score = score_of(metrics, trainer.metric)
         self._waited = 0 if score > self._best else self._waited + 1
         self._best = max(self._best, score)
         if self._waited >= self._patience:
@@ -227,8 +228,10 @@ def _reached(trainer: Trainer, running: int = 0) -> str:
     return f"epoch {epoch}{steps}"
 
 
-def score_of(metrics: Metrics) -> float:
-    """Returns a score of which higher is better: validation accuracy, or the negated loss."""
+def score_of(metrics: Metrics, metric: Metric | None = None) -> float:
+    """Returns a score of which higher is better: the metric, where there is one, or validation accuracy, or the negated loss."""
+    if metric is not None and f"validation_{metric.name}" in metrics:
+        return metrics[f"validation_{metric.name}"] * (1 if metric.higher else -1)
     if "validation_accuracy" in metrics:
         return metrics["validation_accuracy"]
     return -metrics.get("validation_loss", metrics["train_loss"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from onnxqat.data.batch import Batch
 from onnxqat.data.sources import Batches
 from onnxqat.errors import InputError
+from onnxqat.metrics.table import Metric
 from onnxqat.training.callbacks.calling import Callers
 from onnxqat.training.health.divergence import LossWatch
 from onnxqat.training.loop.evaluation import evaluate
@@ -33,12 +34,14 @@ class Fit:
         source: what is trained on.
         judged: what epochs are judged on; None: they are not.
         remembered: what the checkpoint holds that the run goes on from; None where there is none.
+        metric: what epochs are judged by; None: accuracy or loss.
     """
 
     steps: Steps
     source: Batches
     judged: Batches | None
     remembered: Remembered | None
+    metric: Metric | None = None
 
     def begin(self, length: Length) -> None:
         """Checks the data, and tells state and schedule how long the run will be.
@@ -52,7 +55,10 @@ class Fit:
         if self.judged is not None:
             self.judged.check_epochs(passes, "validation")
             if not isinstance(self.judged.source, Iterator):
-                self.steps.feeds(next(iter(self.judged)))  # wrong labels are refused now, not after an epoch
+                first = next(iter(self.judged))
+                self.steps.feeds(first)  # wrong labels are refused now, not after an epoch
+                if self.metric is not None:
+                    evaluate(self.steps, [first], self.metric)
         self.steps.state.begin(length, count, accumulate)
         self.steps.watch = LossWatch()
 
@@ -99,7 +105,9 @@ class Fit:
             steps.apply_accumulated()
         metrics = {"train_loss": state.loss_sum / max(state.batch, 1)}
         if self.judged is not None:
-            metrics |= {f"validation_{name}": value for name, value in evaluate(self.steps, self.judged).items()}
+            metrics |= {
+                f"validation_{name}": value for name, value in evaluate(self.steps, self.judged, self.metric).items()
+            }
         with steps.whole():
             state.schedule.epoch_step()
             state.batch, state.loss_sum, state.random = 0, 0.0, None

@@ -57,11 +57,11 @@ def test_a_bound_that_is_not_reached_is_said_and_the_best_epoch_kept(qdq, caplog
 @pytest.mark.parametrize(
     ("loss", "settings", "message"),
     [
-        ("cross_entropy", {"until": ("top5", 0.9)}, "no metric of training is called 'top5'; use accuracy or loss"),
+        ("cross_entropy", {"until": ("top5", 0.9)}, "validation gives no 'top5'"),
         ("cross_entropy", {"until": ("accuracy", float("nan"))}, "accuracy of nan cannot be reached; give a number"),
         ("cross_entropy", {"until": ("accuracy", 0.9), "validation": None}, "none is given; give validation data"),
         ("cross_entropy", {"until": ("accuracy", 0.9), "validation": iter(EASY)}, "validation: a list_iterator can be read once"),
-        ("distill", {"until": ("accuracy", 0.9)}, "the loss gives no 'accuracy'; use 'loss'"),
+        ("distill", {"until": ("accuracy", 0.9)}, "validation gives no 'accuracy'; use 'loss'"),
     ],
 )  # fmt: skip
 def test_a_bound_that_cannot_be_judged_is_refused(qdq, loss, settings, message):
