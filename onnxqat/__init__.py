@@ -44,6 +44,7 @@ _HOMES = {
     "layers": "onnxqat.search.seeing",
     "reconstruct": "onnxqat.search.reconstruct",
     "save": "onnxqat.graph.io",
+    "sensitivity": "onnxqat.search.sensitivity",
     "verify": "onnxqat.verification.run",
 }
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from onnxqat.insertion import insert as insert
     from onnxqat.search.reconstruct import reconstruct as reconstruct
     from onnxqat.search.seeing import layers as layers
+    from onnxqat.search.sensitivity import sensitivity as sensitivity
     from onnxqat.training.execution import Execution as Execution
     from onnxqat.training.gradients import gradients as gradients
     from onnxqat.training.optimize.optimizers import SGD as SGD

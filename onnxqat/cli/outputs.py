@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from onnxqat.checking.findings import Findings
     from onnxqat.cli.doctor import Examined
+    from onnxqat.config import Config
     from onnxqat.pipeline import Outcome
+    from onnxqat.search.sensitivities import Sensitivity
     from onnxqat.verification.report import Report
 
 #: Standard output, for results.
@@ -28,6 +30,7 @@ def check(
     *,
     json: Path | None = None,
     page: Path | None = None,
+    settings: Path | None = None,
     lines: Path | None = None,
     inputs: Sequence[str | Path | None] = (),
     models: Sequence[Path | None] = (),
@@ -38,6 +41,7 @@ def check(
         written: models to write.
         json: a report to write.
         page: a report for a browser to write.
+        settings: a configuration to write.
         lines: a log to write.
         inputs: paths that are read, besides models.
         models: models that are read.
@@ -47,6 +51,8 @@ def check(
     from onnxqat.graph import io
 
     outputs = [*((path, io.MODEL) for path in written), (json, files.JSON), (lines, files.JSON_LINES)]
+    if settings is not None:
+        outputs.append((settings, files.JSON))
     if page is not None:
         from onnxqat.page import HTML, check_page
 
@@ -66,6 +72,12 @@ def write(model: onnx.ModelProto | ir.Model, path: Path) -> None:
         console.print(f"wrote {path}")
 
 
+def write_config(config: Config, path: Path) -> None:
+    """Writes the settings that differ from the defaults, as JSON, and says so."""
+    files.write_text(config.model_dump_json(indent=2, exclude_defaults=True), path, files.JSON)
+    console.print(f"wrote {path}")
+
+
 def write_page(text: str, path: Path) -> None:
     """Writes a report for a browser and says so."""
     from onnxqat.page import write
@@ -74,7 +86,7 @@ def write_page(text: str, path: Path) -> None:
     console.print(f"wrote {path}")
 
 
-def write_report(report: Report | Outcome | Examined | Findings, path: Path | None) -> None:
+def write_report(report: Report | Outcome | Examined | Findings | Sensitivity, path: Path | None) -> None:
     """Writes a report in JSON, where a path is given."""
     if path is not None:
         files.write_text(report.to_json(), path, files.JSON)

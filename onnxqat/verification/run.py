@@ -94,7 +94,7 @@ def verify(  # noqa: PLR0913  (the public interface is this flat)
     """
     check_max_drop(max_drop, float_model)
     qdq_model, deployed_model = io.load(trained), io.load(deployed)
-    decisions = _decisions(qdq_model, Labelling(class_axis, ignore_label, sample_axis))
+    decisions = decisions_of(qdq_model, Labelling(class_axis, ignore_label, sample_axis))
     score = named(metric, decisions)
     reference = without_quantizers(qdq_model) if float_model is None else io.load(float_model, oldest_opset=7)
     # a deployed model of fixed sizes takes batches of any size in parts
@@ -180,7 +180,7 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
         ```
     """
     loaded = io.load(model, oldest_opset=7)
-    score = named(metric, _decisions(loaded, Labelling(class_axis, ignore_label, sample_axis)))
+    score = named(metric, decisions_of(loaded, Labelling(class_axis, ignore_label, sample_axis)))
     checked = sources.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
     chosen, hint, stands_for = _runtime(runtime, loaded)
     if hint is not None:
@@ -203,7 +203,7 @@ def baseline(
     """Scores a float model on data, and says whether they belong together; arguments as for `verify`."""
     loaded = io.load(model, oldest_opset=7)
     labelling = labelling or Labelling()
-    decisions = _decisions(loaded, labelling)
+    decisions = decisions_of(loaded, labelling)
     found = Baseline(named(metric, decisions), decisions)
     with opened(_runtime(runtime, loaded)[0], interpreter, threads) as host:
         host.load("float", loaded, simulate=True)
@@ -259,7 +259,7 @@ def _size(given: io.ModelLike | None, written: Path) -> int:
     return models.size(given if isinstance(given, (str, os.PathLike)) else written)
 
 
-def _decisions(model: ir.Model, labelling: Labelling) -> Decisions:
+def decisions_of(model: ir.Model, labelling: Labelling) -> Decisions:
     """Returns what the model's first output decides; shapes are inferred on a copy, as files need not hold them."""
     inferred = model.clone()
     infer(inferred)

@@ -1,0 +1,205 @@
+"""Sensitivity: what quantizing each value alone costs, measured at the model's output in one session for each width."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxqat.config import Config
+from onnxqat.data import sources
+from onnxqat.data.labels import Labelling
+from onnxqat.errors import InputError
+from onnxqat.graph import io
+from onnxqat.insertion import insert
+from onnxqat.metrics.table import Function, Metric, Tally, named
+from onnxqat.search.layer_values import EXACT, Noise
+from onnxqat.search.sensitivities import Cost, Sensitivity, check_widths
+from onnxqat.search.toggles import Toggles, readers
+from onnxqat.terminal.progress import track
+from onnxqat.verification.rows import in_parts
+from onnxqat.verification.run import decisions_of
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+LABEL = "label"
+#: Samples in one run of the model, and samples that ranges come from where the configuration does not say.
+ROWS, CALIBRATED = 32, 256
+
+
+def sensitivity(
+    model: io.ModelLike,
+    data: str | Path | sources.Source | sources.Batches,
+    config: Config | None = None,
+    *,
+    widths: Sequence[int] = (8, 4, 2),
+    metric: str | Function | Metric | None = None,
+    samples: int = 64,
+    calibration: str | Path | sources.Source | sources.Batches | None = None,
+    transform: sources.Transform | None = None,
+) -> Sensitivity:
+    """Measures what quantizing each weight and each activation alone costs, all else in float.
+
+    Args:
+        model: the float model.
+        data: batches that it is measured on; labels are needed only for a metric.
+        config: settings of quantization, the widths aside; None: `Config()`.
+        widths: widths to measure, besides those of the configuration; where activations feed no weighted layer, 8 alone.
+        metric: metric of the first output that is measured beside its signal over noise, as for `verify`; None: none.
+        samples: samples to measure on.
+        calibration: data that ranges come from; None: `data`.
+        transform: turns an item of the loader into a batch.
+
+    Example:
+        ```python
+        found = onnxqat.sensitivity("model.onnx", "train.npz", widths=[8, 4])
+        rich.print(found)
+        ```
+
+    Raises:
+        InputError: model, data or configuration is wrong.
+    """
+    config = config or Config()
+    check_widths(widths)
+    if samples < 1:
+        raise InputError(f"samples is {samples}; it must be 1 or more")
+    asked = sorted({*widths, config.weight_bits, min(config.activation_bits, 8)}, reverse=True)
+    source = sources.read(data) if isinstance(data, str | Path) else data
+    ranges = source if calibration is None else calibration
+    subject: _Subject | None = None
+    costs: dict[tuple[str, int], Cost] = {}
+    for bits in asked:
+        with _quiet():
+            quantized = io.load(insert(model, ranges, _uniform(config, bits), transform=transform))
+        if subject is None:
+            subject = _Subject.of(quantized, source, metric, samples, transform)
+        for cost in subject.costs(quantized, set(costs)):
+            costs[cost.value, cost.bits] = cost
+    assert subject is not None
+    order = {value: number for number, value in enumerate(dict.fromkeys(value for value, _ in costs))}
+    ranked = sorted(costs.values(), key=lambda cost: (order[cost.value], -cost.bits))
+    return Sensitivity(subject.rows, config, subject.metric, subject.score, tuple(ranked))
+
+
+def _uniform(config: Config, bits: int) -> Config:
+    """The settings with this width everywhere, and nothing that changes weights for it."""
+    ranges = config.activation_range
+    brief = ranges if ranges.samples is not None else ranges.model_copy(update={"samples": CALIBRATED})
+    widths: dict[str, Any] = {
+        "activation_range": brief,
+        "weight_bits": bits,
+        "activation_bits": bits,
+        "first_last_bits": None,
+    }
+    overrides = [one.model_copy(update={"weight_bits": None, "activation_bits": None}) for one in config.overrides]
+    return Config(
+        **{**dict(config), **widths, "output_correction": "none", "overrides": tuple(overrides), "sixteen": None}
+    )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """Samples, and what the float model makes of them.
+
+    Attributes:
+        parts: inputs with labels, a few samples at a time.
+        expected: the float model's first output on each.
+        judged: metric of an output and labels; None: none.
+        metric: its name.
+        score: the float model's.
+        rows: samples.
+    """
+
+    parts: list[dict[str, Array]]
+    expected: list[Array]
+    judged: Metric | None
+    metric: str | None
+    score: float | None
+    rows: int
+
+    @classmethod
+    def of(
+        cls,
+        quantized: ir.Model,
+        data: Any,
+        metric: str | Function | Metric | None,
+        samples: int,
+        transform: sources.Transform | None,
+    ) -> _Subject:
+        batches = sources.batches(data, quantized, needs_labels=metric is not None, transform=transform)
+        names = {str(value.name) for value in quantized.graph.inputs} | ({LABEL} if metric is not None else set())
+        rows, parts = 0, []
+        known = batches.signature.samples
+        for part in _limited(({n: a for n, a in batch.items() if n in names} for batch in batches), quantized, samples):
+            parts.append(part)
+            rows += known.rows(part, list(part))
+        run = Toggles(quantized)
+        expected = [_first(run((), part)) for part in parts]
+        if metric is None:
+            return cls(parts, expected, None, None, None, rows)
+        judged = named(metric, decisions_of(quantized, Labelling()))
+        return cls(parts, expected, judged, judged.name, _score(judged, expected, parts), rows)
+
+    def costs(self, quantized: ir.Model, known: set[tuple[str, int]]) -> Iterator[Cost]:
+        """Costs of the quantizers of a model, but for those that are known."""
+        toggles, started = Toggles(quantized), time.perf_counter()
+        found = {str(q.source.name): (q, names) for q, names in readers(quantized)}
+        wanted = [name for name in toggles.names if (name, found[name][0].bits) not in known]
+        for number, name in enumerate(track(wanted, "sensitivity")):
+            quantizer, nodes = found[name]
+            outputs = [_first(toggles([name], part)) for part in self.parts]
+            noise = Noise()
+            for expected, output in zip(self.expected, outputs, strict=True):
+                noise.add(expected, output)
+            score = None if self.judged is None else _score(self.judged, outputs, self.parts)
+            snr = EXACT if noise.decibels is None else noise.decibels
+            yield Cost(name, nodes, "weights" if quantizer.is_weight else "activations", quantizer.bits, snr, score)
+            if number == 0:
+                seconds = (time.perf_counter() - started) * len(wanted)
+                log.info("sensitivity: %d values at %d bits, about %.0f s", len(wanted), quantizer.bits, seconds)
+
+
+def _limited(batches: Iterator[dict[str, Array]], model: ir.Model, samples: int) -> Iterator[dict[str, Array]]:
+    """The first so many samples, a few at a time."""
+    read = 0
+    for batch in batches:
+        label = batch.pop(LABEL, None)
+        start = 0
+        for part in in_parts(batch, model, ROWS):
+            count = len(next(iter(part.values())))
+            yield part if label is None else {**part, LABEL: label[start : start + count]}
+            start += count
+            read += count
+            if read >= samples:
+                return
+
+
+def _score(metric: Metric, outputs: Sequence[Array], parts: Sequence[dict[str, Array]]) -> float | None:
+    tally = Tally(metric)
+    for output, part in zip(outputs, parts, strict=True):
+        tally.add(output, part[LABEL])
+    return tally.score
+
+
+def _first(outputs: dict[str, Array]) -> Array:
+    return next(iter(outputs.values()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what insertion says of models that are made only to be measured."""
+    logger = logging.getLogger("onnxqat.insertion")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

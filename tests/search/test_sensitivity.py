@@ -1,0 +1,103 @@
+"""What each quantizer alone costs, against models with that quantizer alone."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import onnxqat
+from onnxqat import Config, InputError
+from onnxqat.graph import io
+from onnxqat.graph.qdq import quantizers
+from onnxqat.graph.without import without_quantizers
+from onnxqat.search.toggles import Toggles
+from tests.classifier import LABELS, NET, ROWS, WEIGHTS, write
+from tests.models import model, outputs
+
+DATA = [{"x": ROWS, "label": LABELS}]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return model(NET, **WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def found(network):
+    return onnxqat.sensitivity(network, DATA, widths=[8, 3], metric="accuracy", samples=16)
+
+
+def test_each_switch_is_a_model_with_that_quantizer_alone(network):
+    qdq = ir.from_proto(
+        onnxqat.insert(network, DATA, Config(weight_bits=3, activation_bits=3, output_correction="none"))
+    )
+    toggles = Toggles(qdq)
+    assert toggles.names == [q.source.name for q in quantizers(qdq)]
+    for name in [None, *toggles.names]:
+        alone = without_quantizers(qdq, lambda q, name=name: q.source.name != name)
+        on = [] if name is None else [name]
+        np.testing.assert_allclose(
+            toggles(on, {"x": ROWS})["y"], outputs(io.to_proto(alone), {"x": ROWS})[0], atol=1e-6
+        )
+
+
+def test_every_value_is_measured_at_every_width_and_fewer_bits_cost_more(found):
+    by_value = {}
+    for cost in found.costs:
+        by_value.setdefault(cost.value, {})[cost.bits] = cost.snr
+    assert {"x", "w", "r", "v"} <= set(by_value)
+    assert all(snr[3] < snr[8] - 15 for snr in by_value.values())
+
+
+def test_snr_is_that_of_the_output_with_the_value_alone_quantized(network, found):
+    expected = outputs(network, {"x": ROWS})[0]
+    qdq = ir.from_proto(
+        onnxqat.insert(
+            network, DATA, Config(weight_bits=3, activation_bits=3, first_last_bits=None, output_correction="none")
+        )
+    )
+    actual = outputs(io.to_proto(without_quantizers(qdq, lambda q: q.source.name != "w")), {"x": ROWS})[0]
+    snr = 10 * np.log10((expected**2).sum() / ((actual - expected) ** 2).sum())
+    cost = next(one for one in found.costs if (one.value, one.bits) == ("w", 3))
+    assert cost.snr == pytest.approx(snr, abs=0.02)
+    assert cost.score == np.mean(actual.argmax(axis=1) == LABELS)
+    assert cost.part == "weights"
+
+
+def test_the_costliest_comes_first(found):
+    drops = [found.score - cost.score for cost in found.ranked]
+    assert drops == sorted(drops, reverse=True)
+
+
+def test_sparing_gives_more_bits_or_float_only_to_what_costs_too_much(network):
+    asked = Config(weight_bits=3, activation_bits=3, first_last_bits=None)
+    found = onnxqat.sensitivity(network, DATA, asked, widths=[8])
+    snrs = sorted(cost.snr for cost in found.costs if cost.bits == 3)
+    assert found.sparing(snrs[0] - 1) == asked
+    one = found.sparing((snrs[0] + snrs[1]) / 2)
+    assert len(one.overrides) == 1
+    assert 8 in (one.overrides[0].weight_bits, one.overrides[0].activation_bits)
+    assert {rule.name for rule in found.sparing(150.0).ignore} == {cost.nodes[0] for cost in found.costs}
+
+
+def test_command_prints_writes_and_its_configuration_is_one_for_insert(tmp_path, call):
+    folder = write(tmp_path)
+    data = ("--data", folder / "data.npz")
+    files = {"--json": folder / "s.json", "--report": folder / "s.html", "--write-config": folder / "c.json"}
+    options = [part for pair in files.items() for part in pair]
+    status, said, _ = call(
+        "sensitivity", folder / "float.onnx", *data, "--width", 8, "--weight-bits", 3, "--activation-bits", 3, *options
+    )
+    assert status == 0
+    assert "weights" in said
+    assert json.loads((folder / "s.json").read_text())["costs"][0]["snr"] < 30
+    assert "Sensitivity" in (folder / "s.html").read_text()
+    calibration = ("--calibration", folder / "data.npz", "--config", folder / "c.json")
+    assert call("insert", folder / "float.onnx", *calibration, "-o", folder / "spared.onnx")[0] == 0
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"widths": [9]}, "from 2 to 8"), ({"samples": 0}, "1 or more")])
+def test_wrong_settings_are_refused_before_any_work(network, settings, words):
+    with pytest.raises(InputError, match=words):
+        onnxqat.sensitivity(network, "no_such_module:data", **settings)
