@@ -33,6 +33,7 @@ from onnxqat.names import NO_TARGETS, TARGETS
 
 OverflowFix = Literal["pairs", "enable", "first_layer_only", "disable"]
 Correction = Literal["affine", "mean", "none"]
+CodeType = Literal["int", "fp8"]
 
 
 class Config(Frozen):
@@ -43,6 +44,9 @@ class Config(Frozen):
         weight_bits: width of weights.
         activation_bits: width of the values that feed weighted layers, 2 to 8; other values (inputs of a residual Add, pooling)
             keep 8. Or 16, for all values (opset 21): on `qnn` in operators of 16 bits, on `ort-cpu` as a simulation in float.
+        weight_type: type of the codes of weights: `int`, or `fp8` for numbers of E4M3 (float8e4m3fn, opset 19) on `tensorrt`;
+            `activation_type` is the same then.
+        activation_type: type of the codes of activations.
         sixteen: `auto` gives 16 bits to the values that lose most with 8, on a target that runs them: residual streams, and what
             Softmax and normalizations read. An override's `activation_bits` takes precedence.
         first_last_bits: width in the first and the last weighted layers where `weight_bits` or `activation_bits` is below it,
@@ -92,6 +96,8 @@ class Config(Frozen):
     target: Annotated[str, one_of("target", TARGETS, NO_TARGETS)] = "ort-cpu"
     weight_bits: Bits = 8
     activation_bits: ActivationBits = 8
+    weight_type: CodeType = "int"
+    activation_type: CodeType = "int"
     sixteen: Literal["auto"] | None = None
     first_last_bits: Bits | None = 8
     weight_symmetric: bool = True
@@ -128,6 +134,11 @@ class Config(Frozen):
             bits for rule in self.overrides for bits in (rule.weight_bits, rule.activation_bits) if bits is not None
         ]
         return min([self.weight_bits, self.activation_bits, *rules]) < 8
+
+    @property
+    def has_float8(self) -> bool:
+        """Whether codes are numbers of E4M3 rather than integers."""
+        return "fp8" in (self.weight_type, self.activation_type)
 
     @property
     def has_wide_activations(self) -> bool:

@@ -30,6 +30,9 @@ Floats = NDArray[np.float32]
 #: drive its scale, and with it the int32 bias `b / (sx · sw)`, out of range.
 CHANNEL_SCALE_FLOOR = 2.0**-14
 
+#: Largest number of E4M3.
+E4M3_LARGEST = 448
+
 #: Range of a sum of two products on processors that add them in pairs (see `saturates`).
 SIXTEEN_BITS = (-(2**15), 2**15 - 1)
 #: Code that a pair of weights together, and each of them alone, may reach before rounding: 255 · (127 + 1) still fits 16 bits.
@@ -202,6 +205,38 @@ def fake_quantize_gradient(
         others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
         dscale = np.sum(summands, axis=others)
     return np.asarray(dy * inside, np.float32), np.asarray(dscale, np.float32)
+
+
+def e4m3(x: Array) -> Floats:
+    """The nearest numbers of E4M3 (float8e4m3fn), ties to even; ±448 beyond these. Float32 of the shape of `x`.
+
+    It has 3 bits behind the leading one, down to 2⁻⁶, and steps of 2⁻⁹ below (Micikevicius et al. 2022, "FP8 Formats for Deep
+    Learning", table 1).
+    """
+    exponent = np.maximum(np.frexp(x)[1] - 1, -6)
+    step = np.ldexp(np.float32(1), exponent - 3)
+    return np.asarray(np.clip(np.rint(x / step) * step, -E4M3_LARGEST, E4M3_LARGEST), np.float32)
+
+
+def fake_quantize_e4m3(x: Array, scale: Array | float, axis: int | None = None) -> Floats:
+    """Brings x/scale to E4M3, and back: float32 of the shape of `x`."""
+    s = along_axis(scale, x.ndim, axis).astype(np.float32)
+    return np.asarray(e4m3(x / s) * s, np.float32)
+
+
+def fake_quantize_e4m3_gradient(
+    dy: Array, x: Array, scale: Array | float, axis: int | None = None
+) -> tuple[Floats, Floats]:
+    """Gradient of `fake_quantize_e4m3` with respect to data and scale: LSQ's (see `fake_quantize_gradient`) on another grid.
+
+    The derivation needs no even steps: with u = x/scale it is e4m3(u) - u for the scale where |u| is at most 448, ±448 beyond.
+    Kuzmin et al. 2022 ("FP8 Quantization: The Power of the Exponent") pass the rounding and clip in the same way.
+    """
+    u = x / along_axis(scale, x.ndim, axis).astype(np.float32)
+    inside = np.abs(u) <= E4M3_LARGEST
+    summands = dy.astype(np.float64) * np.where(inside, e4m3(u) - u, np.sign(u) * E4M3_LARGEST)
+    others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    return np.asarray(dy * inside, np.float32), np.asarray(np.sum(summands, axis=others), np.float32)
 
 
 def saturates(first: Array, second: Array, largest: int) -> NDArray[np.bool_]:

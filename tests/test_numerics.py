@@ -135,6 +135,40 @@ def test_gradients_are_the_derivatives_of_the_surrogate(seed):
     assert float(np.sum(dx * v)) + float(dscale) * vs == pytest.approx(numeric, rel=1e-4, abs=1e-4)
 
 
+FINITE = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+FINITE = FINITE[np.isfinite(FINITE)]
+
+
+def test_e4m3_equals_the_runtime_at_every_number_every_tie_and_beyond():
+    ordered = np.unique(FINITE)
+    x = np.concatenate([ordered, (ordered[1:] + ordered[:-1]) / 2, [463.9, 464, 1e9, -1e9], random(1000, scale=30)])
+    text = "(float[N] x) => (float[N] y) { q = QuantizeLinear(x, one, zero) y = DequantizeLinear(q, one, zero) }"
+    zero = np.zeros((), ml_dtypes.float8_e4m3fn)
+    proto = model(text, opset=19, ir_version=9, one=np.float32(1), zero=zero)
+    (expected,) = outputs(proto, {"x": x.astype(np.float32)})
+    assert np.array_equal(nx.e4m3(x.astype(np.float32)), expected)
+    assert np.array_equal(nx.e4m3(ordered), ordered)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_gradients_of_e4m3_are_the_derivatives_of_the_surrogate(axis):
+    x, dy, v = random(40, 5, scale=30).astype(np.float64), random(40, 5, seed=1), random(40, 5, seed=2)
+    scale = np.asarray(0.05) if axis is None else np.linspace(0.03, 0.3, 5)
+    vs = np.random.default_rng(3).normal(size=scale.shape)
+    u = x / scale
+    inside, residual = np.abs(u) <= 448, nx.e4m3(u) - u
+
+    def surrogate(x, scale):
+        return np.where(inside, x / scale + residual, np.sign(u) * 448) * scale
+
+    up, down = (surrogate(x + h * v, scale + h * vs) for h in (1e-6, -1e-6))
+    dx, dscale = nx.fake_quantize_e4m3_gradient(dy, x.astype(np.float32), scale.astype(np.float32), axis)
+    assert 0 < inside.mean() < 1
+    numeric = float(np.sum(dy * (up - down)) / 2e-6)
+    # the results are float32
+    assert float(np.sum(dx * v) + np.sum(dscale * vs)) == pytest.approx(numeric, rel=1e-4)
+
+
 ranges = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 

@@ -1,6 +1,6 @@
-"""A BERT-like and a U-Net-like network trained on Fashion-MNIST in PyTorch, made at first use in `.cache/networks`.
+"""A BERT-like, a recurrent and a U-Net-like network trained on Fashion-MNIST in PyTorch, made at first use in `.cache/networks`.
 
-The first reads the rows of an image as words and names its class. The second says for each pixel of a noisy image whether it
+The first two read the rows of an image as words and name its class. The third says for each pixel of a noisy image whether it
 shows a garment.
 """
 
@@ -18,7 +18,7 @@ import onnxqat.export.torch
 from models import fashion_mnist
 
 FOLDER = Path(__file__).parents[1] / ".cache" / "networks"
-EPOCHS = {"bert": 6, "unet": 2}
+EPOCHS = {"bert": 6, "lstm": 6, "unet": 2}
 
 Batch = dict[str, np.ndarray]
 
@@ -59,6 +59,20 @@ class Bert(nn.Module):
         return self.classifier(self.layers(self.embed(image.squeeze(1)) + self.place).mean(1))
 
 
+class Recurrent(nn.Module):
+    """An LSTM over the 28 rows of an image (Hochreiter and Schmidhuber 1997)."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.embed, self.lstm = nn.Linear(28, width), nn.LSTM(width, width, batch_first=True)
+        self.classifier = nn.Linear(width, len(fashion_mnist.CLASSES))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map images [N, 1, 28, 28] to logits [N, 10]."""
+        states, _ = self.lstm(torch.relu(self.embed(image.squeeze(1))))
+        return self.classifier(states[:, -1])
+
+
 class Double(nn.Sequential):
     """Two convolutions with normalization and ReLU."""
 
@@ -95,7 +109,7 @@ class UNet(nn.Module):
         return self.classifier(image)
 
 
-MODULES = {"bert": Bert, "unet": UNet}
+MODULES = {"bert": Bert, "lstm": Recurrent, "unet": UNet}
 
 
 def batches(name: str, part: str) -> list[Batch]:

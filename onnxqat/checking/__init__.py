@@ -75,6 +75,7 @@ def judged(model: ir.Model, target: Target) -> Findings:
         if not found:
             raise
         held = []
+    target = target.for_codes(held)
     case = Judged(model, target, by_output(held))
     found += [finding for rule in RULES for finding in rule(case)]
     unique = dict.fromkeys(found)

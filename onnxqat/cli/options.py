@@ -125,6 +125,17 @@ class Quantization:
             help="Width of the inputs of weighted layers, 2 to 8, or 16 of all values. (default: 8)", show_default=False
         ),
     ] = None
+    weight_type: Annotated[
+        str | None,
+        Option(
+            metavar="int|fp8",
+            help="Codes of weights: integers, or numbers of E4M3 on tensorrt, those of activations too. (default: int)",
+            show_default=False,
+        ),
+    ] = None
+    activation_type: Annotated[
+        str | None, Option(metavar="int|fp8", help="Codes of activations. (default: int)", show_default=False)
+    ] = None
     sixteen: Annotated[
         str | None,
         Option(

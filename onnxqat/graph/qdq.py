@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from onnxqat.errors import UnsupportedModelError
 from onnxqat.graph.constants import constant
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq_checks import check_agree, check_shapes, required
-from onnxqat.numerics import dequantize, integer_range, quantize
+from onnxqat.numerics import E4M3_LARGEST, along_axis, dequantize, e4m3, integer_range, quantize
 
 #: Key of the metadata of a node whose weight and bias `insert` has changed: a normalization behind it was folded into them.
 FOLDED = "onnxqat.folded"
@@ -25,8 +26,9 @@ FOLDED = "onnxqat.folded"
 FIXED_GRID = "onnxqat.fixed_grid"
 #: Width of activations that are finer than 8 bits.
 WIDE = 16
-#: Bounds of the integer types that QuantizeLinear writes (opset 21).
-INTEGER_BOUNDS = {
+FLOAT8 = ir.DataType.FLOAT8E4M3FN
+#: Bounds of the types that QuantizeLinear writes (opset 21; E4M3 from 19).
+CODE_BOUNDS = {
     ir.DataType.INT4: (-8, 7),
     ir.DataType.UINT4: (0, 15),
     ir.DataType.INT8: (-128, 127),
@@ -34,6 +36,7 @@ INTEGER_BOUNDS = {
     ir.DataType.INT16: (-32768, 32767),
     ir.DataType.UINT16: (0, 65535),
     ir.DataType.INT32: (-(2**31), 2**31 - 1),
+    FLOAT8: (-E4M3_LARGEST, E4M3_LARGEST),
 }
 
 
@@ -48,6 +51,7 @@ class Spec:
         narrow: leave out the lowest signed code: [-127, 127].
         axis: channel axis of per-channel scales, or the axis that blocks divide; None for one scale.
         block: number of elements along the axis that share a scale, in types of 4 bits (opset 21); 0: a scale per channel.
+        float8: whether codes are numbers of E4M3 rather than integers (opset 19); always symmetric.
     """
 
     bits: int = 8
@@ -56,15 +60,20 @@ class Spec:
     narrow: bool = False
     axis: int | None = None
     block: int = 0
+    float8: bool = False
 
     @property
     def bounds(self) -> tuple[int, int]:
         """(qmin, qmax) of the codes."""
+        if self.float8:
+            return CODE_BOUNDS[FLOAT8]
         return integer_range(self.bits, signed=self.signed, narrow=self.narrow)
 
     @property
     def dtype(self) -> ir.DataType:
         """The type of 8 or 16 bits that carries the codes; the one of 4 bits for blocks."""
+        if self.float8:
+            return FLOAT8
         if self.bits == WIDE:
             return ir.DataType.INT16 if self.signed else ir.DataType.UINT16
         if self.block:
@@ -120,7 +129,7 @@ class Quantizer:
     @property
     def bits(self) -> int:
         """Width of the codes in bits."""
-        return (self.qmax - self.qmin).bit_length()
+        return 8 if self.is_float8 else (self.qmax - self.qmin).bit_length()
 
     @cached_property
     def scales(self) -> NDArray[np.float32]:
@@ -143,15 +152,23 @@ class Quantizer:
         return given or stored or ir.DataType.UINT8
 
     @property
+    def is_float8(self) -> bool:
+        """Whether the codes are numbers of E4M3."""
+        return self.dtype == FLOAT8
+
+    @property
     def is_signed(self) -> bool:
         """Whether the integer type of the codes is signed, which a Clip of them need not show."""
         dtype = self.zero_point.dtype if self.zero_point is not None else None
         return self.qmin < 0 if dtype is None else dtype.is_signed()
 
     @property
-    def codes(self) -> NDArray[np.int32]:
-        """The raw codes of a weight, as stored or as they will be."""
+    def codes(self) -> NDArray[Any]:
+        """The raw codes of a weight, as stored or as they will be: int32, or float32 where they are numbers of E4M3."""
         array = required(self.source)
+        if self.is_float8:
+            scales = along_axis(self.scales, array.ndim, self.axis)
+            return array.astype(np.float32) if self.quantize is None else e4m3(array / scales)
         if self.quantize is None:
             return array.astype(np.int32)
         return quantize(array, self.scales, self.zero_points, self.qmin, self.qmax, self.axis, self.block)
@@ -159,6 +176,8 @@ class Quantizer:
     @property
     def dequantized(self) -> NDArray[np.float32]:
         """The numbers behind a weight's codes."""
+        if self.is_float8:
+            return np.asarray(self.codes * along_axis(self.scales, self.codes.ndim, self.axis), np.float32)
         return dequantize(self.codes, self.scales, self.zero_points, self.axis, self.block)
 
     @property
@@ -263,11 +282,11 @@ def _bounds(codes: ir.Value, zero_point: ir.Value | None, clip: ir.Node | None) 
     elif dtype is None:
         stored = ir.convenience.get_const_tensor(codes)
         dtype = stored.dtype if stored is not None else ir.DataType.UINT8
-    if dtype not in INTEGER_BOUNDS:
+    if dtype not in CODE_BOUNDS:
         raise UnsupportedModelError(
-            f"value {codes.name!r}: codes of type {dtype} are not handled; use integers of 4 to 32 bits"
+            f"value {codes.name!r}: codes of type {dtype} are not handled; use integers of 4 to 32 bits, or float8e4m3fn"
         )
-    qmin, qmax = INTEGER_BOUNDS[dtype]
+    qmin, qmax = CODE_BOUNDS[dtype]
     if clip is not None:
         low, high = (constant(clip.inputs[i]) if len(clip.inputs) > i else None for i in (1, 2))
         if any(bound is not None and bound.size != 1 for bound in (low, high)):

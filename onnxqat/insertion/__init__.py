@@ -34,7 +34,7 @@ from onnxqat.insertion.groups import Skip
 from onnxqat.insertion.inputs import check_inputs
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.place import Grid, Placement, new_grid, place
-from onnxqat.insertion.preparation import check_conversion, prepare, ready_for_blocks, with_all_types
+from onnxqat.insertion.preparation import check_conversion, prepare, ready_for_blocks, with_all_types, with_float8
 from onnxqat.insertion.preparation.simplify import zero_bias_in_gemm
 from onnxqat.insertion.scopes import with_names
 from onnxqat.insertion.settings import layers
@@ -88,6 +88,7 @@ def insert(
     workers = Workers.join() if distributed else Workers()
     table = TARGETS[config.target]
     config = settled(config, table)
+    table = (table.float8 or table) if config.has_float8 else table
     with explained(model):
         prepared = prepare(model, config.fixed_inputs, table)
         check_model(prepared, table)
@@ -97,6 +98,8 @@ def insert(
             prepared = ready_for_blocks(prepared)
         if config.has_wide_activations:
             prepared = with_all_types(prepared)
+        if config.has_float8:
+            prepared = with_float8(prepared)
         config = with_names(config, model, prepared, table)
         groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
@@ -231,7 +234,7 @@ def _activation_grid(
     if not table.unsigned_activations and symmetric:
         high = np.maximum(high, -low)  # the lowest code stays free, as in weights
     signed = not table.unsigned_activations or (table.signed_activations and symmetric and bool(np.any(low < 0)))
-    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=site.axis)
+    spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=site.axis, float8=site.settings.float8)
     scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)
     return new_grid(graph, stem, spec, scale, zero_point)
 

@@ -28,6 +28,19 @@ def settled(config: Config, target: Target) -> Config:
 
 
 def _problems(config: Config, target: Target) -> Iterator[str]:
+    yield from _of_widths(config, target)
+    if config.has_float8:
+        yield from _of_float8(config, target)
+    yield from _of_blocks(config, target)
+    if target.weight_only and any(one.quantize_activations for one in config.overrides):
+        yield f"quantize_activations is set in a rule, and {target.title} has no kernel that quantizes any; leave it out"
+    if target.symmetric_only:
+        yield from _asymmetric(config, target)
+    if target.whole:
+        yield from _of_weights(config, target)
+
+
+def _of_widths(config: Config, target: Target) -> Iterator[str]:
     widths = [config.activation_bits, *(o.activation_bits for o in config.overrides if o.activation_bits is not None)]
     for bits in widths:
         if bits not in target.activation_bits:
@@ -37,19 +50,29 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
             f"sixteen is {config.sixteen}, and {target.title} has no kernels for activations of 16 bits; leave it out, or choose "
             "the target qnn"
         )
-    yield from _of_blocks(config, target)
-    if target.weight_only and any(one.quantize_activations for one in config.overrides):
-        yield f"quantize_activations is set in a rule, and {target.title} has no kernel that quantizes any; leave it out"
-    if target.symmetric_only:
-        yield from _asymmetric(config, target)
-    if not target.whole:
-        return
+
+
+def _of_weights(config: Config, target: Target) -> Iterator[str]:
+    """Of a target that takes every value as integers."""
     for name in ("weight_block_size", "embedding_bits"):
         if getattr(config, name) or any(getattr(one, name, None) for one in config.overrides):
             yield f"{name} is set, and {target.title} would leave such weights to the CPU; leave it out"
     yield from _per_channel(config, target)
     if False in (config.weight_symmetric, *(one.weight_symmetric for one in config.overrides)):
         yield f"weight_symmetric is false, and {target.title} takes weights with zero point 0; leave it out"
+
+
+def _of_float8(config: Config, target: Target) -> Iterator[str]:
+    types = config.weight_type, config.activation_type
+    if target.float8 is None:
+        yield f"a type of codes is fp8, and {target.title} has no kernels for that; leave it out, or choose the target tensorrt"
+    if types != ("fp8", "fp8"):
+        fact = f"weight_type is {types[0]} and activation_type {types[1]}"
+        yield f"{fact}, and kernels multiply fp8 by fp8 alone; give both"
+    widths = [config.weight_bits, config.activation_bits]
+    widths += [bits for one in config.overrides for bits in (one.weight_bits, one.activation_bits) if bits is not None]
+    if any(bits != 8 for bits in widths) or config.embedding_bits is not None:
+        yield "a type of codes is fp8, which has 8 bits, and others are asked for; leave them out"
 
 
 def _of_blocks(config: Config, target: Target) -> Iterator[str]:

@@ -227,6 +227,8 @@ def _float_side(
 ) -> str | None:
     if group.weight is not None or (group.node.op_type == "MatMul" and target.quantizes_products):
         return None
+    if group.node.op_type == "Add" and target.accumulates_one:
+        return None  # a float short cut would make the kernel write float (`accumulated.single_sides`)
     for value in group.reads:
         sources = [] if constant(value) is not None else origins(value, target)
         if not all(_is_integer(above, integer, wholes, target) for above in sources):

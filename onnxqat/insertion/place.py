@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.movement import moved
-from onnxqat.graph.qdq import FIXED_GRID, INTEGER_BOUNDS, Spec
+from onnxqat.graph.qdq import CODE_BOUNDS, FIXED_GRID, Spec
 from onnxqat.insertion.groups import is_float
 from onnxqat.targets import Target
 
@@ -116,7 +116,7 @@ def _write(graph: ir.Graph, value: ir.Value, grid: Grid, users: tuple[ir.Node, .
 
 def _clip(graph: ir.Graph, codes: ir.Value, spec: Spec) -> list[ir.Node]:
     """Codes narrower than their type, or without the lowest one, are clipped as integers."""
-    if spec.bounds == INTEGER_BOUNDS[spec.dtype]:
+    if spec.bounds == CODE_BOUNDS[spec.dtype]:
         return []
     bounds = [shared_code(graph, np.asarray(bound, spec.dtype.numpy())) for bound in spec.bounds]
     return [ir.node("Clip", [codes, *bounds])]

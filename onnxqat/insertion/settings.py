@@ -22,8 +22,13 @@ from onnxqat.targets.ort_cpu import PER_TENSOR
 SAFE_BITS = 7
 
 
-def estimate_of(given: Range, percentile: float) -> Estimate:
-    """The user's range, its open ends closed by the percentile of the whole configuration."""
+def estimate_of(given: Range, percentile: float, *, float8: bool = False) -> Estimate:
+    """The user's range, its open ends closed by the percentile of the whole configuration.
+
+    `mse` weighs steps of one size against what is cut off. Those of E4M3 grow with the numbers, so that nothing is gained there.
+    """
+    if float8 and given.type == "mse":
+        return Estimate(samples=given.samples)
     low = 100 - percentile if given.min_percentile is None else given.min_percentile
     high = percentile if given.max_percentile is None else given.max_percentile
     return Estimate(given.type, low, high, given.samples)
@@ -61,12 +66,14 @@ class Activation:
         signed: whether its codes cover negative numbers even where it has none.
         per_channel: whether it has a scale per channel.
         estimate: how its range is found.
+        float8: whether its codes are numbers of E4M3.
     """
 
     symmetric: bool
     signed: bool
     per_channel: bool
     estimate: Estimate
+    float8: bool
 
 
 def layers(groups: Sequence[Group], config: Config, target: Target) -> dict[Group, Layer]:
@@ -105,7 +112,8 @@ def activation(nodes: Collection[ir.Node], config: Config, target: Target) -> Ac
         signed=bool(settings["activation_signed"]),
         per_channel=settings["activation_granularity"] == "per_channel"
         and not any(node.op_type in PER_TENSOR for node in nodes),
-        estimate=estimate_of(settings["activation_range"], config.percentile),
+        estimate=estimate_of(settings["activation_range"], config.percentile, float8=config.has_float8),
+        float8=config.has_float8,
     )
 
 
@@ -187,7 +195,7 @@ def _layer(group: Group, config: Config, target: Target, *, outer: bool, first: 
         and _takes_channels(group.node.op_type, own, target),
         block=block,
         safe=first or config.overflow_fix == "enable",
-        estimate=estimate_of(given, config.percentile),
+        estimate=estimate_of(given, config.percentile, float8=config.has_float8),
     )
 
 

@@ -110,7 +110,7 @@ def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> lis
         bits = min(layer.weight_bits, SAFE_BITS) if safe else layer.weight_bits
         narrow = bits == 8 or (target.narrow_weights and layer.symmetric and bits == layer.weight_bits and not block)
         signed = layer.symmetric or not block
-        spec = Spec(bits, signed=signed, symmetric=layer.symmetric, narrow=narrow, axis=axis, block=block)
+        spec = Spec(bits, signed, layer.symmetric, narrow, axis, block, config.has_float8)
         sites.append(WeightSite(weight, spec, layer.estimate, tuple(group.node for group in sharing)))
     return sites
 

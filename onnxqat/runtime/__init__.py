@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, OnnxqatError, UnsupportedModelError, short_reason
 from onnxqat.graph import external, files, io
+from onnxqat.graph.qdq import FLOAT8
 from onnxqat.graph.validity import check_valid
 from onnxqat.graph.without import without_quantizers
 from onnxqat.process.unneeded import kept_out
@@ -283,6 +284,10 @@ def exact_options(threads: int = 0) -> ort.SessionOptions:
 def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
     """A session straight from memory, by way of a file only for a model that protobuf cannot hold in one piece."""
     providers = device.providers
+    levels = ort.GraphOptimizationLevel
+    if _has_float8(model) and options.graph_optimization_level != levels.ORT_DISABLE_ALL:
+        # beyond, up to 1.32.0, it makes integer kernels of E4M3, which do not load, and drops a Relu in front of it
+        options.graph_optimization_level = levels.ORT_ENABLE_BASIC
     if external.weight_bytes(model) <= external.TOO_LARGE:
         proto = model if isinstance(model, onnx.ModelProto) else io.to_proto(model)
         return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
@@ -292,6 +297,13 @@ def _session(model: ir.Model | onnx.ModelProto, options: ort.SessionOptions, dev
         # Weights in the order that kernels like best would be copies of all of them, and so would weights quantized ahead.
         options.add_session_config_entry("session.disable_prepacking", "1")
         return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=["ConstantFolding"])
+
+
+def _has_float8(model: ir.Model | onnx.ModelProto) -> bool:
+    if isinstance(model, onnx.ModelProto):
+        return any(tensor.data_type == FLOAT8 for tensor in model.graph.initializer)
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return any(tensor is not None and tensor.dtype == FLOAT8 for tensor in tensors)
 
 
 def check_packages() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnxqat.graph.qdq import Quantizer
 from onnxqat.names import RuntimeName
 
 
@@ -71,6 +72,7 @@ class Target:
         products: types of codes, of data and weight, that its layers multiply.
         one_scale: operators whose kernels take no weight with more than one scale.
         int32_biases: whether a model with biases as int32 codes is taken.
+        float8: the same facts for models whose codes are numbers of E4M3; None: there are no kernels for them.
         weight_only: whether activations are never quantized: there is no kernel for QuantizeLinear.
         simulated: whether the runtime only shows the answers, quantizers computed in float, and others execute the model.
     """
@@ -124,6 +126,11 @@ class Target:
     int32_biases: bool = True
     weight_only: bool = False
     simulated: bool = False
+    float8: Target | None = None
+
+    def for_codes(self, found: Iterable[Quantizer]) -> Target:
+        """The facts that a model with these quantizers is judged by."""
+        return self.float8 if self.float8 is not None and any(one.is_float8 for one in found) else self
 
     @property
     def moves(self) -> frozenset[str]:

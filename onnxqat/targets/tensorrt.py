@@ -7,6 +7,7 @@ Sources: NVIDIA's rules for the placement of pairs, the parser of TensorRT 10.1 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,8 @@ CHANNEL_VECTOR = 8
 LARGEST_RANK = 8
 #: What the fused kernel of attention on integers takes.
 HEAD_SIZES, LONGEST = (16, 32, 64), 512
+#: What the one on numbers of E4M3 takes, and the largest window of a convolution on them.
+FLOAT8_HEADS, LARGEST_WINDOW = range(9, 257), 32
 #: Nodes that exporters write between the first product of attention and its Softmax: scale and mask.
 SCALED = 4
 
@@ -58,7 +61,7 @@ def _of_convolution(node: ir.Node) -> Iterator[str]:
         yield f"its {inputs} channels in and {outputs} out are few, and faster in float16"
 
 
-def _of_product(node: ir.Node) -> Iterator[str]:
+def _of_product(node: ir.Node, *, float8: bool = False) -> Iterator[str]:
     """A product of matrices [M, K] and [K, N]."""
     turned = [node.attributes.get_int(name, 0) for name in ("transA", "transB")]
     shapes = [_last_two(value, turn) for value, turn in zip(node.inputs[:2], turned, strict=True)]
@@ -67,7 +70,7 @@ def _of_product(node: ir.Node) -> Iterator[str]:
         yield "it multiplies a matrix by a vector, which is faster in float16"
     inner = shapes[1][0] if inner is None else inner
     if _in_attention(node):
-        yield from _of_attention(node, inner, columns)
+        yield from _of_attention(node, inner, columns, float8=float8)
     for what, size in (("inner dimension", inner), ("number of columns", columns)):
         if size is not None and size < LEAST_CHANNELS:
             yield f"its {what} is {size}, and products with fewer than {LEAST_CHANNELS} are faster in float16"
@@ -85,15 +88,16 @@ def _in_attention(node: ir.Node) -> bool:
     return any(one is not None and one.op_type == "Softmax" for one in above)
 
 
-def _of_attention(node: ir.Node, inner: int | None, columns: int | None) -> Iterator[str]:
+def _of_attention(node: ir.Node, inner: int | None, columns: int | None, *, float8: bool) -> Iterator[str]:
     """The fused kernel takes both products or none, so both say the same."""
     data = node.inputs[0]
     producer = None if data is None else data.producer()
     behind = producer is not None and producer.op_type == "Softmax"
     size, length = (columns, inner) if behind else (inner, columns)
-    if size is not None and size not in HEAD_SIZES:
-        yield f"attention heads have size {size}, and the fused integer kernel takes {', '.join(map(str, HEAD_SIZES))}"
-    if length is not None and length > LONGEST:
+    if size is not None and size not in (FLOAT8_HEADS if float8 else HEAD_SIZES):
+        taken = "9 to 256 in fp8" if float8 else ", ".join(map(str, HEAD_SIZES))
+        yield f"attention heads have size {size}, and the fused kernel takes {taken}"
+    if length is not None and length > LONGEST and not float8:
         yield f"attention is over {length} positions, and the fused integer kernel takes {LONGEST}"
 
 
@@ -116,7 +120,24 @@ def _refusals(node: ir.Node) -> Iterator[str]:
             yield f"has {value.shape.rank()} axes at {value.name!r}, and TensorRT takes {LARGEST_RANK}; reshape it there"
 
 
-TARGET = Target(
+def _too_small_for_float8(node: ir.Node) -> str:
+    if node.op_type == "Conv":
+        return next(_of_float8_convolution(node), "")
+    return next(_of_product(node, float8=True), "") if node.op_type in ("MatMul", "Gemm") else ""
+
+
+def _of_float8_convolution(node: ir.Node) -> Iterator[str]:
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return
+    (outputs, inputs), window = weight.shape[:2], int(np.prod(weight.shape[2:]))
+    if min(outputs, inputs) <= LEAST_CHANNELS:
+        yield f"its {inputs} channels in and {outputs} out are few, and faster in float16 than in fp8"
+    if window > LARGEST_WINDOW:
+        yield f"its window has {window} elements, and fp8 kernels take {LARGEST_WINDOW}"
+
+
+_INTEGERS = Target(
     name="tensorrt",
     runtime="ort",
     package="onnxruntime",
@@ -152,7 +173,7 @@ TARGET = Target(
     clips_codes=False,
     refusal=_refusal,
     symmetric_only=True,
-    products=frozenset({("int8", "int8")}),
+    products=frozenset({("int8", "int8"), ("float8e4m3fn", "float8e4m3fn")}),
     int32_biases=False,
     per_tensor=operators("ConvTranspose"),
     too_small=_too_small,
@@ -161,3 +182,16 @@ TARGET = Target(
     quantizes_products=True,
     simulated=True,
 )
+
+#: NVIDIA's quantizer has fp8 for these operators alone.
+_FLOAT8 = replace(
+    _INTEGERS,
+    weighted=operators("Conv Gemm MatMul"),
+    integer=operators("Add"),
+    quantized_outputs=frozenset(),
+    accumulates=operators("Conv"),
+    block_sizes=frozenset(),
+    too_small=_too_small_for_float8,
+)
+
+TARGET = replace(_INTEGERS, float8=_FLOAT8)

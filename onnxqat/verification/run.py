@@ -297,7 +297,8 @@ def _latency(host: Host, inputs: Arrays, samples: Samples) -> Latency:
 def kernels_of(host: Host, deployed: ir.Model) -> list[fusion.Kernel]:
     """Returns the fate of each computing node of a deployed model in a runtime."""
     if host.stands_for:
-        return fusion_structure.report(deployed, TARGETS[deployed.metadata_props[TARGET]])
+        target = TARGETS[deployed.metadata_props[TARGET]].for_codes(quantizers(deployed))
+        return fusion_structure.report(deployed, target)
     return _REPORTS[host.runtime](deployed, host.executed(fusion.marked(deployed)))
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -67,7 +68,10 @@ def test_nothing_in_our_own_model_is_refused_or_split(target):
 def test_model_of_another_tool_for_the_cpu_is_refused_for_tensorrt_by_name(tmp_path):
     findings = onnxqat.check(quantized_by_onnxruntime(network(), tmp_path), "tensorrt")
     told = [str(one) for one in findings.refused]
-    assert any("QuantizeLinear 'x_QuantizeLinear': its codes are uint8, and TensorRT takes int8" in one for one in told)
+    assert any(
+        "QuantizeLinear 'x_QuantizeLinear': its codes are uint8, and TensorRT takes float8e4m3fn or int8" in one
+        for one in told
+    )
     assert any("its zero point is not 0, as TensorRT demands" in one for one in told)
     assert any("takes biases as floats, without a DequantizeLinear; store the bias as float32" in one for one in told)
     assert all(one.remedy for one in findings.refused)
@@ -79,6 +83,8 @@ def test_model_of_another_tool_for_the_cpu_has_nothing_to_say_on_the_cpu(tmp_pat
 
 CLIPPED = f"{pair('d', 'x')} q = Clip(d_q, zx, zx) e = DequantizeLinear(q, sx, zx) y = Conv(e, wd)"
 BIASED = f"{pair('d', 'x')} bd = DequantizeLinear<axis=0>(bi, sw) y = Conv(d, wd, bd)"
+FLOAT8 = ml_dtypes.float8_e4m3fn
+FLOAT8_WEIGHT = "we_q = QuantizeLinear(wf, sx, zf) we = DequantizeLinear(we_q, sx, zf)"
 SKIP = f"{pair('d', 'x')} c = Conv(d, wd)"
 
 
@@ -103,6 +109,19 @@ SKIP = f"{pair('d', 'x')} c = Conv(d, wd)"
             "its inputs have several scales; give all inputs one scale",
         ),
         ("tensorrt", f"{pair('d', 'x')} y = Conv(d, wf)", "float", "reads weight 'wf' in float; quantize it"),
+        (
+            "tensorrt",
+            f"{pair('d', 'x', 'sx', 'zf')} y = Conv(d, wd)",
+            "refused",
+            "multiplies float8e4m3fn data with int8 weights, for which TensorRT has no kernel",
+        ),
+        ("tensorrt", f"{pair('d', 'x', 'sx', 'zf')} {FLOAT8_WEIGHT} y = Conv(d, we)", "", ""),
+        (
+            "qnn",
+            f"{pair('d', 'x', 'sx', 'zf')} y = Conv(d, wd)",
+            "refused",
+            "its codes are float8e4m3fn, and QNN takes",
+        ),
         ("tensorrt", CLIPPED, "refused", "a Clip of integers stands between its nodes; fold the model"),
         (
             "qnn",
@@ -122,7 +141,13 @@ SKIP = f"{pair('d', 'x')} c = Conv(d, wd)"
     ],
 )
 def test_what_a_target_would_do_is_told_with_node_fact_and_remedy(target, nodes, kind, told):
-    more = {"zu": np.uint8(128), "zw": np.uint16(0), "zc": np.zeros(16, np.int8), "bi": np.ones(16, np.int32)}
+    more = {
+        "zu": np.uint8(128),
+        "zw": np.uint16(0),
+        "zc": np.zeros(16, np.int8),
+        "zf": FLOAT8(0),
+        "bi": np.ones(16, np.int32),
+    }
     findings = onnxqat.check(_opset(written(nodes, **more), 21 if "zw" in nodes else 19), target)
     found = [one for one in findings if one.kind in ("refused", "split")] if not kind else findings.of(kind)
     assert [told in str(one) for one in found if told in str(one)][:1] == [True] * bool(kind), [*map(str, findings)]

@@ -177,9 +177,67 @@ def test_weights_in_blocks_are_int4_behind_floats():
     assert [i.data_type for i in folded.graph.initializer if list(i.dims) == [128, 32]] == [onnx.TensorProto.INT4]
 
 
+FLOAT8 = {"weight_type": "fp8", "activation_type": "fp8"}
+WIDE = "(float[2,32,8,8] x) => (float[2,N] y)"
+WIDE_BODY = """c = Conv<pads=[1,1,1,1]>(x, k, bias) s = Add(c, x) q = Relu(s) few = Conv(q, down) back = Conv(few, up)
+    t = Conv<pads=[3,3,3,3]>(back, large) f = Flatten(t) y = Gemm<transB=1>(f, head)"""
+WIDE_WEIGHTS = {
+    "k": r(32, 32, 3, 3),
+    "bias": r(32),
+    "down": r(16, 32, 1, 1),
+    "up": r(32, 16, 1, 1),
+    "large": r(32, 32, 7, 7),
+    "head": r(32, 2048),
+}
+
+
+def test_fp8_model_has_pairs_of_e4m3_with_trained_scales_where_nvidias_quantizer_has_them():
+    proto = model(f"{WIDE} {{ {WIDE_BODY} }}", **WIDE_WEIGHTS)
+    batch = batches(proto, 1)[0]
+    qdq = insert(proto, [batch], Config(target="tensorrt", **FLOAT8))
+    assert qdq.opset_import[0].version == 19
+    assert grids(qdq).keys() == {"x", "k", "t", "head"}  # the same pair serves Conv and short cut
+    assert {array(qdq, point).dtype.name for _, point in grids(qdq).values()} == {"float8_e4m3fn"}
+    assert float(array(qdq, "x_scale")) == pytest.approx(np.abs(batch["x"]).max() / 448)
+    assert array(qdq, "k_scale").shape == (32,)
+    assert [one.fact for one in onnxqat.check(qdq)] == [
+        "its 32 channels in and 16 out are few, and faster in float16 than in fp8",
+        "its 16 channels in and 32 out are few, and faster in float16 than in fp8",
+        "its window has 49 elements, and fp8 kernels take 32",
+    ]
+    trainer = onnxqat.Trainer(qdq, loss="mse", optimizer=onnxqat.AdamW(lr=1e-2))
+    trainer.step(batch | {"label": np.zeros((2, 32), np.float32)})
+    trained = trainer.model()
+    moved = [name for name, _ in grids(trained).values() if (array(trained, name) != array(qdq, name)).any()]
+    assert len(moved) == 4
+    folded = fold(trained)
+    assert {i.name for i in folded.graph.initializer if i.data_type == onnx.TensorProto.FLOAT8E4M3FN and i.dims} == {
+        "k_quantized",
+        "head_quantized",
+        "k_zero_point",
+        "head_zero_point",
+    }
+    assert {one.kind for one in onnxqat.check(folded)} == {"float"}
+    np.testing.assert_array_equal(outputs(folded, batch), outputs(trained, batch))
+    again = onnxqat.Trainer(folded, loss="mse")  # stored codes get their float form back
+    np.testing.assert_array_equal(outputs(fold(again.model()), batch), outputs(folded, batch))
+
+
+def test_fp8_resnet_is_as_accurate_as_in_float_and_keeps_its_rectifiers_in_the_runtime():
+    """ONNX Runtime drops a Relu in front of E4M3, unless it is kept from that."""
+    float_model = fashion_mnist.SLICE.with_name("resnet20.onnx")
+    qdq = insert(float_model, list(fashion_mnist.calibration())[:1], Config(target="tensorrt", **FLOAT8))
+    report = onnxqat.verify(qdq, fold(qdq), list(fashion_mnist.test())[:2])
+    assert (report.stands_for, report.agreement, report.integer_count()) == ("TensorRT", 1.0, (12, 22))
+    assert report.deployed > 0.9
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"weight_type": "fp8"}, "weight_type is fp8 and activation_type int, and kernels multiply fp8 by fp8 alone"),
+        (FLOAT8 | {"weight_bits": 4}, "a type of codes is fp8, which has 8 bits, and others are asked for"),
+        (FLOAT8 | {"target": "qnn"}, "a type of codes is fp8, and QNN has no kernels for that"),
         ({"activation_bits": 4}, "activation_bits is 4, and TensorRT runs activations of 8 bits"),
         ({"activation_symmetric": False}, "activation_symmetric is false, and TensorRT takes zero points of 0 alone"),
         ({"weight_symmetric": False}, "weight_symmetric is false, and TensorRT takes zero points of 0 alone"),
@@ -192,7 +250,7 @@ def test_weights_in_blocks_are_int4_behind_floats():
 )
 def test_settings_that_tensorrt_does_not_take_are_refused_before_calibration(settings, message):
     with pytest.raises(InputError, match=message):
-        insert(model(f"{IMAGE} {{ y = Conv(x, w) }}", w=WEIGHTS["w"]), [], Config(target="tensorrt", **settings))
+        insert(model(f"{IMAGE} {{ y = Conv(x, w) }}", w=WEIGHTS["w"]), [], Config(**{"target": "tensorrt"} | settings))
 
 
 def test_value_of_nine_axes_is_refused_by_name():

@@ -51,6 +51,8 @@ LARGEST_FILL = 64
 NEWEST_WITH_KERNELS = 20
 #: Opset and format of files with integers of 4 bits, scales for blocks of them, and quantizers of 16 bits.
 FIRST_WITH_ALL_TYPES, FIRST_IR_WITH_ALL_TYPES = 21, 10
+#: The same with numbers of E4M3.
+FIRST_WITH_FLOAT8, FIRST_IR_WITH_FLOAT8 = 19, 9
 #: Ways to write the same that patterns need not know, each brought to one form, in this order.
 SIMPLIFICATIONS = (
     bound_activations,
@@ -122,8 +124,17 @@ def ready_for_blocks(model: ir.Model) -> ir.Model:
 
 def with_all_types(model: ir.Model) -> ir.Model:
     """A prepared model in the opset that has quantizers of 4 and 16 bits."""
-    ready = upgraded(model, FIRST_WITH_ALL_TYPES) if io.opset(model) < FIRST_WITH_ALL_TYPES else model
-    ready.ir_version = max(ready.ir_version, FIRST_IR_WITH_ALL_TYPES)
+    return _at_least(model, FIRST_WITH_ALL_TYPES, FIRST_IR_WITH_ALL_TYPES)
+
+
+def with_float8(model: ir.Model) -> ir.Model:
+    """A prepared model in the opset that has quantizers to E4M3."""
+    return _at_least(model, FIRST_WITH_FLOAT8, FIRST_IR_WITH_FLOAT8)
+
+
+def _at_least(model: ir.Model, opset: int, version: int) -> ir.Model:
+    ready = upgraded(model, opset) if io.opset(model) < opset else model
+    ready.ir_version = max(ready.ir_version, version)
     return ready
 
 

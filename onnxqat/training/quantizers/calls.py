@@ -15,7 +15,7 @@ from onnxqat.graph.edit import constant_value, replace_value
 from onnxqat.graph.io import opset
 from onnxqat.graph.movement import quantizer_above
 from onnxqat.graph.naming import label
-from onnxqat.graph.qdq import FIXED_GRID, INTEGER_BOUNDS, Quantizer, by_output, quantizers
+from onnxqat.graph.qdq import CODE_BOUNDS, FIXED_GRID, Quantizer, by_output, quantizers
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.round_bias import call_rounding
 
@@ -194,7 +194,7 @@ def _variant(quantizer: Quantizer, rectifier: Rectifier | None) -> fakequant.Var
     bounds = (quantizer.qmin, quantizer.qmax)
     stretch = _stretch(shape)
     rectified, bounded = rectifier is not None, rectifier is not None and rectifier.is_bounded
-    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], quantizer.axis, rank, rectified, bounded, stretch)
+    return fakequant.Variant(dtype, bounds, CODE_BOUNDS[dtype], quantizer.axis, rank, rectified, bounded, stretch)
 
 
 def _of_blocks(quantizer: Quantizer, dtype: ir.DataType) -> fakequant.Variant:
@@ -205,7 +205,7 @@ def _of_blocks(quantizer: Quantizer, dtype: ir.DataType) -> fakequant.Variant:
             f"{label(quantizer.dequantize)}: scales in blocks are trained for matrices of fixed size only; quantize it per tensor"
         )
     bounds, block = (quantizer.qmin, quantizer.qmax), quantizer.block
-    return fakequant.Variant(dtype, bounds, INTEGER_BOUNDS[dtype], axis, shape.rank(), block=block, length=length)
+    return fakequant.Variant(dtype, bounds, CODE_BOUNDS[dtype], axis, shape.rank(), block=block, length=length)
 
 
 def _stretch(shape: ir.Shape | None) -> int | None:

@@ -3,6 +3,7 @@
 A quantizer becomes one call of `FakeQuantize_…(x, scale, zero_point)`, whose body is QuantizeLinear → (Clip) →
 DequantizeLinear itself; its gradient is LSQ's (Esser et al. 2020, eqs. 3 and 5, for any zero point). With u = y - x, the gradient
 of a code that was not clipped is dx = dy and d y/d scale = u/scale; that of a clipped one is dx = 0 and d y/d scale = y/scale.
+The same holds for codes of E4M3 (`numerics.fake_quantize_e4m3_gradient`), but there u does not tell what was clipped: x does.
 Four things make it cheap:
 
 - Channels that are not rows (of a MatMul's weight, say), and blocks, are quantized by elementwise operators, to the same bits.
@@ -28,6 +29,7 @@ import onnx_ir as ir
 from onnxqat.autodiff.functions import give_gradient
 from onnxqat.autodiff.rule import Call, Custom
 from onnxqat.graph.ops import KERNELS, Ops
+from onnxqat.graph.qdq import FLOAT8
 
 DOMAIN = "onnxqat"
 _GRADIENT = "_gradient"
@@ -100,7 +102,7 @@ def function(variant: Variant, opset: int) -> ir.Function:
     """
     x, scale, zero_point, ceiling = (ir.val(name) for name in ("x", "scale", "zero_point", "ceiling"))
     op = Ops(opset)
-    on_grid = _on_inner_grids if variant.on_inner_grids else _on_grid
+    on_grid = _on_inner_grids if variant.on_inner_grids and variant.dtype != FLOAT8 else _on_grid
     y = on_grid(op, variant, x, scale, zero_point)
     inputs = [x, scale, zero_point] + ([ceiling] if variant.bounded else [])
     forward = _function(variant.name, inputs, [y], op)
@@ -244,6 +246,8 @@ def _along_inner_axis(
     u = op.Sub(y, x)
     half = op.Mul(_per_channel(op, variant, _tie(op, variant, scale)), _float(op, 0.5))
     inside = op.LessOrEqual(op.Abs(u), half)
+    if variant.dtype == FLOAT8:
+        inside = op.LessOrEqual(op.Abs(x), op.Mul(_per_channel(op, variant, scale), _float(op, variant.bounds[1])))
     dx, summands = op.masked(dy, inside), op.Mul(dy, op.Sub(y, op.masked(x, inside)))
     others = [axis for axis in range(variant.rank) if axis != variant.axis]
     if variant.block:
@@ -254,6 +258,10 @@ def _along_inner_axis(
 def _masks(op: Ops, variant: Variant, scale: ir.Value, x: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Residual u = y - x, and which elements lie inside and outside the quantizer's range."""
     u = op.Sub(y, x)
+    if variant.dtype == FLOAT8:
+        scales = scale if variant.axis is None else op.Unsqueeze(scale, op.ints([1]))
+        outside = op.Greater(op.Abs(x), op.Mul(scales, _float(op, variant.bounds[1])))
+        return u, op.Not(outside), outside
     if variant.axis is None:
         codes = op.one("QuantizeLinear", u, _tie(op, variant, scale), _number(op, 0, ir.DataType.INT8))
     else:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -7,13 +9,21 @@ import torch
 
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.autodiff.lowering import lower
-from onnxqat.numerics import fake_quantize, fake_quantize_gradient, in_blocks, spread
+from onnxqat.numerics import (
+    fake_quantize,
+    fake_quantize_e4m3,
+    fake_quantize_e4m3_gradient,
+    fake_quantize_gradient,
+    in_blocks,
+    spread,
+)
 from onnxqat.runtime import exact_options, session
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.training_graph.memory import schedule
 
-CARRIERS = {"int8": (-128, 127), "uint8": (0, 255)}
+CARRIERS = {"int8": (-128, 127), "uint8": (0, 255), "float8e4m3fn": (-448, 448)}
+CODES = {"int8": np.int8, "uint8": np.uint8, "float8e4m3fn": ml_dtypes.float8_e4m3fn}
 
 
 def quantized_graph(shape, dtype, bounds, axis, scale_shape, zero_point, before="", opset=17):
@@ -36,7 +46,7 @@ def quantized_graph(shape, dtype, bounds, axis, scale_shape, zero_point, before=
             product = Mul (y, dy)
             loss = ReduceSum <keepdims=0> (product)
         }}""")
-    for name, array in (("scale", np.ones(scale_shape, np.float32)), ("zero_point", zero_point.astype(dtype))):
+    for name, array in (("scale", np.ones(scale_shape, np.float32)), ("zero_point", zero_point.astype(CODES[dtype]))):
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     passes.IdentityEliminationPass()(model)
     passes.ShapeInferencePass()(model)
@@ -128,6 +138,24 @@ def test_gradients_are_those_of_torch(shape, axis, dtype, bounds, zero_point):
     np.testing.assert_array_equal(dx, torch_dx)
     # 1e-5 of the sum's terms: torch adds them up in float32 too
     np.testing.assert_allclose(dscale, torch_dscale, rtol=1e-5, atol=1e-5 * np.abs(torch_dscale).max())
+
+
+@pytest.mark.parametrize(("shape", "axis"), SCALES)
+def test_values_and_gradients_of_e4m3_are_those_of_the_formulas(shape, axis):
+    channels = () if axis is None else (shape[axis],)
+    scale = np.exp(np.random.default_rng(1).normal(-3, 0.5, channels)).astype(np.float32)
+    x, dy = data(shape, scale, np.zeros(channels), (-448, 448), axis)
+    make = partial(quantized_graph, shape, "float8e4m3fn", (-448, 448), axis, channels, np.zeros(channels), opset=19)
+
+    dx, dscale = gradients(make(), x, dy, scale)
+
+    expected = fake_quantize_e4m3_gradient(dy, x, scale, axis)
+    np.testing.assert_array_equal(dx, expected[0])
+    # 1e-5 of the sum's terms, which the runtime adds up in float32 along inner axes
+    np.testing.assert_allclose(dscale, expected[1], rtol=1e-5, atol=1e-5 * np.abs(expected[1]).max())
+    called = make()
+    call_quantizers(called)
+    np.testing.assert_array_equal(values(called, x, scale), fake_quantize_e4m3(x, scale, axis))
 
 
 @pytest.mark.parametrize(("dtype", "bounds", "zero_point"), QUANTIZERS)
