@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,15 @@ from onnxqat import Config
 from onnxqat.process.processor import processor
 from onnxqat.runtime import Inference
 from onnxqat.training.optimize.schedules import Cosine
+from tools.packages import FOLDER
 from tools.real_models.model import Batch, Data, deviation_of_difference, labels_of, outputs_of
 from tools.real_models.recipes import RealModel, Recipe
 
 CALIBRATION_BATCHES, WARMUP_STEPS = 16, 10
 #: One training batch of so many is not trained on: it chooses the rate, and whether blocks are reconstructed.
 CHOOSING = 8
+#: What models note of how they were made.
+SECONDS, LOSS = "seconds", "loss"
 
 
 @dataclass(frozen=True)
@@ -103,15 +108,19 @@ def post_training(model: RealModel, data: Data) -> PostTraining:
     return PostTraining(*scores, deviation_of_difference(data, whole, found), minutes, processor())
 
 
-def run(
-    model: RealModel, recipe: Recipe, data: Data, steps: int | None = None, interpreter: Path | None = None
-) -> Result:
-    """Insert, train, fold, verify; `interpreter` runs another onnxruntime for verification."""
-    proto = onnx.load(model.path)
-    (plain, least), (inserted, spent) = (
-        _inserted(proto, data, config) for config in (recipe.uncorrected, recipe.config)
+def run(model: RealModel, recipe: Recipe, data: Data, interpreter: Path | None = None) -> Result:
+    """Insert, train, fold, verify; `interpreter` runs another onnxruntime for verification.
+
+    What an interrupted run has finished of it is not done again.
+    """
+    proto, folder = onnx.load(model.path), FOLDER.parent / "real_models" / f"{model.name}, {recipe.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    calibration = data.inputs()[:CALIBRATION_BATCHES]
+    plain, inserted = (
+        _kept(folder / name, partial(onnxqat.insert, proto, calibration, config))
+        for name, config in (("plain", recipe.uncorrected), ("inserted", recipe.config))
     )
-    trained, rate, blocks = best(inserted, proto, data.inputs(), recipe, steps or recipe.steps)
+    trained, rate, blocks = best(inserted, proto, data.inputs(), recipe, folder)
     deployed = onnxqat.fold(trained)
     report = onnxqat.verify(
         trained,
@@ -122,39 +131,59 @@ def run(
     )
     scores = [judged(m, data) for m in (proto, plain, inserted, trained, deployed)]
     ratios = (report.size.ratio, report.latency.ratio)
+    rmtree(folder)
     return Result(
         recipe.name,
         *scores,
         report.agreement,
         *ratios,
         *report.integer_count(),
-        spent / least,
+        float(_facts(inserted)[SECONDS]) / float(_facts(plain)[SECONDS]),
         rate,
         blocks,
         processor(),
     )
 
 
-def _inserted(model: onnx.ModelProto, data: Data, config: Config) -> tuple[onnx.ModelProto, float]:
-    """The Q/DQ model, and the seconds of the processor's time that it took."""
-    start = time.process_time()
-    qdq = onnxqat.insert(model, data.inputs()[:CALIBRATION_BATCHES], config)
-    return qdq, time.process_time() - start
-
-
 def best(
-    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], recipe: Recipe, steps: int
+    qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], recipe: Recipe, folder: Path
 ) -> tuple[onnx.ModelProto, float, int]:
     """The model of the way to train that has the least loss on training data which is held back, with its rate and `blocks`."""
     held, read = batches[::CHOOSING], [batch for index, batch in enumerate(batches) if index % CHOOSING]
+
+    def trained(start: onnx.ModelProto, rate: float) -> onnx.ModelProto:
+        trainer = train(start, teacher, read, rate, recipe.steps)
+        return _noted(trainer.model(), LOSS, trainer.evaluate(held)["loss"])
+
     tried = []
     for blocks in recipe.blocks:
-        start = onnxqat.reconstruct(qdq, teacher, read, steps=blocks) if blocks else qdq
+        start = qdq
+        if blocks:
+            start = _kept(folder / f"{blocks}", partial(onnxqat.reconstruct, qdq, teacher, read, steps=blocks))
         for rate in recipe.rates:
-            trainer = train(start, teacher, read, rate, steps)
-            tried.append((trainer.evaluate(held)["loss"], rate, blocks, trainer.model()))
+            model = _kept(folder / f"{blocks}, {rate}", partial(trained, start, rate))
+            tried.append((float(_facts(model)[LOSS]), rate, blocks, model))
     _, rate, blocks, model = min(tried, key=lambda one: one[0])
     return model, rate, blocks
+
+
+def _kept(path: Path, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+    """The model that an earlier run has left there; else one is made and left. It notes the processor's seconds in itself."""
+    if not path.exists():
+        start = time.process_time()
+        model = make()
+        onnx.save(_noted(model, SECONDS, time.process_time() - start), path.with_name("new"))
+        path.with_name("new").rename(path)
+    return onnx.load(path)
+
+
+def _noted(model: onnx.ModelProto, key: str, number: float) -> onnx.ModelProto:
+    onnx.helper.set_model_props(model, {**_facts(model), key: repr(number)})
+    return model
+
+
+def _facts(model: onnx.ModelProto) -> dict[str, str]:
+    return {one.key: one.value for one in model.metadata_props}
 
 
 def train(
