@@ -1,11 +1,13 @@
-"""Settings of `insert`: frozen and validated, so that an invalid request cannot be built; readable from JSON."""
+"""Settings of `insert`: frozen and validated, so that an invalid request cannot be built; readable from JSON and YAML."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import json5
 from pydantic import BeforeValidator, Field
 
 from onnxqat import nncf
@@ -27,7 +29,7 @@ from onnxqat.config_parts import (
     one_of,
     shown,
 )
-from onnxqat.errors import InputError
+from onnxqat.errors import InputError, MissingExtraError
 from onnxqat.graph.qdq import WIDE
 from onnxqat.names import NO_TARGETS, TARGETS
 
@@ -178,21 +180,55 @@ class Config(Frozen):
 
     @classmethod
     def from_json(cls, path: str | Path) -> Config:
-        """Reads a JSON file whose keys are the attributes above.
+        """Reads a JSON file, which may hold comments, whose keys are the attributes above.
 
         Raises:
             InputError: the file is missing or not JSON, a key is unknown, a value has the wrong type or is out of range.
         """
-        path = Path(path)
+        return cls._parsed(Path(path), "JSON", json5.loads)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Config:
+        """Reads a YAML file whose keys are the attributes above; needs the extra `yaml`.
+
+        Raises:
+            InputError: the file is missing or not YAML, a key is unknown, a value has the wrong type or is out of range.
+            MissingExtraError: PyYAML is not installed.
+        """
+        return cls._parsed(Path(path), "YAML", _yaml().safe_load)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Config:
+        """Reads a file by its ending: `.yaml` or `.yml`, or else JSON."""
+        return cls.from_yaml(path) if Path(path).suffix in (".yaml", ".yml") else cls.from_json(path)
+
+    def to_json(self) -> str:
+        """All settings, defaults too, as text that `from_json` reads."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
+
+    def to_yaml(self) -> str:
+        """All settings, defaults too, as text that `from_yaml` reads; needs the extra `yaml`."""
+        return str(_yaml().safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    @classmethod
+    def _parsed(cls, path: Path, kind: str, parse: Callable[[str], Any]) -> Config:
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); check the path") from error
-        except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in brackets
-            raise InputError(f"{path}: not JSON ({shown(error)}); fix the file") from error
+        except Exception as error:  # numbers of too many digits, brackets in brackets, and each library's own
+            raise InputError(f"{path}: not {kind} ({shown(error)}); fix the file") from error
         if not isinstance(values, dict):
-            raise InputError(f"{path}: holds no JSON object; write the settings as {{...}}")
+            raise InputError(f"{path}: holds no {kind} object; write the settings by name")
         try:
-            return cls(**values)
+            return cls(**{str(name): value for name, value in values.items()})
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("PyYAML is not installed; run `pip install 'onnxqat[yaml]'`, or give JSON") from error
+    return yaml

@@ -139,11 +139,46 @@ def test_json_file_holds_any_setting(tmp_path):
     )
 
 
-def test_json_file_round_trips(tmp_path):
-    config = Config(ignore=(Select(type="Conv"),), overrides=(Override(name="a", weight_bits=4),), weight_range="mse")
-    path = tmp_path / "config.json"
-    path.write_text(config.model_dump_json(exclude_none=True))
-    assert Config.from_json(path) == config
+RICH = Config(
+    ignore=(Select(type="Conv"),),
+    overrides=(Override(name="a", weight_bits=4),),
+    weight_range="mse",
+    first_last_bits=None,
+    unified_scales=((Select(name="a"), Select(name="b")),),
+    inputs=(Input(shape=(1, 3, 8, 8)),),
+    fixed_inputs={"n": 2},
+)
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+@pytest.mark.parametrize("config", [Config(), RICH], ids=["defaults", "all kinds"])
+def test_settings_are_read_as_they_were_written(tmp_path, kind, config):
+    path = tmp_path / f"config.{kind}"
+    path.write_text(getattr(config, f"to_{kind}")())
+    assert Config.read(path) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.json", '{"weight_bits": 4, // as the NPU wants it\n /* head */ "ignore": [{"pattern": "head"}],}'),
+        ("c.yaml", "weight_bits: 4  # as the NPU wants it\nignore:\n- pattern: head\n"),
+        ("c.yml", "{weight_bits: 4, ignore: [{pattern: head}]}"),
+    ],
+)
+def test_file_of_settings_holds_comments(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert Config.read(tmp_path / name) == Config(weight_bits=4, ignore=(Select(pattern="head"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "not YAML"), ("- 1", "holds no YAML object"), ("weight_bits: 20", "weight_bits")]
+)
+def test_wrong_yaml_file_is_refused_in_one_line_that_names_it(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"c\.yaml: .*{message}") as caught:
+        Config.read(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from onnxqat import cli
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.M | re.S)
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 RUN = {"console", "python"}
-SHOWN = {"sh", "text", "json", "js", "diff"}
+SHOWN = {"sh", "text", "json", "js", "diff", "yaml"}
 
 
 @dataclass(frozen=True)

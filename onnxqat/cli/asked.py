@@ -13,6 +13,7 @@ from onnxqat.process.launch import launched
 if TYPE_CHECKING:
     from onnxqat.callbacks import History
     from onnxqat.config import Config
+    from onnxqat.data import sources
     from onnxqat.data.labels import Labelling
     from onnxqat.pipeline import recovery, request
 
@@ -66,6 +67,16 @@ def followed(keeping: recovery.Keeping, report: Path | None) -> tuple[recovery.K
 
     history = History()
     return keeping if report is None else replace(keeping, callbacks=[*keeping.callbacks, history]), history
+
+
+def show_plan(model: Path, source: sources.Source, config: Config, sample_axis: int | None) -> None:
+    """Prints what would be quantized."""
+    from onnxqat.cli import inspection
+    from onnxqat.graph import io
+    from onnxqat.pipeline.plan import planned
+
+    found = io.load(planned(model, source, config, sample_axis))
+    outputs.console.print(inspection.quantization_table(found, scales=False))
 
 
 def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:

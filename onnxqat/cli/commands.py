@@ -60,6 +60,7 @@ def insert(
     batch_size: options.BatchSize = 64,
     sample_axis: options.SampleAxis = None,
     reconstruct: options.Reconstruct = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train.
 
@@ -72,6 +73,9 @@ def insert(
     from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 
     config, source = asked.configuration(quantization), sources.read(calibration, batch_size, form(reading))
+    if dry_run:
+        asked.show_plan(model, source, config, sample_axis)
+        return
     qdq = stage(model, source, config, sample_axis=sample_axis, distributed=launched())
     if reconstruct:
         from onnxqat.search.reconstruct import reconstruct as search
@@ -281,6 +285,7 @@ def run(
     max_drop: options.MaxDrop = None,
     judging: options.Judging,
     reconstruct: options.Reconstruct = False,
+    dry_run: options.DryRun = False,
     json: options.Json = None,
     report: options.Report = None,
 ) -> None:
@@ -301,11 +306,15 @@ def run(
     settings = asked.training(training, execution, labels, metric)
     files = Data(data, calibration, validation, test, batch_size, form(reading))
     judge = asked.judge(judging, metric, labels, max_drop)
+    config = asked.configuration(quantization)
+    if dry_run:
+        asked.show_plan(model, files.read(calibration), config, labels.sample_axis)
+        return
     kept, history = asked.followed(asked.keeping(keeping, output), report)
     outcome = pipeline.run(
         model,
         files,
-        asked.configuration(quantization),
+        config,
         settings,
         judge,
         kept,
@@ -356,9 +365,10 @@ def inspect(
     trainable: Annotated[
         bool, typer.Option(help="Show instead which operators gradients pass, and which not.")
     ] = False,
+    json: options.Json = None,
 ) -> None:
     """Show what is quantized and how, and what stays in float and why."""
-    outputs.check(models=[model])
+    outputs.check(json=json, models=[model])
     from onnxqat.cli import inspection
     from onnxqat.graph import io
     from onnxqat.runtime import check_loads
@@ -366,6 +376,7 @@ def inspect(
     loaded = io.load(model, oldest_opset=7)
     if not trainable:
         outputs.console.print(inspection.quantization_table(loaded))
+        outputs.write_report(inspection.Contents.of(loaded), json)
         return
     outputs.console.print(inspection.trainability_table(loaded))
     outputs.console.print(inspection.obstacles_line(loaded), soft_wrap=True)

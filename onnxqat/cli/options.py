@@ -71,6 +71,13 @@ Report = Annotated[
         show_default=False,
     ),
 ]
+DryRun = Annotated[
+    bool,
+    Option(
+        "--dry-run",
+        help="Only print what would be quantized, and how; one batch of the data is read, nothing is written.",
+    ),
+]
 FixInput = Annotated[
     list[str] | None,
     Option(
@@ -93,7 +100,7 @@ class Quantization:
     """Settings of quantization: which values, and how."""
 
     config: Annotated[
-        Path | None, Option("--config", help="JSON file of onnxqat.Config, or one of NNCF.", show_default=False)
+        Path | None, Option("--config", help="JSON or YAML file of onnxqat.Config, or one of NNCF.", show_default=False)
     ] = None
     target: Annotated[
         str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from onnxqat.graph import files
 from onnxqat.process.launch import rank
@@ -14,12 +14,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from onnxqat.checking.findings import Findings
-    from onnxqat.cli.doctor import Examined
     from onnxqat.config import Config
-    from onnxqat.pipeline import Outcome
-    from onnxqat.search.sensitivities import Sensitivity
-    from onnxqat.verification.report import Report
 
 #: Standard output, for results.
 console = Terminal()
@@ -86,7 +81,14 @@ def write_page(text: str, path: Path) -> None:
     console.print(f"wrote {path}")
 
 
-def write_report(report: Report | Outcome | Examined | Findings | Sensitivity, path: Path | None) -> None:
+class Reported(Protocol):
+    """A report that programs read."""
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+
+
+def write_report(report: Reported, path: Path | None) -> None:
     """Writes a report in JSON, where a path is given."""
     if path is not None:
         files.write_text(report.to_json(), path, files.JSON)

@@ -223,7 +223,7 @@ def configuration(config: Path | None, fix_input: list[str] | None, **given: Any
         given["fixed_inputs"] = fixed_inputs(fix_input)
     base = Config()
     if config is not None:
-        base = Config.from_nncf(config) if nncf.describes(config) else Config.from_json(config)
+        base = Config.from_nncf(config) if nncf.describes(config) else Config.read(config)
     return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from onnxqat.errors import OnnxqatError
+
+#: Width where output is a file or a pipe: no line is cut or folded there, so that one fact is on one line.
+WIDE = 10_000
 
 
 class Terminal(Console):
@@ -19,6 +22,17 @@ class Terminal(Console):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Size of the terminal; elsewhere lines are as wide as they want to be, unless COLUMNS says otherwise."""
+        if self.is_terminal or self._width is not None or "COLUMNS" in self._environ:
+            return super().size
+        return ConsoleDimensions(WIDE, 25)
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
 
     def on_broken_pipe(self) -> None:
         """Raises OnnxqatError: nobody reads standard output any more."""
@@ -28,6 +42,22 @@ class Terminal(Console):
         """Renders what rich renders, its text made plain."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error now: while a bar is shown, that prints above it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        """The stream."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        raise AttributeError("the stream is always standard error")
 
 
 class _PlainFormatter(logging.Formatter):
@@ -44,7 +74,7 @@ def log_plainly(level: int) -> None:
     logger.setLevel(level)
     # libraries may have set up the root logger, at their own level, when they were imported
     logger.propagate = False
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(_PlainFormatter("%(message)s"))
     logger.handlers = [handler]
     for noisy in ("onnxscript", "onnx_ir", "tf2onnx", "tensorflow"):
@@ -52,8 +82,8 @@ def log_plainly(level: int) -> None:
 
 
 def cells(*texts: str | None) -> list[Text]:
-    """A row of a table whose texts are data on any console, the user's own too."""
-    return [Text(plain(text or "")) for text in texts]
+    """A row of a table whose texts are data on any console, the user's own too; what does not fit a column is folded, not cut."""
+    return [Text(plain(text or ""), overflow="fold") for text in texts]
 
 
 def plain(text: str) -> str:

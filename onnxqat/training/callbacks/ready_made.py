@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
+#: Steps by whose time that of the others is told, and seconds from which on it is.
+TIMED, LONG = 4, 20.0
 
 
 class Callback:
@@ -74,9 +77,12 @@ class Progress(Callback):
 
     def __init__(self) -> None:
         self._bar: Bar | None = None
+        self._begun: tuple[int, float] | None = None
+        self._told = False
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Shows the bar where standard error is a terminal."""
+        self._begun, self._told = None, False
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, console=console, transient=True)
@@ -85,10 +91,22 @@ class Progress(Callback):
             self._bar.start()
 
     def on_step_end(self, trainer: Trainer, loss: float) -> None:
-        """Advances the bar."""
+        """Advances the bar; after a few steps, says how long the others will take, if that is long."""
+        self._foretell(trainer)
         if self._bar is not None:
             text = f"{_reached(trainer, running=1)}  loss {loss:.4f}"
             self._bar.update(self._task, completed=trainer.schedule.position.step, description=text)
+
+    def _foretell(self, trainer: Trainer) -> None:
+        position, now = trainer.schedule.position, time.monotonic()
+        if self._begun is None:
+            self._begun = position.step, now  # the first step sets up more than it computes
+        done = position.step - self._begun[0]
+        if self._told or done < TIMED or position.steps is None:
+            return
+        self._told, left = True, (position.steps - position.step) * (now - self._begun[1]) / done
+        if left > LONG:
+            log.info("training: %d more steps, about %s", position.steps - position.step, in_words(left))
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
         """Logs the epoch's numbers."""
@@ -205,6 +223,14 @@ class JsonLines(Callback):
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it: seconds below 2 minutes, minutes below 2 hours."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def checked_callbacks(callbacks: Sequence[Callback]) -> Sequence[Callback]:
