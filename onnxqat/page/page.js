@@ -34,6 +34,9 @@ function draw(box) {
   Plotly.react(box.querySelector(".plot"), given.traces, layout({ ...given.layout, shapes: lines }), config);
 }
 
+const shortened = (name) => (name.length > 28 ? `…${name.slice(-27)}` : name);
+const escaped = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;"); // plotly reads some HTML
+
 function drawGraph(box, graph) {
   const wanted = box.querySelector("input").value.toLowerCase();
   const by = box.querySelector("select").value;
@@ -41,7 +44,7 @@ function drawGraph(box, graph) {
   const lines = { x: [], y: [] };
   for (const [start, end] of graph.edges) {
     const long = graph.y[end] - graph.y[start] > 1; // it bends around the nodes between
-    const bend = long ? [[(graph.x[start] + graph.x[end]) / 2 + 0.4], [-(graph.y[start] + graph.y[end]) / 2]] : [[], []];
+    const bend = long ? [[(graph.x[start] + graph.x[end]) / 2 - 0.4], [-(graph.y[start] + graph.y[end]) / 2]] : [[], []];
     lines.x.push(graph.x[start], ...bend[0], graph.x[end], null);
     lines.y.push(-graph.y[start], ...bend[1], -graph.y[end], null);
   }
@@ -49,7 +52,7 @@ function drawGraph(box, graph) {
   const edges = { ...lines, mode: "lines", line: { color: colour("--soft"), width: 1, shape: "spline" }, hoverinfo: "skip" };
   const nodes = {
     x: graph.x, y: graph.y.map((row) => -row), mode: "markers+text", hovertext: graph.labels, hoverinfo: "text",
-    text: graph.names.map((name, node) => (found[node] ? name : "")), textposition: "middle right",
+    text: graph.names.map((name, node) => (found[node] ? `<b>${escaped(name)}</b>` : escaped(shortened(name)))), textposition: "middle right",
     marker: {
       symbol: "square", size: found.map((one) => (one ? 22 : 13)), color: figures.map((value) => value ?? NaN),
       colorscale: by.includes("dB") ? GOOD : COSTLY, showscale: true, colorbar: { title: { text: by }, thickness: 12 },
@@ -62,7 +65,8 @@ function drawGraph(box, graph) {
   const rows = Math.max(...graph.y, 1);
   const span = Math.min(rows + 2, 16);
   const from = first < 0 ? -span + 1 : centre - span / 2;
-  const given = { showlegend: false, dragmode: "pan", xaxis: hidden, yaxis: { ...hidden, range: [from, from + span] } };
+  const sides = { ...hidden, range: [Math.min(...graph.x) - 1, Math.max(...graph.x, 2) + 1] }; // room for names beside nodes
+  const given = { showlegend: false, dragmode: "pan", xaxis: sides, yaxis: { ...hidden, range: [from, from + span] } };
   Plotly.react(box.querySelector(".plot"), [edges, nodes], layout(given), config);
 }
 
