@@ -228,8 +228,8 @@ class Training(Learning):
     lr: Annotated[
         float | None,
         Option(
-            help="Largest learning rate; warm-up, then a cosine to 0. (default: 1e-4 at 8 bits, 3e-4 at 6, 1e-3 at 4 and less; "
-            "1e-4 after reconstruction)",
+            help="Largest learning rate; warm-up, then a cosine to 0. (default: 1e-5 at 8 bits, 3e-4 at 6, 1e-3 at 4 and less; "
+            "at most 1e-4 after reconstruction)",
             show_default=False,
         ),
     ] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from onnxqat.graph import files, io
 from onnxqat.process.launch import launched, rank
 from onnxqat.training.callbacks.goal import Until
 from onnxqat.training.callbacks.ready_made import Callback
+from onnxqat.training.callbacks.start import Start
 from onnxqat.training.optimize.schedules import Length
 from onnxqat.training.resume import checkpoint_files
 from onnxqat.training.trainer import Trainer
@@ -100,7 +101,16 @@ def fit(
     """
     begun = run.schedule.position.step
     try:
-        run.fit(source, length.epochs, validation, keeping.callbacks, steps=length.steps, until=until, metric=metric)
+        judged = [] if validation is None or isinstance(validation, Iterator) else [Start(validation)]
+        run.fit(
+            source,
+            length.epochs,
+            validation,
+            [*judged, *keeping.callbacks],
+            steps=length.steps,
+            until=until,
+            metric=metric,
+        )
     except BaseException as error:
         if rank() == 0 and run.schedule.position.step > begun:
             _keep_what_was_reached(run, error, keeping)

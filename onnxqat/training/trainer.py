@@ -56,8 +56,8 @@ class Trainer:
         qdq: the model, as `onnxqat.insert` or another quantizer wrote it.
         loss: a name, names to sum, weights by name, or an ONNX function from (outputs, labels) to a scalar; see `losses`.
         optimizer: `SGD` or `AdamW`. A quantized model begins near its best, so rates at which networks are trained from scratch
-            ruin it. None: AdamW at 1e-4 where weights have 8 or 7 bits, 3e-4 at 6 and 5, 1e-3 at 4 and fewer, and always at
-            1e-4 after `reconstruct`. If the loss rises above its first value, a warning says so.
+            ruin it. None: AdamW at 1e-5 where weights have 8 or 7 bits, 3e-4 at 6 and 5, 1e-3 at 4 and fewer, and
+            1e-4 at fewer than 7 bits after `reconstruct`. If the loss rises above its first value, a warning says so.
         schedule: `Constant`, `Cosine` or `StepDecay`.
         freeze: names or regular expressions of initializers or nodes that are not trained. If trained 8-bit weights outgrow a
             frozen scale, it is raised in the model that is returned (`Config.overflow_fix`).
@@ -208,14 +208,22 @@ class Trainer:
             self.state.parameters[:] = best[0]
         return best is not None
 
-    def evaluate(self, batches: Data, *, transform: sources.Transform | None = None) -> dict[str, float]:
-        """Mean loss over the data, and accuracy (0 to 1) for `cross_entropy` and `bce_with_logits`.
+    def evaluate(
+        self,
+        batches: Data,
+        *,
+        metric: str | Function | Metric | None = None,
+        transform: sources.Transform | None = None,
+    ) -> dict[str, float]:
+        """Mean loss over the data, accuracy (0 to 1) for `cross_entropy` and `bce_with_logits`, and a metric that is named.
 
         Args:
             batches: data with labels.
+            metric: name of a metric, or a function, as of `onnxqat.evaluate`.
             transform: turns an item of the loader into a batch.
         """
-        return evaluation.evaluate(self._steps, self._batches(batches, transform))
+        judge = None if metric is None else named(metric, self._steps.feeds.loss.decisions)
+        return evaluation.evaluate(self._steps, self._batches(batches, transform), judge)
 
     def statistics(self, batches: Data | None = None, *, transform: sources.Transform | None = None) -> Statistics:
         """Returns settings and scales of quantizers, shares of clipped values and drift; prints as tables.

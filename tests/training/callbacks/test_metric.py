@@ -8,6 +8,7 @@ from onnxqat import AdamW, InputError, Trainer
 from onnxqat.callbacks import EarlyStopping
 from onnxqat.metrics.table import Metric
 from onnxqat.training.callbacks.ready_made import score_of
+from onnxqat.training.callbacks.start import Start
 from tests.models import model
 from tests.training.callbacks.test_callbacks import Diary
 from tests.training.test_trainer import BODY, WEIGHTS, batches
@@ -65,3 +66,14 @@ def test_metric_without_labels_is_refused_before_training(qdq):
     with pytest.raises(InputError, match="metric 'f1': the data has no labels to judge by"):
         trainer.fit(EASY, epochs=1, validation=[{"x": b["x"]} for b in EASY], metric="f1")
     assert not trainer.has_begun
+
+
+def test_model_before_training_is_kept_where_no_epoch_is_better(qdq, caplog):
+    caplog.set_level("INFO", "onnxqat")
+    trainer = Trainer(qdq, optimizer=AdamW(lr=3e-3))
+    before = {name: array.copy() for name, array in trainer.parameters.items()}
+    trainer.fit(EASY, epochs=2, validation=EASY, metric=Falling(), callbacks=[Start(EASY)])
+    assert all(np.array_equal(array, before[name]) for name, array in trainer.parameters.items())
+    assert "no epoch was better" in caplog.text
+    trainer.fit(EASY, epochs=3, validation=EASY, callbacks=[Start(EASY)])
+    assert trainer.evaluate(EASY)["loss"] < Trainer(qdq).evaluate(EASY)["loss"]
