@@ -42,6 +42,7 @@ _HOMES = {
     "gradients": "onnxqat.training.gradients",
     "insert": "onnxqat.insertion",
     "layers": "onnxqat.search.seeing",
+    "mixed_precision": "onnxqat.search.mixed",
     "reconstruct": "onnxqat.search.reconstruct",
     "save": "onnxqat.graph.io",
     "sensitivity": "onnxqat.search.sensitivity",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from onnxqat.folding import fold as fold
     from onnxqat.graph.io import save as save
     from onnxqat.insertion import insert as insert
+    from onnxqat.search.mixed import mixed_precision as mixed_precision
     from onnxqat.search.reconstruct import reconstruct as reconstruct
     from onnxqat.search.seeing import layers as layers
     from onnxqat.search.sensitivity import sensitivity as sensitivity

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxqat.config import Config
     from onnxqat.data import sources
     from onnxqat.data.labels import Labelling
+    from onnxqat.data.sources import Source
     from onnxqat.pipeline import recovery, request
 
 
@@ -23,6 +24,22 @@ def configuration(given: options.Quantization) -> Config:
     from onnxqat.pipeline import request
 
     return request.configuration(**asdict(given))
+
+
+def budgeted(
+    config: Config, budget: str | None, model: Path, data: Source, metric: str, written: Path | None
+) -> Config:
+    """The settings, with a width for each layer where a budget asks for it; written to a file where one is named."""
+    if budget is not None:
+        from onnxqat.search.mixed import Budget, mixed_precision
+
+        asked = Budget.parsed(budget)
+        found = mixed_precision(model, data, config, **vars(asked), metric=metric)
+        outputs.console.print(f"mixed precision: {found}")
+        config = found.config
+    if written is not None:
+        outputs.write_config(config, written)
+    return config
 
 
 def labelling(given: options.Labels) -> Labelling:

@@ -61,18 +61,23 @@ def insert(
     sample_axis: options.SampleAxis = None,
     reconstruct: options.Reconstruct = False,
     dry_run: options.DryRun = False,
+    budget: options.Budget = None,
+    write_config: options.WriteConfig = None,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train.
 
     Where anything has fewer than 8 bits, the data is read a second time, and layers' outputs get back the mean and the deviation
     that they have in float (output_correction in --config).
     """
-    outputs.check([output], inputs=[calibration, quantization.config], models=[model])
+    outputs.check([output], settings=write_config, inputs=[calibration, quantization.config], models=[model])
     from onnxqat.data import sources
     from onnxqat.insertion import insert as stage
     from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 
-    config, source = asked.configuration(quantization), sources.read(calibration, batch_size, form(reading))
+    source = sources.read(calibration, batch_size, form(reading))
+    config = asked.budgeted(
+        asked.configuration(quantization), budget, model, source, "accuracy", None if dry_run else write_config
+    )
     if dry_run:
         asked.show_plan(model, source, config, sample_axis)
         return
@@ -286,6 +291,8 @@ def run(
     judging: options.Judging,
     reconstruct: options.Reconstruct = False,
     dry_run: options.DryRun = False,
+    budget: options.Budget = None,
+    write_config: options.WriteConfig = None,
     json: options.Json = None,
     report: options.Report = None,
 ) -> None:
@@ -296,17 +303,18 @@ def run(
     point of accuracy, 0.3 dB, or 5 % of a loss unless given, and 1 % of other answers without labels; with fewer bits, more is a
     warning.
     """
+    written = {"json": json, "page": report, "settings": write_config, "lines": keeping.log_file}
     read = [data, calibration, validation, test, quantization.config]
-    outputs.check(
-        [output], json=json, page=report, lines=keeping.log_file, inputs=read, models=[model, training.teacher]
-    )
+    outputs.check([output], **written, inputs=read, models=[model, training.teacher])
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
     settings = asked.training(training, execution, labels, metric)
     files = Data(data, calibration, validation, test, batch_size, form(reading))
     judge = asked.judge(judging, metric, labels, max_drop)
+    source, written_to = files.read(files.validation), None if dry_run else write_config
     config = asked.configuration(quantization)
+    config = asked.budgeted(config, budget, model, source, judge.metric or "accuracy", written_to)
     if dry_run:
         asked.show_plan(model, files.read(calibration), config, labels.sample_axis)
         return

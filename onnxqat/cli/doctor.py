@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "openvino": (("openvino",), "verification in OpenVINO"),
     "qnn": (("onnxruntime_qnn",), "verification in the emulator of Qualcomm's NPU"),
     "report": (("jinja2", "plotly"), "reports as pages for a browser"),
+    "search": (("scipy",), "mixed precision"),
     "tensorboard": (("tensorboardX",), "curves in TensorBoard"),
 }
 #: Extras that bring another onnxruntime.

@@ -78,6 +78,21 @@ DryRun = Annotated[
         help="Only print what would be quantized, and how; one batch of the data is read, nothing is written.",
     ),
 ]
+Budget = Annotated[
+    str | None,
+    Option(
+        metavar="size=X|bits=X|drop=X",
+        help="Choose a width, 2 to 8, for each layer's weights: size=0.2 of float, codes counted as packed; bits=4.5 on average; "
+        "or drop=0.5, the smallest model that loses no more points, dB or percent before training.",
+        show_default=False,
+    ),
+]
+WriteConfig = Annotated[
+    Path | None,
+    Option(
+        help="Write the settings that were chosen to this file, to edit and to give to --config.", show_default=False
+    ),
+]
 FixInput = Annotated[
     list[str] | None,
     Option(

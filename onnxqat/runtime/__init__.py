@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, TypeVar
@@ -256,17 +256,26 @@ def run_exactly(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> di
         UnsupportedModelError: ONNX Runtime cannot load the model.
         InputError: it cannot run on these feeds.
     """
+    return exactly(model)(feeds)
+
+
+def exactly(model: onnx.ModelProto) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    """Returns a function from feeds to outputs by name that runs the nodes exactly as the model has them (see `run_exactly`)."""
     loaded = session(model, exact_options())
     names = [output.name for output in loaded.get_outputs()]
-    arrays = {name: np.asarray(value) for name, value in feeds.items()}
-    for name, array in arrays.items():
-        if array.dtype.name == "bfloat16":
-            raise UnsupportedModelError(f"input {name!r}: ONNX Runtime takes no bfloat16 arrays; use float32")
-    try:
-        results = loaded.run(names, arrays)
-    except Exception as error:
-        raise InputError(f"model: ONNX Runtime cannot run it on these inputs: {short_reason(error)}") from error
-    return dict(zip(names, results, strict=True))
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        arrays = {name: np.asarray(value) for name, value in feeds.items()}
+        for name, array in arrays.items():
+            if array.dtype.name == "bfloat16":
+                raise UnsupportedModelError(f"input {name!r}: ONNX Runtime takes no bfloat16 arrays; use float32")
+        try:
+            results = loaded.run(names, arrays)
+        except Exception as error:
+            raise InputError(f"model: ONNX Runtime cannot run it on these inputs: {short_reason(error)}") from error
+        return dict(zip(names, results, strict=True))
+
+    return run
 
 
 def exact_options(threads: int = 0) -> ort.SessionOptions:

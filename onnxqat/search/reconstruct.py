@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -32,6 +31,7 @@ from onnxqat.insertion.calibration.parts import Parts
 from onnxqat.insertion.preparation import prepare
 from onnxqat.runtime import checked
 from onnxqat.search.blocks import behind_layers, borders, weighted
+from onnxqat.search.quiet import quiet
 from onnxqat.terminal.progress import track
 from onnxqat.training.execution import Options
 from onnxqat.training.optimize.optimizers import AdamW
@@ -102,7 +102,7 @@ def reconstruct(
     learning = Learning(steps, lr, seed, execution)
     with files.workplace() as folder:
         blocks = _Blocks(student, teacher, pairs, _first(batches, student, samples), folder)
-        with _quiet():
+        with quiet("onnxqat.training"):  # what it says of a model is not meant of a block
             errors = [blocks.learn(number, learning) for number in track(range(len(pairs)), "reconstruct blocks")]
     trained = [each for each in errors if each is not None]
     log.info("reconstructed %d of %d blocks", sum(after < before for before, after in trained), len(trained))
@@ -253,18 +253,6 @@ def _paired(student: ir.Model, teacher: ir.Model) -> list[tuple[ir.Value, ir.Val
             )
         pairs.append((end, twin))
     return pairs
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what training says of a model, which is not meant of a block."""
-    training = logging.getLogger("onnxqat.training")
-    level = training.level
-    training.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        training.setLevel(level)
 
 
 def _maker(value: ir.Value) -> ir.Node:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.metrics.table import Function, Metric, Tally, named
 from onnxqat.search.layer_values import EXACT, Noise
+from onnxqat.search.quiet import quiet
 from onnxqat.search.sensitivities import Cost, Sensitivity, check_widths
 from onnxqat.search.toggles import Toggles, readers
 from onnxqat.terminal.progress import track
@@ -77,7 +77,7 @@ def sensitivity(
     subject: _Subject | None = None
     costs: dict[tuple[str, int], Cost] = {}
     for bits in asked:
-        with _quiet():
+        with quiet("onnxqat.insertion"):
             quantized = io.load(insert(model, ranges, _uniform(config, bits), transform=transform))
         if subject is None:
             subject = _Subject.of(quantized, source, metric, samples, transform)
@@ -191,15 +191,3 @@ def _score(metric: Metric, outputs: Sequence[Array], parts: Sequence[dict[str, A
 
 def _first(outputs: dict[str, Array]) -> Array:
     return next(iter(outputs.values()))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what insertion says of models that are made only to be measured."""
-    logger = logging.getLogger("onnxqat.insertion")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -18,7 +18,7 @@ from onnxqat.graph.io import ModelLike, load
 from onnxqat.graph.ops import FLOAT_TYPES
 from onnxqat.graph.qdq import is_quantized
 from onnxqat.names import EngineName
-from onnxqat.runtime import run_exactly
+from onnxqat.runtime import exactly
 from onnxqat.runtime.conversion import modern
 from onnxqat.runtime.engines import kernels
 from onnxqat.training.quantizers.calls import call_quantizers
@@ -64,22 +64,50 @@ def gradients(
         InputError: a name is not in the model, the engine is not installed, or an input is empty where ONNX Runtime cannot
             take that.
     """
-    forward = modern(load(model, oldest_opset=7))
-    graph = forward.graph
-    check_not_empty(fatal_when_empty(graph), feeds)
-    if is_quantized(forward):
-        restore_float(forward)
-        call_quantizers(forward)
-    names = [str(output.name) for output in graph.outputs]
-    add_weighted_sum(graph, cotangents)
-    aliases = _without_suffix(graph)
-    weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}
-    trained = differentiate(forward, LOSS, wrt)
-    lower(trained, kernels(engine))
-    bound = {name: value.numpy() for name, value in weights.items() if value is not None}
-    bound |= {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
-    results = run_exactly(ir.to_proto(trained), {**bound, **feeds})
-    return {name: results[aliases.get(name, name)] for name in names}, {name: results[f"{name}_grad"] for name in wrt}
+    found = Gradients(model, wrt, cotangents, engine=engine)
+    check_not_empty(found.fatal_when_empty, feeds)
+    return found(feeds, cotangents)
+
+
+class Gradients:
+    """The graph of `gradients`, loaded once for many points.
+
+    Args:
+        model: path or model, float or Q/DQ.
+        wrt: names of float inputs or initializers.
+        cotangents: names of the outputs that count; None: all, with ones.
+        engine: whose kernels are used.
+
+    Attributes:
+        fatal_when_empty: inputs that crash ONNX Runtime if they are empty, each with the operator.
+    """
+
+    def __init__(
+        self, model: ModelLike, wrt: Sequence[str], cotangents: Collection[str] | None, *, engine: EngineName = "auto"
+    ) -> None:
+        forward = modern(load(model, oldest_opset=7))
+        graph = forward.graph
+        self.fatal_when_empty = fatal_when_empty(graph)
+        if is_quantized(forward):
+            restore_float(forward)
+            call_quantizers(forward)
+        self._wrt, self._names = list(wrt), [str(output.name) for output in graph.outputs]
+        add_weighted_sum(graph, cotangents)
+        self._aliases = _without_suffix(graph)
+        weights = {name: graph.initializers[name].const_value for name in wrt if name in graph.initializers}
+        trained = differentiate(forward, LOSS, wrt)
+        lower(trained, kernels(engine))
+        self._weights = {name: value.numpy() for name, value in weights.items() if value is not None}
+        self._run = exactly(ir.to_proto(trained))
+
+    def __call__(
+        self, feeds: Mapping[str, Array], cotangents: Mapping[str, Array] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Outputs and gradients by name."""
+        given = {f"{name}{COTANGENT}": np.asarray(value) for name, value in (cotangents or {}).items()}
+        results = self._run({**self._weights, **given, **feeds})
+        outputs = {name: results[self._aliases.get(name, name)] for name in self._names}
+        return outputs, {name: results[f"{name}_grad"] for name in self._wrt}
 
 
 def _without_suffix(graph: ir.Graph) -> dict[str, str]:

@@ -1,0 +1,54 @@
+"""Widths for weights under a bound on their size, by an exact integer program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxqat.errors import MissingExtraError
+
+Costs = Mapping[str, Mapping[int, float]]
+
+
+def assigned(losses: Costs, sizes: Mapping[str, int], most: float) -> dict[str, int] | None:
+    """The width of each weight with the smallest sum of losses at no more than `most` bits in all; None where nothing fits.
+
+    A multiple-choice knapsack: HAWQ-V3 (Yao et al. 2021), solved exactly by HiGHS through scipy.
+
+    Args:
+        losses: loss of each weight at each of its widths.
+        sizes: elements of each weight.
+        most: bits of all weights together.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
+    check_solver()
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    choices = [(name, bits) for name, widths in losses.items() for bits in sorted(widths)]
+    # widths that lose the same are told apart by their size
+    least = 1e-12 * sum(max(widths.values()) for widths in losses.values()) / max(len(choices), 1)
+    cost = np.array([losses[name][bits] + least * bits for name, bits in choices])
+    bits_of = np.array([float(sizes[name] * bits) for name, bits in choices])
+    one_each = np.array([[name == other for other, _ in choices] for name in losses], float)
+    scale, unit = cost.max() or 1.0, sum(sizes.values())
+    found = milp(
+        cost / scale,
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(bits_of[None] / unit, -np.inf, most / unit)],
+        integrality=np.ones(len(choices)),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        return None
+    return {name: bits for (name, bits), chosen in zip(choices, found.x, strict=True) if chosen > 0.5}
+
+
+def check_solver() -> None:
+    """Raises MissingExtraError where scipy is not installed."""
+    try:
+        import scipy.optimize  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("scipy is not installed; run `pip install 'onnxqat[search]'`") from error

@@ -1,0 +1,137 @@
+"""Mixed precision, against enumeration, exact quadratic forms and the models that it makes."""
+
+import itertools
+import json
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import onnxqat
+from onnxqat import Config, InputError
+from onnxqat.graph.qdq import quantizers
+from onnxqat.search.assign import assigned
+from onnxqat.search.fisher import losses
+from onnxqat.search.mixed import Budget
+from tests.classifier import LABELS, ROWS, write
+from tests.models import model, random
+
+NET = """(float[N,8] x) => (float[N,3] y) {
+  a = Gemm(x, w, b) r = Relu(a) c = Gemm(r, v) s = Relu(c) d = Gemm(s, u) t = Relu(d) y = Gemm(t, z)
+}"""
+WEIGHTS = {
+    "w": random(8, 6),
+    "b": random(6),
+    "v": random(6, 10, scale=1.0),
+    "u": random(10, 4, scale=0.1),
+    "z": random(4, 3, scale=1.0),
+}
+DATA = [{"x": ROWS, "label": LABELS}]
+SCIPY = pytest.importorskip("scipy")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return model(NET, **WEIGHTS)
+
+
+def widths(qdq):
+    return {q.source.name: q.bits for q in quantizers(ir.from_proto(qdq)) if q.is_weight}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_program_finds_the_best_of_all_assignments(seed):
+    numbers = np.random.default_rng(seed)
+    sizes = {name: int(numbers.integers(10, 500)) for name in "abcde"}
+    costs = {name: {bits: float(numbers.random() * 4.0**-bits) for bits in (2, 3, 4, 8)} for name in sizes}
+    most = 4.1 * sum(sizes.values())
+    choices = (dict(zip(sizes, bits, strict=True)) for bits in itertools.product((2, 3, 4, 8), repeat=5))
+    fitting = [one for one in choices if sum(sizes[n] * b for n, b in one.items()) <= most]
+    best = min(fitting, key=lambda one: sum(costs[n][b] for n, b in one.items()))
+    assert assigned(costs, sizes, most) == best
+
+
+def test_loss_of_a_weight_is_the_quadratic_form_of_the_fisher_information():
+    weight, error = random(8, 3, scale=1.0), random(8, 3, seed=1, scale=0.1)
+    proto = model("(float[N,8] x) => (float[N,3] y) { y = MatMul(x, w) }", w=weight)
+    parts = [{"x": ROWS[i % 16][None]} for i in range(4096)]
+    found = losses(ir.from_proto(proto), {"w": {4: error.astype(np.float64)}}, parts)["w"][4] / len(parts)
+    chance = np.exp(ROWS @ weight)
+    chance /= chance.sum(axis=1, keepdims=True)
+    change = ROWS @ error
+    exact = 0.5 * ((chance * change**2).sum(axis=1) - (chance * change).sum(axis=1) ** 2).mean()
+    assert found == pytest.approx(exact, rel=0.1)  # the mean of 4,096 random squares
+
+
+def test_widths_meet_the_budget_lose_less_than_uniform_ones_and_are_those_of_the_model(network):
+    config = Config(first_last_bits=None, activation_bits=8)
+    mixed = onnxqat.mixed_precision(network, DATA, config, bits=5.0, samples=16)
+    uniform = onnxqat.mixed_precision(network, DATA, config, bits=5.0, widths=[5], samples=16)
+    assert set(uniform.widths.values()) == {5}
+    assert mixed.bits <= 5.0
+    assert mixed.loss < uniform.loss
+    assert widths(onnxqat.insert(network, DATA, mixed.config)) == mixed.widths
+
+
+def test_size_counts_everything_and_float_is_a_width(network):
+    config = Config(first_last_bits=None)
+    found = onnxqat.mixed_precision(network, DATA, config, size=0.5, widths=[8, 32], samples=16)
+    elements = {name: array.size for name, array in WEIGHTS.items()}
+    bits = sum(elements[name] * found.widths.get(name, 32) for name in elements)
+    assert found.size == pytest.approx(bits / (32 * sum(elements.values())))
+    assert 0.3 < found.size <= 0.5
+    floats = {name for name, width in found.widths.items() if width == 32}
+    assert floats
+    assert widths(onnxqat.insert(network, DATA, found.config)) == {n: 8 for n in found.widths if n not in floats}
+
+
+def test_first_and_last_layers_keep_their_bits(network):
+    found = onnxqat.mixed_precision(network, DATA, bits=6.0, samples=16)
+    assert (found.widths["w"], found.widths["z"]) == (8, 8)
+
+
+def test_the_same_call_chooses_the_same(network):
+    calls = [onnxqat.mixed_precision(network, DATA, Config(first_last_bits=None), bits=3.5, samples=16) for _ in "ab"]
+    assert calls[0] == calls[1]
+
+
+def test_a_budget_that_cannot_be_reached_names_the_nearest(network):
+    config = Config(first_last_bits=None)
+    with pytest.raises(
+        InputError, match=r"budget: bits=1 cannot be reached; the nearest is bits=2, with the fewest bits"
+    ):
+        onnxqat.mixed_precision(network, DATA, config, bits=1, samples=4)
+    with pytest.raises(InputError, match=r"budget: size=0.01 cannot be reached; the nearest is size=0\.0\d+"):
+        onnxqat.mixed_precision(network, DATA, config, size=0.01, samples=4)
+
+
+def test_drop_gives_the_smallest_model_that_loses_no_more(network):
+    config, own = Config(first_last_bits=None), [{"x": random(256, 8, scale=1.0)}]
+    found = onnxqat.mixed_precision(network, own, config, drop=8.0, samples=64)
+    assert 2 < found.bits < 8
+    qdq = onnxqat.insert(network, own, found.config)
+    assert onnxqat.verify(qdq, onnxqat.fold(qdq), own, float_model=network).verdict.drop <= 8.0
+    with pytest.raises(InputError, match="cannot be reached by weights alone; the nearest is"):
+        onnxqat.mixed_precision(network, own, Config(activation_bits=2, first_last_bits=None), drop=0.0, samples=4)
+
+
+def test_command_writes_a_configuration_that_makes_the_same_model(tmp_path, call):
+    folder = write(tmp_path)
+    calibration = ("--calibration", folder / "data.npz")
+    chosen = ("--budget", "bits=8", "--write-config", folder / "c.json", "-o", folder / "a.onnx")
+    status, said, _ = call("insert", folder / "float.onnx", *calibration, *chosen)
+    assert status == 0
+    assert "mixed precision: 8.00 bits a weight" in said
+    assert len(json.loads((folder / "c.json").read_text())["overrides"]) == 2
+    assert (
+        call("insert", folder / "float.onnx", *calibration, "--config", folder / "c.json", "-o", folder / "b.onnx")[0]
+        == 0
+    )
+    assert onnx.load(folder / "a.onnx") == onnx.load(folder / "b.onnx")
+
+
+@pytest.mark.parametrize("text", ["size", "bits=few", "speed=2", "bits=-1", "size=nan"])
+def test_a_budget_that_is_none_is_refused(text):
+    with pytest.raises(InputError, match="budget"):
+        Budget.parsed(text)
