@@ -50,14 +50,24 @@ def labelling(given: options.Labels) -> Labelling:
 
 
 def training(
-    given: options.Training, execution: options.Execution, labels: options.Labels, metric: str | None
+    given: options.Training,
+    execution: options.Execution,
+    labels: options.Labels,
+    metric: str | None,
+    preset: str | None = None,
 ) -> request.Training:
-    """Settings of training."""
-    from onnxqat.pipeline import request
+    """Settings of training, those of a preset where none are given."""
+    from onnxqat.pipeline import presets, request
     from onnxqat.training.execution import Execution
 
     plain = asdict(given) | {"until": None if given.until is None else request.bound(given.until)}
     plain |= {"judged_by": metric, "loss": request.losses(given.loss)}
+    plain["lr"] = None if given.lr is None else request.rate(given.lr)
+    if preset is not None:
+        of_preset = presets.preset(preset)
+        plain["lr"] = of_preset.lr if plain["lr"] is None else plain["lr"]
+        if given.steps is None and given.epochs is None:
+            plain["epochs"] = of_preset.epochs
     how = Execution(**asdict(execution))
     return request.Training(**plain, distributed=launched(), labelling=labelling(labels), execution=how)
 
@@ -67,6 +77,15 @@ def learning(given: options.Learning, labels: options.Labels) -> request.Trainin
     from onnxqat.pipeline import request
 
     return request.Training(**asdict(given) | {"loss": request.losses(given.loss)}, labelling=labelling(labels))
+
+
+def reconstructs(given: bool | None, quantization: options.Quantization) -> bool:
+    """Whether blocks are reconstructed: as is asked for, or else as the preset has it."""
+    from onnxqat.pipeline import presets
+
+    if given is None and quantization.preset is not None:
+        return presets.preset(quantization.preset).reconstruct
+    return bool(given)
 
 
 def judge(

@@ -59,7 +59,7 @@ def insert(
     reading: Reading,
     batch_size: options.BatchSize = 64,
     sample_axis: options.SampleAxis = None,
-    reconstruct: options.Reconstruct = False,
+    reconstruct: options.Reconstruct = None,
     dry_run: options.DryRun = False,
     budget: options.Budget = None,
     write_config: options.WriteConfig = None,
@@ -82,7 +82,7 @@ def insert(
         asked.show_plan(model, source, config, sample_axis)
         return
     qdq = stage(model, source, config, sample_axis=sample_axis, distributed=launched())
-    if reconstruct:
+    if asked.reconstructs(reconstruct, quantization):
         from onnxqat.search.reconstruct import reconstruct as search
 
         qdq = search(qdq, with_fixed_inputs(model, config.fixed_inputs), source)
@@ -289,7 +289,7 @@ def run(
     metric: options.MetricOfLoss = None,
     max_drop: options.MaxDrop = None,
     judging: options.Judging,
-    reconstruct: options.Reconstruct = False,
+    reconstruct: options.Reconstruct = None,
     dry_run: options.DryRun = False,
     budget: options.Budget = None,
     write_config: options.WriteConfig = None,
@@ -309,7 +309,7 @@ def run(
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
-    settings = asked.training(training, execution, labels, metric)
+    settings = asked.training(training, execution, labels, metric, quantization.preset)
     files = Data(data, calibration, validation, test, batch_size, form(reading))
     judge = asked.judge(judging, metric, labels, max_drop)
     source, written_to = files.read(files.validation), None if dry_run else write_config
@@ -326,7 +326,7 @@ def run(
         settings,
         judge,
         kept,
-        reconstructed=reconstruct,
+        reconstructed=asked.reconstructs(reconstruct, quantization),
     )
     if outcome is None:
         return
@@ -389,6 +389,14 @@ def inspect(
     outputs.console.print(inspection.trainability_table(loaded))
     outputs.console.print(inspection.obstacles_line(loaded), soft_wrap=True)
     check_loads(loaded)
+
+
+@app.command()
+def presets() -> None:
+    """Show the presets of --preset, and where their numbers were found."""
+    from onnxqat.pipeline.presets import table
+
+    outputs.console.print(table())
 
 
 @app.command()

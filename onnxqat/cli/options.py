@@ -38,8 +38,12 @@ BatchSize = Annotated[
     int, Option(help="Rows per batch, for data in files; 1 for a model that takes one sample at a time.")
 ]
 Reconstruct = Annotated[
-    bool,
-    Option(help="Then bring each block closer to the float model, without labels, as the command reconstruct does."),
+    bool | None,
+    Option(
+        "--reconstruct/--no-reconstruct",
+        help="Then bring each block closer to the float model, without labels, as the command reconstruct does.",
+        show_default=False,
+    ),
 ]
 METRIC_HELP = (
     "accuracy, topK, binary_accuracy, f1, iou, map, mse, psnr, ssim, pearson, perplexity or wer; or package.module:function from "
@@ -116,6 +120,14 @@ class Quantization:
 
     config: Annotated[
         Path | None, Option("--config", help="JSON or YAML file of onnxqat.Config, or one of NNCF.", show_default=False)
+    ] = None
+    preset: Annotated[
+        str | None,
+        Option(
+            metavar="int8|w4a8|w4a4|w2a2",
+            help="Settings that go together for a width (see `onnxqat presets`); other options take precedence.",
+            show_default=False,
+        ),
     ] = None
     target: Annotated[
         str | None,
@@ -241,10 +253,11 @@ class Training(Learning):
         ),
     ] = None
     lr: Annotated[
-        float | None,
+        str | None,
         Option(
-            help="Largest learning rate; warm-up, then a cosine to 0. (default: 1e-5 at 8 bits, 3e-4 at 6, 1e-3 at 4 and less; "
-            "at most 1e-4 after reconstruction)",
+            metavar="RATE|auto",
+            help="Largest learning rate; warm-up, then a cosine to 0. auto: found by a range test of 50 steps. (default: 1e-5 at "
+            "8 bits, 3e-4 at 6, 1e-3 at 4 and less; at most 1e-4 after reconstruction)",
             show_default=False,
         ),
     ] = None

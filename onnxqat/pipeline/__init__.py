@@ -16,7 +16,7 @@ from rich.table import Table
 
 from onnxqat.config import Config
 from onnxqat.config_parts import Range, Tolerance
-from onnxqat.data import sources as datasets
+from onnxqat.data import sources
 from onnxqat.errors import DropError, InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
@@ -25,13 +25,14 @@ from onnxqat.insertion.preparation import prepare
 from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 from onnxqat.metrics.table import named
 from onnxqat.pipeline.choices import judged_by, settled
+from onnxqat.pipeline.rates import found_rate
 from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
 from onnxqat.search.reconstruct import reconstruct
 from onnxqat.training.health import preflight
 from onnxqat.training.optimize.presets import rate_of
-from onnxqat.training.optimize.schedules import Cosine
+from onnxqat.training.optimize.schedules import Constant, Cosine, Rate
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.judge import check_judged
@@ -144,6 +145,8 @@ def run(
 def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -> Trainer:
     """Runs only the train stage (see `run`); the trainer that is returned holds the result."""
     training, _ = settled(io.load(qdq), data, training)
+    if training.lr == "auto":
+        training = replace(training, lr=_found(qdq, data, training))
     made = trainer(qdq, training)
     if keeping.resume is not None:
         made.resume(keeping.resume, strict=keeping.strict)
@@ -184,7 +187,7 @@ def check_goal(config: Config, data: Data, training: Training) -> None:
 
 
 def _within(
-    tolerance: Tolerance, training: Training, model: io.ModelLike, data: datasets.Source, judge: Judge, target: str
+    tolerance: Tolerance, training: Training, model: io.ModelLike, data: sources.Source, judge: Judge, target: str
 ) -> Training:
     """The settings with the bound and the epochs of a tolerance, which the float model's score makes a number."""
     score = replace(judge, metric=training.metric).baseline(model, data, target).score
@@ -195,7 +198,7 @@ def _within(
     return replace(training, until=("accuracy", bound), epochs=epochs)
 
 
-def scored_first(model: io.ModelLike, judged: datasets.Source, config: Config, judge: Judge) -> Baseline:
+def scored_first(model: io.ModelLike, judged: sources.Source, config: Config, judge: Judge) -> Baseline:
     """Scores the float model, and warns if it does not seem to belong to the data."""
     found = judge.baseline(model, judged, config.target)
     if found.score is not None:
@@ -255,13 +258,20 @@ def summary(outcome: Outcome) -> Table:
     return table
 
 
-def trainer(qdq: io.ModelLike, training: Training) -> Trainer:
-    """A trainer with the settings of the command line."""
+def _found(qdq: io.ModelLike, data: Data, training: Training) -> float:
+    """The learning rate of a range test, on a trainer of its own."""
+    probe = trainer(qdq, replace(training, accumulate=1), Constant())
+    batches = sources.batches(data.read(data.train), io.load(qdq), sample_axis=training.labelling.sample_axis)
+    return found_rate(probe, batches, training.seed)
+
+
+def trainer(qdq: io.ModelLike, training: Training, schedule: Rate | None = None) -> Trainer:
+    """A trainer with the settings of the command line, whose rate falls along a cosine unless there is another schedule."""
     return Trainer(
         qdq,
         loss=training.loss,
         optimizer=training.built_optimizer(rate_of(io.load(qdq))),
-        schedule=Cosine(warmup_steps=WARMUP_STEPS),
+        schedule=Cosine(warmup_steps=WARMUP_STEPS) if schedule is None else schedule,
         seed=training.seed,
         freeze=training.freeze,
         clip_norm=training.clip_norm,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from json import JSONDecodeError, loads
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onnx import FunctionProto
 
@@ -18,6 +18,7 @@ from onnxqat.data.paths import Form
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import OptimizerName, RuntimeName
+from onnxqat.pipeline import presets
 from onnxqat.training.callbacks.goal import Until, check_until
 from onnxqat.training.execution import Execution
 from onnxqat.training.optimize.optimizers import SGD, AdamW
@@ -29,6 +30,8 @@ from onnxqat.verification.host import RUNTIME_OF
 from onnxqat.verification.report import Report
 from onnxqat.verification.run import baseline, evaluate, verify
 
+#: Learning rate, or that it is to be found.
+Rate = float | Literal["auto"]
 #: Loss that the labels of the data choose (see `choices`).
 AUTO = "auto"
 #: Metric by which a model is judged where none is named, by the kind of labels of its loss.
@@ -79,7 +82,7 @@ class Training:
         steps: optimizer steps after which training ends instead, whatever the epoch.
         judged_by: metric of validation data with labels by which the best epoch is chosen; None: accuracy, or the loss.
         until: metric of validation and bound at which training ends, `("accuracy", 0.92)`; see `Trainer.fit`.
-        lr: largest learning rate, which falls to 0 along a cosine; None: see `Trainer`.
+        lr: largest learning rate, which falls to 0 along a cosine; "auto": found by a range test; None: see `Trainer`.
         optimizer: which optimizer takes the steps.
         weight_decay: weight decay of the optimizer.
         clip_norm: largest norm of the gradient; None: no limit.
@@ -100,7 +103,7 @@ class Training:
     steps: int | None = None
     judged_by: str | None = None
     until: Until | None = None
-    lr: float | None = None
+    lr: Rate | None = None
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -151,7 +154,7 @@ class Training:
     def built_optimizer(self, preset: float = 1e-4) -> AdamW | SGD:
         """The optimizer with its rate, a preset where none is given, and weight decay."""
         kind: type[AdamW | SGD] = SGD if self.optimizer == "sgd" else AdamW
-        return kind(lr=preset if self.lr is None else self.lr, weight_decay=self.weight_decay)
+        return kind(lr=self.lr if isinstance(self.lr, float | int) else preset, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -217,14 +220,24 @@ class Judge:
         )
 
 
-def configuration(config: Path | None, fix_input: list[str] | None, **given: Any) -> Config:
-    """Merges the settings of the configuration file and of the command line, which take precedence; None: not given there."""
+def configuration(config: Path | None, fix_input: list[str] | None, preset: str | None = None, **given: Any) -> Config:
+    """Merges settings of a preset, of the configuration file and of the command line, each over those before; None: not given."""
     if fix_input:
         given["fixed_inputs"] = fixed_inputs(fix_input)
     base = Config()
     if config is not None:
         base = Config.from_nncf(config) if nncf.describes(config) else Config.read(config)
-    return Config(**{**dict(base), **{name: value for name, value in given.items() if value is not None}})
+    of_preset = {} if preset is None else presets.preset(preset).config
+    of_file = {name: getattr(base, name) for name in base.model_fields_set}
+    return Config(**{**of_preset, **of_file, **{name: value for name, value in given.items() if value is not None}})
+
+
+def rate(text: str) -> Rate:
+    """`--lr` as a number, or `auto`."""
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise InputError(f"--lr {text}: is neither a number nor auto; fix it") from None
 
 
 def losses(names: Sequence[str]) -> Loss:
