@@ -77,7 +77,9 @@ def _of_product(node: ir.Node, *, float8: bool = False) -> Iterator[str]:
 
 
 def _in_attention(node: ir.Node) -> bool:
-    """Whether it is one of the two products around a Softmax."""
+    """Whether it is one of the two products around a Softmax, whose operands are both computed."""
+    if any(value is not None and constant(value) is not None for value in node.inputs[:2]):
+        return False
     above = [value.producer() for value in node.inputs[:1] if value is not None]
     below: ir.Node | None = node
     for _ in range(SCALED):

@@ -34,8 +34,8 @@ def load(path: str, threads: int, simulate: bool) -> Callable[[dict[str, NDArray
     options = _options(threads)
     if simulate:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # up to 1.32.0 it drops a Relu in front of a QuantizeLinear to E4M3, as if its lowest code were 0
-    without = ["ReluQuantRewrite"] if simulate else []
+    # up to 1.32.0 they drop a Relu in front of a QuantizeLinear to E4M3, as if its lowest code were 0, and fail at a Clip
+    without = ["ReluQuantRewrite", "ClipQuantRewrite"] if simulate else []
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
     names = [value.name for value in session.get_outputs()]
 

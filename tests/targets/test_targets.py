@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxqat.checking import check
 from onnxqat.config import Config
 from onnxqat.folding import fold
 from onnxqat.graph import io, qdq
@@ -17,8 +18,8 @@ from onnxqat.insertion.patterns import MATCHERS
 from onnxqat.targets import TARGETS
 from onnxqat.verification import fusion
 from onnxqat.verification.host import opened
-from onnxqat.verification.run import _kernels
-from tests.models import batches, model
+from onnxqat.verification.run import kernels_of
+from tests.models import batches, model, outputs
 from tests.models import random as r
 from tests.verification.conftest import stock_python  # noqa: F401  (a fixture)
 
@@ -166,7 +167,7 @@ def runtimes(stock_python):  # noqa: F811
 
 def executed(name: str, operator: str, runtimes) -> list[fusion.Kernel]:
     proto = sandwich(OPERATORS[operator])
-    return _kernels(
+    return kernels_of(
         runtimes[TARGETS[name].runtime], io.load(fold(insert(proto, batches(proto, 1), Config(target=name))))
     )
 
@@ -247,9 +248,35 @@ def test_products_of_attention_run_as_the_table_says(name, products, runtimes):
     quantized = [all(quantizer_above(value, produced_by) for value in node.inputs) for node in nodes]
     assert quantized == [True, True, True, *products, True]
     kinds = [
-        kernel.kind for kernel in _kernels(runtimes[TARGETS[name].runtime], deployed) if kernel.op_type == "MatMul"
+        kernel.kind for kernel in kernels_of(runtimes[TARGETS[name].runtime], deployed) if kernel.op_type == "MatMul"
     ]
     # the kernel of a product of floats whose result is quantized depends on the processor
     assert [kind for kind, is_quantized in zip(kinds, quantized, strict=True) if is_quantized] == ["integer"] * sum(
         quantized
     )
+
+
+DETECTOR = """(float[2,16,16,16] image) => (float[2,N,4] boxes, float[2,N,3] scores) {
+    c = Conv<pads=[1,1,1,1]>(image, w1, b1) f1 = Relu(c) p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(f1)
+    d = Conv<pads=[1,1,1,1]>(p, w2, b1) f2 = Relu(d)
+    h1 = Conv<pads=[1,1,1,1]>(f1, h) t1 = Transpose<perm=[0,2,3,1]>(h1) r1 = Reshape(t1, rows)
+    h2 = Conv<pads=[1,1,1,1]>(f2, h) t2 = Transpose<perm=[0,2,3,1]>(h2) r2 = Reshape(t2, rows)
+    all = Concat<axis=1>(r1, r2) places, classes = Split<axis=2>(all, parts)
+    moved = Sigmoid(places) boxes = Mul(moved, sizes) scores = Sigmoid(classes) }"""
+
+
+@pytest.mark.parametrize(
+    ("name", "in_float"),
+    [("tensorrt", {"Mul"}), ("qnn", set()), ("ort-cpu", {"Concat", "Sigmoid", "Mul"})],
+)
+def test_head_of_a_detector_is_whole_with_all_convolutions_on_integers(name, in_float):
+    weights = {"w1": r(32, 16, 3, 3), "w2": r(32, 32, 3, 3, seed=1), "b1": r(32), "h": r(28, 32, 3, 3, scale=0.1)}
+    constants = {"rows": np.array([0, -1, 7]), "parts": np.array([4, 3]), "sizes": np.full(4, 16, np.float32)}
+    proto = model(DETECTOR, **weights, **constants)
+    batch = batches(proto, 1)[0]
+    deployed = fold(insert(proto, [batch], Config(target=name)))
+    findings = check(deployed)
+    assert {one.kind for one in findings} <= {"float"}
+    assert {one.node.split()[0] for one in findings} == in_float
+    for expected, found in zip(outputs(proto, batch), outputs(deployed, batch), strict=True):
+        assert np.square(found - expected).mean() < 3e-3 * np.square(expected).mean()  # logits span ±60

@@ -36,7 +36,7 @@ def measured(net: str, way: str, python: str | None) -> dict[str, Any]:
     with opened(chosen.runtime, python) as host:
         host.load("float", ir.load(subject.path()), simulate=True)
         host.load("trained", io.load(qdq), simulate=True)
-        host.load("deployed", io.load(deployed))
+        host.load("deployed", io.load(deployed), simulate=chosen.how == "simulated")
         outputs = {name: [_first(host, name, batch) for batch in judged] for name in ("float", "trained")}
         code = zlib.crc32(deployed.SerializeToString())
         kept = FOLDER / f"{net}.{way}.{code:08x}" if chosen.how == "emulated" else None

@@ -90,8 +90,11 @@ def _of_channels(held: list[tuple[str, Floats]], kind: str, channels: int) -> Fl
 
 
 def _computes(model: ir.Model, whole: Whole, x: Floats, wanted: NDArray[np.floating]) -> bool:
-    """Whether the nodes compute these numbers from x."""
+    """Whether the nodes compute these numbers from x, and from nothing else that is computed."""
     nodes = [node for node in model.graph if node in whole.nodes]
+    known = {whole.reads, *(value for node in nodes for value in node.outputs)}
+    if any(value not in known and constant(value) is None for node in nodes for value in inputs(node)):
+        return False
     proto = io.to_proto(subgraph(model, nodes, [whole.reads], [whole.writes]))
     del proto.graph.value_info[:]
     for value in (*proto.graph.input, *proto.graph.output):
