@@ -57,11 +57,13 @@ def training(
     preset: str | None = None,
 ) -> request.Training:
     """Settings of training, those of a preset where none are given."""
+    from onnxqat.data import sources
     from onnxqat.pipeline import presets, request
     from onnxqat.training.execution import Execution
 
     plain = asdict(given) | {"until": None if given.until is None else request.bound(given.until)}
     plain |= {"judged_by": metric, "loss": request.losses(given.loss)}
+    plain["augment"] = None if given.augment is None else sources.resolve(given.augment)
     plain["lr"] = None if given.lr is None else request.rate(given.lr)
     if preset is not None:
         of_preset = presets.preset(preset)

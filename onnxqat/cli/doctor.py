@@ -24,6 +24,11 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "qnn": (("onnxruntime_qnn",), "verification in the emulator of Qualcomm's NPU"),
     "report": (("jinja2", "plotly"), "reports as pages for a browser"),
     "search": (("scipy",), "mixed precision"),
+    "images": (("PIL",), "folders of images"),
+    "tables": (("pyarrow",), "CSV and Parquet tables"),
+    "datasets": (("datasets",), "saved Hugging Face datasets"),
+    "metrics": (("sklearn", "skimage", "jiwer"), "metrics map, ssim and wer"),
+    "yaml": (("yaml",), "settings in YAML"),
     "tensorboard": (("tensorboardX",), "curves in TensorBoard"),
 }
 #: Extras that bring another onnxruntime.

@@ -252,6 +252,14 @@ class Training(Learning):
             show_default=False,
         ),
     ] = None
+    augment: Annotated[
+        str | None,
+        Option(
+            metavar="PACKAGE:FUNCTION",
+            help="Function from a batch to train on to another, as by random flips. (default: none)",
+            show_default=False,
+        ),
+    ] = None
     lr: Annotated[
         str | None,
         Option(

@@ -37,11 +37,13 @@ class Batches:
         source: iterable of batches, function that returns one, `Rows`, `Arrays` or `Indexed`.
         signature: what each batch must hold.
         transform: turns one item of the source into a batch; None where items are batches.
+        augment: turns a batch of an epoch of training into another, as by random flips; None: they stay as they are.
     """
 
     source: Source
     signature: Signature
     transform: Transform | None = None
+    augment: Transform | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self._checked(self._items())
@@ -68,14 +70,14 @@ class Batches:
         A source with a method `set_epoch` (PyTorch's name) is told the epoch, since it draws its order itself.
         """
         if isinstance(self.source, Rows | Arrays | Indexed):
-            return self._checked(self.source.shuffled(np.random.default_rng((seed, number))))
+            return self._checked(self.source.shuffled(np.random.default_rng((seed, number))), self.augment)
         items = self._items()
         for owner in (items, getattr(items, "sampler", None), getattr(items, "batch_sampler", None)):
             set_epoch = getattr(owner, "set_epoch", None)
             if set_epoch is not None:
                 with foreign.guarded("data: set_epoch fails"):
                     set_epoch(number)
-        return self._checked(items)
+        return self._checked(items, self.augment)
 
     def __len__(self) -> int:
         """Number of batches; TypeError where the source does not tell."""
@@ -102,12 +104,15 @@ class Batches:
             raise InputError("data: the tf.data.Dataset repeats without end; leave out repeat(), or add take(n)")
         return items
 
-    def _checked(self, items: Iterable[Any]) -> Iterator[Batch]:
+    def _checked(self, items: Iterable[Any], augment: Transform | None = None) -> Iterator[Batch]:
         number = -1
         first: Batch = {}
         for number, item in enumerate(foreign.each(items, "data")):
             with foreign.guarded(f"batch {number}: cannot be read"):
                 batch = check_batch(self._transformed(item, number), self.signature, number)
+            if augment is not None:
+                with foreign.guarded(f"augment: fails on batch {number}", "fix the function"):
+                    batch = check_batch(augment(batch), self.signature, number)
             first = first or batch
             check_alike(batch, first, number)
             yield batch

@@ -152,7 +152,7 @@ def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -
         made.resume(keeping.resume, strict=keeping.strict)
     validation = None if data.validation is None else data.read(data.validation)
     metric = judged_by(io.load(qdq), data, training)
-    fit(made, training.length, data.read(data.train), validation, keeping, training.until, metric)
+    fit(made, training.length, data.read(data.train), validation, keeping, training.until, metric, training.augment)
     return made
 
 

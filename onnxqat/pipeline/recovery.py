@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnxqat.data import sources as datasets
+from onnxqat.data import sources
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
 from onnxqat.process.launch import launched, rank
@@ -89,11 +89,12 @@ def check_resume(checkpoint: Path | None, *, resume: bool) -> None:
 def fit(
     run: Trainer,
     length: Length,
-    source: datasets.Source,
-    validation: datasets.Source | None,
+    source: sources.Source,
+    validation: sources.Source | None,
     keeping: Keeping,
     until: Until | None = None,
     metric: str | None = None,
+    augment: sources.Transform | None = None,
 ) -> None:
     """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best epoch so far, or the last step.
 
@@ -110,6 +111,7 @@ def fit(
             steps=length.steps,
             until=until,
             metric=metric,
+            augment=augment,
         )
     except BaseException as error:
         if rank() == 0 and run.schedule.position.step > begun:

@@ -15,6 +15,7 @@ from onnxqat.config import Config
 from onnxqat.data import sources as datasets
 from onnxqat.data.labels import Labelling
 from onnxqat.data.paths import Form
+from onnxqat.data.sources import Transform
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import OptimizerName, RuntimeName
@@ -81,6 +82,7 @@ class Training:
         epochs: passes over the data; 3 where `steps` is not given either.
         steps: optimizer steps after which training ends instead, whatever the epoch.
         judged_by: metric of validation data with labels by which the best epoch is chosen; None: accuracy, or the loss.
+        augment: function from a batch to train on to another; None: batches stay as they are.
         until: metric of validation and bound at which training ends, `("accuracy", 0.92)`; see `Trainer.fit`.
         lr: largest learning rate, which falls to 0 along a cosine; "auto": found by a range test; None: see `Trainer`.
         optimizer: which optimizer takes the steps.
@@ -102,6 +104,7 @@ class Training:
     epochs: int | None = None
     steps: int | None = None
     judged_by: str | None = None
+    augment: Transform | None = None
     until: Until | None = None
     lr: Rate | None = None
     optimizer: OptimizerName = "adamw"

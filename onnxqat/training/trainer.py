@@ -130,7 +130,7 @@ class Trainer:
         self._callers: Callers | None = None
         self.metric: Metric | None = None
 
-    def fit(
+    def fit(  # noqa: PLR0913  (the public interface is this flat)
         self,
         batches: Data,
         epochs: int | None = None,
@@ -141,6 +141,7 @@ class Trainer:
         until: Until | None = None,
         metric: str | Function | None = None,
         transform: sources.Transform | None = None,
+        augment: sources.Transform | None = None,
     ) -> None:
         """Trains for a number of epochs or steps; with validation data the best epoch's parameters are kept.
 
@@ -159,6 +160,8 @@ class Trainer:
             metric: name of a metric or function, as of `onnxqat.evaluate`, by which the best epoch is chosen; its validation data
                 needs labels.
             transform: turns an item of either loader into a batch.
+            augment: turns a batch to train on into another, as by random flips; what it draws from NumPy's and Python's global
+                generators is the same again in a run that resumes.
 
         Raises:
             InputError: a batch does not fit the model, a callback is another library's, both `epochs` and `steps` are given,
@@ -167,7 +170,7 @@ class Trainer:
         """
         callbacks = checked_callbacks(callbacks)
         length = Length(epochs, steps)
-        source = self._batches(batches, transform)
+        source = replace(self._batches(batches, transform), augment=augment)
         judged = None if validation is None else self._batches(validation, transform)
         self.metric = None if metric is None else named(metric, self._steps.feeds.loss.decisions)
         run = Fit(self._steps, source, judged, self._record.remembered, self.metric)

@@ -47,7 +47,7 @@ def options_of(command: str) -> set[str]:
 
 def test_every_training_option_is_one_of_both_commands():
     named = {f"--{field.name.replace('_', '-')}" for group in (Training, Execution, Keeping) for field in fields(group)}
-    assert named == {*GIVEN, "--resume", "--strict", "--steps", "--until"}
+    assert named == {*GIVEN, "--resume", "--strict", "--steps", "--until", "--augment"}
     assert named <= options_of("train") & options_of("run")
 
 
@@ -71,9 +71,9 @@ def called(tmp_path, monkeypatch):
 def test_every_training_option_reaches_the_trainer(command, called, tmp_path, monkeypatch, capsys):
     made, fit = [], Trainer.fit
 
-    def watched(trainer, batches, epochs, validation, callbacks, steps, until, metric):
+    def watched(trainer, batches, epochs, validation, callbacks, steps, until, metric, augment):
         made.append((trainer, epochs, callbacks))
-        fit(trainer, batches, epochs, validation, callbacks, steps=steps, until=until, metric=metric)
+        fit(trainer, batches, epochs, validation, callbacks, steps=steps, until=until, metric=metric, augment=augment)
 
     monkeypatch.setattr(Trainer, "fit", watched)
     given = [word for pair in GIVEN.items() for word in pair]
@@ -179,3 +179,16 @@ def test_best_epoch_is_that_of_the_metric(called, capsys):
     said = capsys.readouterr().err
     assert "validation f1" in said
     assert "float model: f1" in said
+
+
+def test_augmentation_is_a_function_of_the_user(called, tmp_path, capsys):
+    (tmp_path / "my_data.py").write_text(
+        "def zero(batch): return {**batch, 'x': 0 * batch['x']}\ndef bad(batch): return 1 / 0\n"
+    )
+    losses = []
+    for given in ([], ["--augment", "my_data:zero"]):
+        assert called("train", "--epochs", "1", "--lr", "1e-9", *given) == 0
+        losses.append(capsys.readouterr().err.split("train loss ")[1].split()[0])
+    assert losses[0] != losses[1]
+    assert called("run", "--epochs", "1", "--augment", "my_data:bad") == 2
+    assert "augment: fails on batch 0 (ZeroDivisionError" in capsys.readouterr().err

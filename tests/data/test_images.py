@@ -81,13 +81,19 @@ def test_order_is_that_of_the_seed_and_the_epoch(photos):
     assert len(source) == 3
 
 
+def jittered(batch):
+    """A batch of other brightness, by NumPy's own random numbers."""
+    return {**batch, "image": batch["image"] * np.random.uniform(0.5, 1.5, (len(batch["image"]), 1, 1, 1)).astype("f4")}
+
+
 def test_run_over_images_that_is_broken_off_resumes_to_the_same_weights(photos, tmp_path_factory):
     text = "(float[N,3,8,8] image) => (float[N,2] y) { p = GlobalAveragePool(image) f = Flatten(p) y = Gemm(f, w) }"
     float_model = model(text, w=np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))
     data = onnxqat.data.images(photos, 4, preset="unit")
     qdq = onnxqat.insert(float_model, data)
     whole, begun = onnxqat.Trainer(qdq, seed=3), onnxqat.Trainer(qdq, seed=3)
-    whole.fit(data, epochs=2)
+    np.random.seed(0)
+    whole.fit(data, epochs=2, augment=jittered)
     path = tmp_path_factory.mktemp("run") / "run.checkpoint"
 
     class StopAfterFour(onnxqat.callbacks.Callback):
@@ -96,9 +102,14 @@ def test_run_over_images_that_is_broken_off_resumes_to_the_same_weights(photos, 
                 trainer.save(path)
                 trainer.stop = True
 
-    begun.fit(data, epochs=2, callbacks=[StopAfterFour()])
+    np.random.seed(0)
+    begun.fit(data, epochs=2, augment=jittered, callbacks=[StopAfterFour()])
     resumed = onnxqat.Trainer.restore(path)
-    resumed.fit(data, epochs=2)
+    np.random.seed(9)
+    resumed.fit(data, epochs=2, augment=jittered)
+    plain = onnxqat.Trainer(qdq, seed=3)
+    plain.fit(data, epochs=2)
+    assert not np.array_equal(plain.state.parameters, whole.state.parameters)
     assert all(np.array_equal(resumed.parameters[name], array) for name, array in whole.parameters.items())
 
 
