@@ -239,8 +239,14 @@ def as_values(tensors: Mapping[str, torch.Tensor]) -> dict[str, Value]:
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor on the CPU of the same type and shape, but of one number: NaN where one of them is not finite, else 0."""
-    finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    finite = not tensor.is_floating_point() or _is_finite(tensor)
     return torch.full((), 0 if finite else torch.nan, dtype=tensor.dtype).expand(tensor.shape)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+        return bool(np.isfinite(tensor.detach().numpy()).all())  # PyTorch would wake threads for it, and wait for them
+    return bool(torch.isfinite(tensor).all())
 
 
 def as_tensor(value: Value) -> torch.Tensor:

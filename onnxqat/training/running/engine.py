@@ -6,15 +6,16 @@ own memory (see `values.Double`): parameters are sent there before a step and gr
 `Program` (see `program`), in contrast, is given its arrays again on each run.
 
 Cores are used by cutting a batch, where its samples know nothing of each other (see `splitting`): each thread runs a part of it,
-on one session, and writes gradients of its own. These are summed in the same order every time, so that a run is repeatable to
-the bit; the parts depend on nothing but the size of the batch and the number of threads.
+on one session, and has gradients of its own, those beyond the first in memory that the backward pass has freed. These are summed
+in the same order every time, so that a run is repeatable to the bit; the parts depend on nothing but the size of the batch and
+the number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,11 +24,13 @@ from onnxqat.process.crew import Crew, cores
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import Part, Splitting
 from onnxqat.training.running.lanes import Lanes, Places, Session, inside
-from onnxqat.training.running.values import Array, Double, Floats, aligned
+from onnxqat.training.running.values import Array, Double, Floats, aligned, view
 from onnxqat.training.running.weights import Weights
 from onnxqat.training.training_graph.losses import LOSS
 from onnxqat.training.training_graph.parameters import Layout
 from onnxqat.training.training_graph.shared import shared
+
+Found = TypeVar("Found")
 
 #: Bytes that the gradients of all parts of a batch but the first may take; of a larger model, there are fewer parts.
 LARGEST_COPIES = 2**30
@@ -75,22 +78,21 @@ class Engine:
         self._threads, self._splitting, self._device = threads or cores(), splitting, device
         self._read: Places = Double(self.parameters, device), layout.named(self.parameters)
         self._sparing = sparing
-        self._copies, self._written = [self.results], [Double(self.results, device)]
+        self._written = Double(self.results, device)
         self._crew = Crew(self._threads)
         self._inside = inside(self._threads, 1 if splitting is None else splitting.least)
         self._evaluation = Lanes(
-            lambda parts: evaluation, self._inside, device, lambda: [self._read], lambda number: (self._written[0], {})
+            lambda parts: evaluation, self._inside, device, lambda: [self._read], lambda: (self._written, {})
         )
         self.use(training)
 
     def use(self, training: ir.Model) -> None:
         """Runs this training graph from the next step on; gradients of parameters that it does not have are 0."""
-        for copy, double in zip(self._copies, self._written, strict=True):
-            copy[:] = 0
-            double.send()
+        self.results[:] = 0
+        self._written.send()
         self.training = training
         self._weights: Weights | None = None
-        self._training = Lanes(self._graph_of, self._inside, self._device, self._inputs, self._results_of)
+        self._training = Lanes(self._graph_of, self._inside, self._device, self._inputs, self._outputs)
 
     def step(self, batch: Mapping[str, Array]) -> float:
         """Forward and backward: returns the loss and leaves the gradients in `gradients`."""
@@ -101,15 +103,15 @@ class Engine:
         weights = self._weights if len(parts) > 1 else None
         if weights is not None:
             weights.quantize(self._crew)
-        self._crew([partial(_run, lane, part.arrays) for lane, part in zip(lanes, parts, strict=True)])
-        for double in self._written[: len(parts)]:
-            double.fetch()
-        shares = [part.share for part in parts]
-        if weights is not None:
-            self._add_up(shares, 1)
-            weights.finish(self._crew, self._results_of(1), self._results_of(0))
-        elif shares != [1]:
-            self._add_up(shares, 0)
+        first, *others = [partial(_run, lane, part.arrays) for lane, part in zip(lanes, parts, strict=True)]
+        _, *found = self._crew([partial(first, Session.run), *(partial(other, Session.results) for other in others)])
+        self._written.fetch()
+        if found or parts[0].share != 1:
+            copies = [{name: view(value) for name, value in values.items()} for values in found]
+            copies.insert(0, {name: self._results[name] for name in lanes[0].outputs})
+            total = self._add_up([part.share for part in parts], copies, 0 if weights is None else 1)
+            if weights is not None:
+                weights.finish(self._crew, total, self._outputs())
         return self.loss
 
     @property
@@ -119,10 +121,10 @@ class Engine:
 
     def evaluate(self, batch: Mapping[str, Array], fetch: Sequence[str]) -> list[Array]:
         """Forward only; returns the named outputs (the loss is one of them)."""
-        parts = self._parts(batch)
+        parts, run = self._parts(batch), partial(Session.run, fetch=fetch)
         self._read[0].send()
         lanes = self._evaluation.of(len(parts))
-        found = self._crew([partial(_run, lane, part.arrays, fetch) for lane, part in zip(lanes, parts, strict=True)])
+        found = self._crew([partial(_run, lane, part.arrays, run) for lane, part in zip(lanes, parts, strict=True)])
         if self._splitting is None or len(parts) == 1:
             return found[0]
         shares = [part.share for part in parts]
@@ -143,41 +145,46 @@ class Engine:
     def _inputs(self) -> list[Places]:
         return [self._read] if self._weights is None else [self._read, self._weights.quantized]
 
-    def _results_of(self, number: int) -> Places:
-        """The results of a part, in an array of its own; the first part's are where those of the batch will be."""
-        if number == len(self._copies):
-            self._copies.append(aligned(self.results.size))
-            self._written.append(Double(self._copies[number], self._device))
-        copy = self._copies[number]
-        views = self.layout.named(copy[:-1])
+    @property
+    def _results(self) -> dict[str, Floats]:
+        """Places of the results, by the names that the graph of the parts has for them."""
+        views = self.layout.named(self.gradients)
         found = {f"{name}_grad": view for name, view in views.items()}
         if self._weights is not None:
             found |= {gradient: views[name] for name, gradient in self._weights.gradients.items()}
-        return self._written[number], {**found, LOSS: copy[-1:].reshape(())}
+        return {**found, LOSS: self.results[-1:].reshape(())}
+
+    def _outputs(self) -> Places:
+        return self._written, self._results
 
     def _parts(self, batch: Mapping[str, Array], most: int | None = None) -> list[Part]:
         count = self._threads if most is None else min(self._threads, most)
         return [Part(batch, 1.0)] if self._splitting is None else self._splitting.parts(batch, count)
 
-    def _add_up(self, shares: Sequence[float], into: int) -> None:
-        """Writes the weighted sum of the parts' results over those of a part; every number is summed in the same order."""
-        size = self.results.size
-        bounds = [size * number // len(shares) for number in range(len(shares) + 1)]
-        copies = [(np.float32(share), copy) for share, copy in zip(shares, self._copies, strict=False)]
-        copies.insert(0, copies.pop(into))
-        self._crew([partial(_add_stretch, copies, *pair) for pair in pairwise(bounds)])
+    def _add_up(
+        self, shares: Sequence[float], parts: Sequence[Mapping[str, Floats]], into: int
+    ) -> Mapping[str, Floats]:
+        """The weighted sum of the parts' results, over those of a part; every number is summed in the same order."""
+        order = [into, *(number for number in range(len(parts)) if number != into)]
+        weights = [np.float32(shares[number]) for number in order]
+        flat = ([parts[number][name].reshape(-1) for number in order] for name in parts[into])
+        stretches = [
+            [array[begin : begin + _STRETCH] for array in arrays]
+            for arrays in flat
+            for begin in range(0, arrays[0].size, _STRETCH)
+        ]
+        self._crew.map(partial(_add_stretch, weights), stretches)
+        return parts[into]
 
 
-def _add_stretch(copies: Sequence[tuple[np.float32, Floats]], start: int, stop: int) -> None:
+def _add_stretch(weights: Sequence[np.float32], arrays: Sequence[Floats]) -> None:
     """Adds weighted arrays up in the first of them."""
-    for begin in range(start, stop, _STRETCH):
-        part = slice(begin, min(begin + _STRETCH, stop))
-        total = copies[0][1][part]
-        total *= copies[0][0]
-        for weight, copy in copies[1:]:
-            total += weight * copy[part]
+    total = arrays[0]
+    total *= weights[0]
+    for weight, array in zip(weights[1:], arrays[1:], strict=True):
+        total += weight * array
 
 
-def _run(lane: Session, arrays: Mapping[str, Array], fetch: Sequence[str] = ()) -> list[Array]:
+def _run(lane: Session, arrays: Mapping[str, Array], run: Callable[[Session], Found]) -> Found:
     lane.bind(arrays)
-    return lane.run(fetch)
+    return run(lane)

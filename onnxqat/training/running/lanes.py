@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxqat.runtime import exact_options, session
-from onnxqat.runtime.devices import Device
-from onnxqat.training.running.values import Array, Double, Floats, Loaded, as_value, run_bound
+from onnxqat.runtime.devices import CPU, Device
+from onnxqat.training.running.values import Array, Double, Floats, Loaded, Value, as_value, run_bound
 
 Views: TypeAlias = Mapping[str, Floats]
 #: A flat array, and views of it by the names that a graph has for them.
@@ -55,6 +55,19 @@ class Session:
                 if name in self.outputs:
                     self._binding.bind_output(name, *double.place(view))
 
+    def bind_views(self, inputs: Mapping[str, Array]) -> None:
+        """Binds float arrays of the CPU, which outlive the next run."""
+        for name, array in inputs.items():
+            if name in self.inputs:
+                self._binding.bind_input(name, *CPU.memory, np.float32, array.shape, array.ctypes.data)
+
+    def results(self) -> dict[str, Value]:
+        """Runs the graph; its outputs by name, in memory that the next run takes back."""
+        for name in self.outputs:
+            self._binding.bind_output(name)
+        run_bound(self._session, self._binding)
+        return dict(zip(self.outputs, self._binding.get_outputs(), strict=True))
+
     def run(self, fetch: Sequence[str] = ()) -> list[Array]:
         """Runs the graph on what is bound; returns the outputs `fetch`, whose arrays ONNX Runtime makes."""
         for name in fetch:
@@ -93,7 +106,7 @@ class Lanes:
         inside: threads inside operators, by number of parts.
         device: device that they run on.
         inputs: views of flat arrays that all of them read.
-        outputs: views of a flat array that each of them writes, by the number of its part.
+        outputs: views of a flat array that the first of them writes.
     """
 
     def __init__(
@@ -102,7 +115,7 @@ class Lanes:
         inside: Callable[[int], int],
         device: Device,
         inputs: Callable[[], Iterable[Places]],
-        outputs: Callable[[int], Places],
+        outputs: Callable[[], Places],
     ) -> None:
         self._model, self._inside, self._device = model, inside, device
         self._inputs, self._outputs = inputs, outputs
@@ -117,5 +130,5 @@ class Lanes:
         # What a node on the CPU reads of another device's memory, ONNX Runtime copies when it is bound.
         if new or not self._device.is_cpu:
             for number, lane in enumerate(self._lanes[parts]):
-                lane.bind_parts(self._inputs(), [self._outputs(number)])
+                lane.bind_parts(self._inputs(), [] if number else [self._outputs()])
         return self._lanes[parts]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from onnxqat.runtime import exact_options, session
 from onnxqat.runtime.devices import CPU, Device
 from onnxqat.runtime.splitting import cut
 from onnxqat.training.running.lanes import inside
-from onnxqat.training.running.values import TYPES, Loaded, Value, allocated, as_value, run_bound
+from onnxqat.training.running.values import TYPES, Loaded, Value, allocated, as_value, run_bound, view
 
 Array = NDArray[Any]
 Values = Mapping[str, Value]
@@ -183,15 +181,6 @@ class Chain:
             for found in self._crew([partial(program, known, take) for program in stage]):
                 known = known | found
         return {name: known[name] for name in self.outputs}
-
-
-def view(value: Value) -> Array:
-    """The array of a value on the CPU, in its memory; the value must outlive it."""
-    dtype, shape = TYPES[value.data_type()].numpy(), value.shape()
-    size = prod(shape) * dtype.itemsize
-    if not size:
-        return np.empty(shape, dtype)
-    return np.frombuffer((ctypes.c_char * size).from_address(value.data_ptr()), dtype).reshape(shape)
 
 
 def _cut(array: Array, place: Rows, rows: int, bound: tuple[int, int]) -> Array:

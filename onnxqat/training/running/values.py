@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -93,6 +95,15 @@ def as_value(array: Array) -> Value:
 def allocated(shape: Sequence[int], dtype: ir.DataType) -> Value:
     """Memory of ONNX Runtime's own, which lives as long as anybody holds the value, by whatever name."""
     return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.numpy())
+
+
+def view(value: Value) -> Array:
+    """The array of a value on the CPU, in its memory; the value must outlive it."""
+    dtype, shape = TYPES[value.data_type()].numpy(), value.shape()
+    size = prod(shape) * dtype.itemsize
+    if not size:
+        return np.empty(shape, dtype)
+    return np.frombuffer((ctypes.c_char * size).from_address(value.data_ptr()), dtype).reshape(shape)
 
 
 #: Whether DLPack as this ONNX Runtime reads it has booleans; else they come as bytes.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from onnxqat.process.crew import Crew
 from onnxqat.runtime.devices import CPU
 from onnxqat.training.running.lanes import Places, Session
-from onnxqat.training.running.values import Double, aligned
+from onnxqat.training.running.values import Double, Floats, aligned
 from onnxqat.training.training_graph.parameters import Layout
 from onnxqat.training.training_graph.shared import Shared
 
@@ -42,10 +44,11 @@ class Weights:
         """Quantizes the weights as they are now."""
         crew.map(Session.run, self._ahead)
 
-    def finish(self, crew: Crew, total: Places, results: Places) -> None:
-        """Writes the results of the batch, given the sum of those of its parts in another array."""
+    def finish(self, crew: Crew, total: Mapping[str, Floats], results: Places) -> None:
+        """Writes the results of the batch, given the sum of those of its parts in other arrays."""
         for session in self._behind:
-            session.bind_parts([total], [results])
+            session.bind_views(total)
+            session.bind_parts([], [results])
         crew.map(Session.run, self._behind)
         for name in self._others:
-            results[1][name][...] = total[1][name]
+            results[1][name][...] = total[name]

@@ -20,6 +20,7 @@ from onnxqat.graph.nesting import owners
 from onnxqat.names import MemoryName
 from onnxqat.training.blocked.lower import lower as to_blocks
 from onnxqat.training.quantizers import fakequant
+from onnxqat.training.training_graph.again import compute_again
 from onnxqat.training.training_graph.cut import ancestors
 from onnxqat.training.training_graph.shared import note_weights
 
@@ -86,6 +87,7 @@ def schedule(
     lower(model, kernels)
     for node in [node for node in model.graph if node.op_type == _CAST_LIKE]:
         _write_as_cast(model.graph, node)
+    compute_again(model.graph, ancestors(model.graph, set(forward_outputs)))
 
 
 def _large_weights(calls: Sequence[ir.Node]) -> set[ir.Node]:

@@ -10,6 +10,7 @@ import pytest
 import onnxqat
 from onnxqat.training.loop import steps
 from onnxqat.training.trainer import Trainer
+from onnxqat.training.training_graph import memory
 from onnxqat.training.training_graph.build import load_qdq, training_graph
 from onnxqat.training.training_graph.demand import demand
 from tests.models import model, random
@@ -96,3 +97,24 @@ def test_parts_of_a_batch_take_together_about_what_the_batch_in_one_piece_is_est
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, estimate = map(int, done.stdout.split("PEAK ")[1].split())
     assert 0.5 * estimate < peak < 2 * estimate  # were memory not shared out, four parts would take four times
+
+
+GELU = (
+    "(float[N, 8] x) => (float[N, 8] y) { a = MatMul(x, w)  b = Div(a, root)  c = Erf(b)  d = Add(c, one)  e = Mul(a, d) "
+    "f = Mul(e, half)  y = MatMul(f, w) }"
+)
+
+
+def test_cheap_values_are_computed_again_to_the_bit_and_not_kept(monkeypatch):
+    constants = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    qdq = onnxqat.insert(model(GELU, w=random(8, 8), **constants), [random(4, 8)])
+    batch = {"x": random(1000, 8), "label": random(1000, 8, seed=1)}
+    runs = [Trainer(qdq, "mse", threads=1)]
+    monkeypatch.setattr(memory, "compute_again", lambda *_: None)
+    runs.append(Trainer(qdq, "mse", threads=1))
+    (loss, found), (other, expected) = (run.gradients(batch) for run in runs)
+    assert loss == other
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(found[name], gradient)
+    needed, kept = (demand(run._steps.engine.training, {"x": batch["x"]}) for run in runs)
+    assert needed <= kept - 32_000  # at least one value of 32 bytes a row
