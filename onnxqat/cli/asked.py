@@ -99,12 +99,12 @@ def judge(
     return request.Judge(**asdict(given), metric=metric, labelling=labelling(labels), max_drop=max_drop)
 
 
-def followed(keeping: recovery.Keeping, report: Path | None) -> tuple[recovery.Keeping, History]:
+def followed(keeping: recovery.Keeping, *reports: Path | None) -> tuple[recovery.Keeping, History]:
     """What a run keeps, with its curves where a report shall show them."""
     from onnxqat.callbacks import History
 
     history = History()
-    return keeping if report is None else replace(keeping, callbacks=[*keeping.callbacks, history]), history
+    return keeping if not any(reports) else replace(keeping, callbacks=[*keeping.callbacks, history]), history
 
 
 def show_plan(model: Path, source: sources.Source, config: Config, sample_axis: int | None) -> None:
@@ -124,6 +124,7 @@ def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:
         InputError: the call cannot go on from the folder of checkpoints, or begin in it.
     """
     from onnxqat import callbacks
+    from onnxqat.graph import files
     from onnxqat.pipeline import recovery
 
     recovery.check_resume(given.checkpoint, resume=given.resume)
@@ -134,5 +135,6 @@ def keeping(given: options.Keeping, output: Path) -> recovery.Keeping:
         ),
         given.checkpoint if given.resume else None,
         recovery.of_call(sys.argv[1:], given.checkpoint, output),
+        lambda model: None if files.is_stream(output) else recovery.save(model, output),
         given.strict,
     )

@@ -295,6 +295,7 @@ def run(
     write_config: options.WriteConfig = None,
     json: options.Json = None,
     report: options.Report = None,
+    save_dir: options.SaveDir = None,
 ) -> None:
     """Run all stages: insert, train, fold, verify.
 
@@ -305,7 +306,8 @@ def run(
     """
     written = {"json": json, "page": report, "settings": write_config, "lines": keeping.log_file}
     read = [data, calibration, validation, test, quantization.config]
-    outputs.check([output], **written, inputs=read, models=[model, training.teacher])
+    saved = outputs.saved(save_dir)
+    outputs.check([output, *saved], **written, inputs=read, models=[model, training.teacher])
     from onnxqat import pipeline
     from onnxqat.pipeline.request import Data
 
@@ -318,7 +320,7 @@ def run(
     if dry_run:
         asked.show_plan(model, files.read(calibration), config, labels.sample_axis)
         return
-    kept, history = asked.followed(asked.keeping(keeping, output), report)
+    kept, history = asked.followed(asked.keeping(keeping, output), report, save_dir)
     outcome = pipeline.run(
         model,
         files,
@@ -331,10 +333,16 @@ def run(
     if outcome is None:
         return
     outputs.write_report(outcome, json)
-    if report is not None:
-        from onnxqat.pipeline import pages
+    if report is not None or save_dir is not None:
+        from onnxqat.pipeline import pages, saving
 
-        outputs.write_page(pages.of_run(outcome, files, judge, history), report)
+        layers = pages.layers_of_run(outcome, files, judge)
+        page = outcome.report.to_html(history, layers)
+        if save_dir is not None:
+            saving.save(outcome, saving.Kept(config, settings, files, history, layers), page, save_dir)
+            outputs.console.print(f"wrote {save_dir}")
+        if report is not None:
+            outputs.write_page(page, report)
     outputs.console.print(outcome.report)
     outputs.console.print(pipeline.summary(outcome))
     pipeline.conclude(outcome.report)

@@ -82,6 +82,14 @@ DryRun = Annotated[
         help="Only print what would be quantized, and how; one batch of the data is read, nothing is written.",
     ),
 ]
+SaveDir = Annotated[
+    Path | None,
+    Option(
+        metavar="DIR",
+        help="Also keep every stage's model, the effective settings, all figures and the page in this folder, for compare.",
+        show_default=False,
+    ),
+]
 Budget = Annotated[
     str | None,
     Option(

@@ -58,6 +58,21 @@ def check(
         files.check_all(outputs, [*models, *inputs])
 
 
+def saved(folder: Path | None) -> list[Path]:
+    """The models that a run keeps in a folder, which is made where it is missing; refused where it cannot hold them."""
+    if folder is None:
+        return []
+    from onnxqat.page import HTML, check_page
+    from onnxqat.pipeline import saving
+
+    check_page()
+    saving.check_folder(folder)
+    files.check_all(
+        [(folder / saving.CONFIG, files.JSON), (folder / saving.RUN, files.JSON), (folder / saving.PAGE, HTML)]
+    )
+    return [folder / name for name in saving.MODELS]
+
+
 def write(model: onnx.ModelProto | ir.Model, path: Path) -> None:
     """Writes a model and says so; of several processes, only the first does."""
     from onnxqat.pipeline.recovery import save

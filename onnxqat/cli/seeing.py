@@ -72,3 +72,20 @@ def sensitivity(
     if report is not None:
         outputs.write_page(found.to_html(), report)
     outputs.console.print(found)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that run --save-dir wrote.", show_default=False)],
+    json: options.Json = None,
+    report: options.Report = None,
+) -> None:
+    """Show several runs side by side: scores, size, time, and the settings in which they differ."""
+    outputs.check(json=json, page=report)
+    from onnxqat.pipeline.comparison import Comparison
+
+    found = Comparison.of(runs)
+    outputs.write_report(found, json)
+    if report is not None:
+        outputs.write_page(found.to_html(), report)
+    outputs.console.print(found)

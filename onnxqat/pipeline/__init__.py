@@ -25,6 +25,7 @@ from onnxqat.insertion.preparation import prepare
 from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 from onnxqat.metrics.table import named
 from onnxqat.pipeline.choices import judged_by, settled
+from onnxqat.pipeline.notes import noted, origin, scores
 from onnxqat.pipeline.rates import found_rate
 from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
@@ -124,11 +125,11 @@ def run(
     if reconstructed:
         calibration = data.read(data.calibration)
         inserted = reconstruct(inserted, model, calibration, seed=training.seed, **asdict(training.execution))
-    deployed = None
+    deployed, notes = None, origin(model, config, data)
 
     def keep_deployed(trained: ir.Model) -> None:
         nonlocal deployed
-        deployed = fold(trained)
+        deployed = noted(fold(trained), notes)
         keeping.write(deployed)
 
     if config.tolerance is not None and training.until is None:
@@ -139,6 +140,9 @@ def run(
     report = judge.compare((run.model(), deployed), model, judged)
     inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
     report = _judged(report, inserted_score, enforced=judge.max_drop is not None or not config.has_few_bits)
+    known = {"float": before.score, "inserted": inserted_score, "trained": report.trained, "deployed": report.deployed}
+    keeping.note(noted(deployed, scores(report.metric, data.judged_on, **known)))
+    report = replace(report, size=replace(report.size, deployed=deployed.ByteSize()))  # with its notes
     return Outcome(before.score, inserted_score, run.model(), deployed, report, inserted, model, data.judged_on)
 
 

@@ -9,14 +9,15 @@ from onnxqat.graph import io
 from onnxqat.page import render
 from onnxqat.pipeline import Outcome
 from onnxqat.pipeline.request import Data, Judge, Training
+from onnxqat.search.layers import Layers
 from onnxqat.search.seeing import layers
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.report import Report
 
 
-def of_run(outcome: Outcome, data: Data, judge: Judge, history: History) -> str:
-    """The page of a run."""
-    found = layers(
+def layers_of_run(outcome: Outcome, data: Data, judge: Judge) -> Layers:
+    """The layers of a run's models, on the data that it is judged on."""
+    return layers(
         outcome.float_model,
         outcome.trained,
         data.read(data.test or data.validation),
@@ -26,7 +27,6 @@ def of_run(outcome: Outcome, data: Data, judge: Judge, history: History) -> str:
         interpreter=judge.interpreter,
         sample_axis=judge.labelling.sample_axis,
     )
-    return outcome.report.to_html(history, found)
 
 
 def of_training(qdq: io.ModelLike, trained: Trainer, data: Data, training: Training, history: History) -> str:

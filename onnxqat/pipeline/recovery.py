@@ -48,6 +48,7 @@ class Keeping:
         callbacks: see `Trainer.fit`.
         resume: folder of checkpoints to resume from; None: a new run.
         recovery: how to resume a run that a signal ends; None: it cannot be resumed.
+        note: called with the deployed model once more when its scores are known, and noted in it.
         strict: whether a checkpoint is refused that was made in another way (see `Trainer.resume`).
     """
 
@@ -55,6 +56,7 @@ class Keeping:
     callbacks: Sequence[Callback] = ()
     resume: Path | None = None
     recovery: Recovery | None = None
+    note: Callable[[onnx.ModelProto], None] = lambda model: None
     strict: bool = False
 
 

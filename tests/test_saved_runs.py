@@ -1,0 +1,89 @@
+"""Runs that are kept in folders, their notes in the deployed model, and their comparison."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxqat import Config, __version__, evaluate
+from tests.classifier import LABELS, ROWS, write
+from tests.page.browser import opened
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = write(tmp_path_factory.mktemp("saved"))
+    np.savez(made / "data.npz", x=np.tile(ROWS, (4, 1)), label=np.tile(LABELS, 4))
+    return made
+
+
+def run(call, folder, name, *options):
+    given = (
+        "--data",
+        folder / "data.npz",
+        "-o",
+        folder / f"{name}.onnx",
+        "--max-drop",
+        100,
+        "--save-dir",
+        folder / name,
+    )
+    return call("run", folder / "float.onnx", *given, *options)
+
+
+@pytest.fixture
+def runs(folder, call):
+    if not (folder / "b").exists():
+        assert run(call, folder, "a")[0] == 0
+        assert run(call, folder, "b", "--weight-bits", 4, "--lr", "1e-3")[0] == 0
+    return [folder / "a", folder / "b"]
+
+
+def test_a_folder_keeps_models_settings_figures_and_the_page(runs, folder):
+    names = ["config.json", "deployed.onnx", "inserted.onnx", "report.html", "run.json", "trained.onnx"]
+    assert sorted(path.name for path in runs[1].iterdir()) == names
+    assert Config.from_json(runs[1] / "config.json").weight_bits == 4
+    kept = json.loads((runs[1] / "run.json").read_text())
+    assert kept["report"]["deployed"] == evaluate(runs[1] / "deployed.onnx", folder / "data.npz")
+    assert kept["training"]["lr"] == 1e-3
+    assert len(kept["history"]["steps"]) == 3
+    assert [layer["node"] for layer in kept["layers"]["layers"]]
+
+
+def test_the_deployed_file_says_what_made_it_and_how_good_it_is(runs, folder):
+    notes = {one.key: one.value for one in onnx.load(folder / "b.onnx").metadata_props}
+    assert notes["onnxqat.version"] == __version__
+    assert notes["onnxqat.target"] == "ort-cpu"
+    assert json.loads(notes["onnxqat.config"]) == {"weight_bits": 4}
+    assert len(json.loads(notes["onnxqat.data"])["train"]) == 64
+    scores = json.loads(notes["onnxqat.scores"])
+    assert scores["deployed"] == evaluate(folder / "b.onnx", folder / "data.npz")
+    assert set(scores) == {"metric", "judged_on", "float", "inserted", "trained", "deployed"}
+
+
+def test_compare_shows_scores_and_the_settings_that_differ(runs, folder, call):
+    status, said, _ = call("compare", *runs, "--json", folder / "c.json", "--report", folder / "c.html")
+    assert status == 0
+    assert "quantization.weight_bits" in said
+    found = json.loads((folder / "c.json").read_text())
+    assert found["differences"]["quantization.weight_bits"] == {"a": "8", "b": "4"}
+    assert set(found["differences"]) == {"quantization.weight_bits", "training.lr"}
+    assert [one["run"] for one in found["runs"]] == ["a", "b"]
+    with opened(folder / "c.html", width=360) as (tab, complaints):
+        assert [head.inner_text() for head in tab.query_selector_all("h2")] == ["Runs", "Curves", "Layers"]
+        assert complaints == []
+
+
+def test_a_folder_that_no_run_was_saved_to_is_refused(folder, call):
+    status, _, errors = call("compare", folder)
+    assert (status, errors) == (
+        2,
+        f"error: {folder}: holds no run.json; give folders that `onnxqat run --save-dir` wrote\n",
+    )
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(folder, call):
+    status, _, errors = run(call, folder, "float.onnx")
+    assert status == 2
+    assert errors.startswith(f"error: {folder / 'float.onnx'}: is no folder and cannot be made one (")
