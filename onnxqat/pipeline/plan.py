@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnx
 
 from onnxqat.config import Config
@@ -27,4 +29,10 @@ def planned(
     """
     unread = Range(**{**dict(config.activation_range), "samples": 0})
     settings = {"activation_range": unread, "output_correction": "none"}
-    return insert(model, source, Config(**{**dict(config), **settings}), sample_axis=sample_axis)
+    stage = logging.getLogger("onnxqat.insertion")
+    level = stage.level
+    stage.setLevel(logging.ERROR)  # it would say what it did, and that ranges are missing
+    try:
+        return insert(model, source, Config(**{**dict(config), **settings}), sample_axis=sample_axis)
+    finally:
+        stage.setLevel(level)
