@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,27 @@ ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".
 Numbers = float | tuple[float, ...]
 
 
+class Picture(Protocol):
+    """An image that is not a file of its own."""
+
+    def open(self) -> IO[bytes]:
+        """Its bytes."""
+
+
 @dataclass(frozen=True)
 class Images:
-    """Reads images of a folder.
+    """Reads images of a folder, or of tar files.
 
     Attributes:
         folder: the folder.
-        files: its images.
+        files: the images.
         labels: the class of each; None where the folder has no folder for each class.
         pixels: how images become arrays.
         input: the model's input; None until the model is known.
     """
 
     folder: Path
-    files: tuple[Path, ...] = field(repr=False)
+    files: tuple[Path | Picture, ...] = field(repr=False)
     labels: NDArray[np.int64] | None = field(repr=False, compare=False)
     pixels: Pixels
     input: str | None = None
@@ -58,10 +66,11 @@ class Images:
         batch: Batch = {self.input: np.stack([self._array(self.files[row]) for row in rows])}
         return batch if self.labels is None else {**batch, "label": self.labels[rows]}
 
-    def _array(self, file: Path) -> NDArray[np.generic]:
+    def _array(self, file: Path | Picture) -> NDArray[np.generic]:
         from PIL import Image
 
-        with guarded(f"{file}: is no image that can be read", "remove or convert it"), Image.open(file) as image:
+        source = file if isinstance(file, Path) else file.open()
+        with guarded(f"{file}: is no image that can be read", "remove or convert it"), Image.open(source) as image:
             return self.pixels.array(image)
 
 
@@ -116,10 +125,7 @@ def found(folder: Path, pixels: Pixels, classes: Path | None = None) -> Images:
         InputError: there are none, or classes do not fit.
         MissingExtraError: Pillow is not installed.
     """
-    try:
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(f"{folder}: Pillow is not installed; run `pip install 'onnxqat[images]'`") from error
+    check_pillow(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one with a folder of images for each class")
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -134,6 +140,14 @@ def found(folder: Path, pixels: Pixels, classes: Path | None = None) -> Images:
     named = ", ".join(f"{name} {label}" for name, label in list(number.items())[:4])
     log.info("%s: %d images of %d classes (%s%s)", folder, len(pairs), len(folders), named, ", …" * (len(number) > 4))
     return Images(folder, tuple(file for file, _ in pairs), labels, pixels)
+
+
+def check_pillow(path: Path) -> None:
+    """Raises MissingExtraError where images cannot be decoded."""
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(f"{path}: Pillow is not installed; run `pip install 'onnxqat[images]'`") from error
 
 
 def are_in(folder: Path) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from onnxqat.data import hub, image_folders, tables
+from onnxqat.data import hub, image_folders, shards, tables
 from onnxqat.data.columns import Columns
 from onnxqat.data.indexed import Indexed
 from onnxqat.data.pixels import Pixels
@@ -18,7 +19,9 @@ from onnxqat.process.foreign import described
 
 log = logging.getLogger(__name__)
 
-_FORMS = "an .npz, .csv or .parquet file, a folder of these, of .npy files or of images, or package.module:function"
+_FORMS = (
+    "an .npz, .csv, .parquet or .tar file, a folder of these, of .npy files or of images, or package.module:function"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,31 @@ class Form:
             raise InputError(f"{where}: holds no images; leave options for images out")
 
 
+def read(
+    path: str | Path, batch_size: int = 64, *, map: Mapping[str, str | Sequence[str]] | None = None
+) -> Rows | Arrays | Indexed:
+    """Returns the rows of a file or folder of arrays, tables or datasets as batches, under the names of a model's inputs.
+
+    Args:
+        path: an `.npz`, `.csv` or `.parquet` file, a folder of these or of `.npy` files, or a saved Hugging Face dataset.
+        batch_size: rows per batch.
+        map: array or column that an input (or label) is read from, or several columns that it is made of; None: all by their
+            names, and all columns of a table but `label` as a model's only input.
+
+    Raises:
+        InputError: nothing that can be read is there.
+        MissingExtraError: a library that reads it is not installed.
+
+    Example:
+        ```python
+        rows = onnxqat.data.read("train.npz", batch_size=32, map={"image": "image"})
+        qdq = onnxqat.insert("model.onnx", rows)
+        ```
+    """
+    names = {name: (one,) if isinstance(one, str) else tuple(one) for name, one in (map or {}).items()}
+    return opened(Path(path), batch_size, Form(Columns(names)))
+
+
 def opened(path: Path, batch_size: int, form: Form) -> Rows | Arrays | Indexed:
     """The rows of a path.
 
@@ -53,6 +81,8 @@ def opened(path: Path, batch_size: int, form: Form) -> Rows | Arrays | Indexed:
         return _folder(path, batch_size, form)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give {_FORMS}")
+    if path.suffix == ".tar":
+        return _shards((path,), batch_size, form)
     form.check_used(path, columns=True)
     if path.suffix in tables.ENDINGS:
         return _table((path,), batch_size, form)
@@ -72,10 +102,18 @@ def _folder(folder: Path, batch_size: int, form: Form) -> Rows | Arrays | Indexe
             if ending == ".npz":
                 return Arrays(tuple(map(NpzFile, files)), batch_size, columns=form.columns)
             return _table(files, batch_size, form)
+    tars = _files(folder, ".tar")
+    if tars:
+        return _shards(tars, batch_size, form)
     if image_folders.are_in(folder):
         form.check_used(folder, pixels=True)
         return Indexed(image_folders.found(folder, form.pixels, form.classes), batch_size)
     raise InputError(f"{folder}: the folder holds no .npz file, table, image or dataset; give {_FORMS}")
+
+
+def _shards(files: tuple[Path, ...], batch_size: int, form: Form) -> Indexed:
+    form.check_used(files[0], pixels=form.classes is None)
+    return Indexed(shards.shards(files, form.pixels), batch_size)
 
 
 def _table(files: tuple[Path, ...], batch_size: int, form: Form) -> Arrays:

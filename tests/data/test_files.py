@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from pyarrow import csv, parquet
 
+import onnxqat
 from onnxqat.data import sources
 from onnxqat.data.columns import Columns, parsed
 from onnxqat.data.paths import Form
@@ -65,6 +66,12 @@ def test_rows_of_a_table_are_shuffled_by_seed_and_epoch(table):
     orders = [joined(batches.epoch(epoch), "x")[:, 1].tolist() for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[2]) == LABELS.tolist()
+
+
+def test_library_reads_columns_under_other_names(table):
+    batches = sources.batches(onnxqat.data.read(table, 4, map={"x": ["c", "a", "b"], "label": "b"}), WIDE)
+    assert joined(batches, "x")[:, 0].tolist() == X[:, 2].tolist()
+    assert joined(batches, "label").tolist() == LABELS.tolist()
 
 
 def test_folder_of_tables_is_one(tmp_path):

@@ -1,9 +1,14 @@
+import tarfile
+from io import BytesIO
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import onnxqat
 from onnxqat.data import sources
+from onnxqat.data.paths import Form
+from onnxqat.data.pixels import Pixels
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from tests.models import model
@@ -162,3 +167,33 @@ def test_command_line_takes_a_folder_of_images(call, photos, tmp_path_factory):
         status, _, message = call(*call_of, "--image-preset", "unit", *wrong)
         assert status == 2
         assert wrong[0] in message
+
+
+def sharded(photos, names):
+    """A tar file of the first image of each class, with or without classes."""
+    with tarfile.open(photos / "a.tar", "w") as tar:
+        for number, name in enumerate(COLOURS):
+            tar.add(photos / name / "0.png", f"x/{number}.png")
+            if name in names:
+                content = str(7 + number).encode()
+                member = tarfile.TarInfo(f"x/{number}.cls")
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+    return photos / "a.tar"
+
+
+@pytest.mark.parametrize("names", [list(COLOURS), []], ids=["classes", "no classes"])
+def test_tar_file_of_images_is_read_at_any_place(photos, names):
+    (batch,) = sources.batches(sources.read(sharded(photos, names), 4, Form(pixels=Pixels("unit"))), net("8,8,3"))
+    np.testing.assert_allclose(255 * batch["image"][:, 0, 0], list(COLOURS.values()), rtol=1e-5)
+    assert batch.get("label", np.zeros(0)).tolist() == [7, 8][: len(names)]
+
+
+def test_tar_file_that_lacks_classes_or_is_none_is_refused(photos, tmp_path_factory):
+    path = sharded(photos, ["cat"])
+    with pytest.raises(InputError, match=r"a\.tar: x/1\.png: has no class"):
+        sources.read(path, 4, Form(pixels=Pixels("unit")))
+    broken = tmp_path_factory.mktemp("tar") / "b.tar"
+    broken.write_bytes(b"abc")
+    with pytest.raises(InputError, match=r"b\.tar: is no tar file"):
+        sources.read(broken, 4)
