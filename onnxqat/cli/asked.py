@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from onnxqat.data import sources
     from onnxqat.data.labels import Labelling
     from onnxqat.data.sources import Source
-    from onnxqat.pipeline import recovery, request
+    from onnxqat.pipeline import Outcome, recovery, request
 
 
 def configuration(given: options.Quantization) -> Config:
@@ -97,6 +98,20 @@ def judge(
     from onnxqat.pipeline import request
 
     return request.Judge(**asdict(given), metric=metric, labelling=labelling(labels), max_drop=max_drop)
+
+
+def raising(reconstructed: bool) -> Callable[..., Outcome | None]:
+    """The run that raises precision.
+
+    Raises:
+        InputError: blocks are to be reconstructed too.
+    """
+    from onnxqat.errors import InputError
+    from onnxqat.pipeline.raising import run_raising
+
+    if reconstructed:
+        raise InputError("--raise-precision: does not reconstruct blocks; leave --reconstruct and such a preset out")
+    return run_raising
 
 
 def followed(keeping: recovery.Keeping, *reports: Path | None) -> tuple[recovery.Keeping, History]:

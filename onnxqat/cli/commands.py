@@ -296,6 +296,7 @@ def run(
     json: options.Json = None,
     report: options.Report = None,
     save_dir: options.SaveDir = None,
+    raise_precision: options.RaisePrecision = False,
 ) -> None:
     """Run all stages: insert, train, fold, verify.
 
@@ -309,6 +310,7 @@ def run(
     saved = outputs.saved(save_dir)
     outputs.check([output, *saved], **written, inputs=read, models=[model, training.teacher])
     from onnxqat import pipeline
+    from onnxqat.pipeline.raising import path_table
     from onnxqat.pipeline.request import Data
 
     settings = asked.training(training, execution, labels, metric, quantization.preset)
@@ -321,15 +323,11 @@ def run(
         asked.show_plan(model, files.read(calibration), config, labels.sample_axis)
         return
     kept, history = asked.followed(asked.keeping(keeping, output), report, save_dir)
-    outcome = pipeline.run(
-        model,
-        files,
-        config,
-        settings,
-        judge,
-        kept,
-        reconstructed=asked.reconstructs(reconstruct, quantization),
-    )
+    reconstructed = asked.reconstructs(reconstruct, quantization)
+    if raise_precision:
+        outcome = asked.raising(reconstructed)(model, files, config, settings, judge, kept)
+    else:
+        outcome = pipeline.run(model, files, config, settings, judge, kept, reconstructed=reconstructed)
     if outcome is None:
         return
     outputs.write_report(outcome, json)
@@ -339,12 +337,14 @@ def run(
         layers = pages.layers_of_run(outcome, files, judge)
         page = outcome.report.to_html(history, layers)
         if save_dir is not None:
-            saving.save(outcome, saving.Kept(config, settings, files, history, layers), page, save_dir)
+            saving.save(outcome, saving.Kept(settings, files, history, layers), page, save_dir)
             outputs.console.print(f"wrote {save_dir}")
         if report is not None:
             outputs.write_page(page, report)
     outputs.console.print(outcome.report)
     outputs.console.print(pipeline.summary(outcome))
+    if outcome.path:
+        outputs.console.print(path_table(outcome))
     pipeline.conclude(outcome.report)
 
 

@@ -82,6 +82,14 @@ DryRun = Annotated[
         help="Only print what would be quantized, and how; one batch of the data is read, nothing is written.",
     ),
 ]
+RaisePrecision = Annotated[
+    bool,
+    Option(
+        "--raise-precision",
+        help="Raise precision step by step until no more than --max-drop is lost: other range estimators, corrected outputs, the "
+        "costliest layers in float, and training only if that is not enough.",
+    ),
+]
 SaveDir = Annotated[
     Path | None,
     Option(

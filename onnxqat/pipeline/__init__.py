@@ -30,6 +30,7 @@ from onnxqat.pipeline.rates import found_rate
 from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
+from onnxqat.search.raising import Step
 from onnxqat.search.reconstruct import reconstruct
 from onnxqat.training.health import preflight
 from onnxqat.training.optimize.presets import rate_of
@@ -61,7 +62,9 @@ class Outcome:
         report: how the two compare in a runtime, and with the float model.
         inserted: the Q/DQ model before training.
         float_model: the float model, with the inputs that the configuration fixes.
+        config: the settings that the model was inserted by.
         judged_on: name of the data that all this was judged on.
+        path: the steps by which precision was raised (see `run_raising`); empty where that was not asked for.
     """
 
     float_score: float | None
@@ -71,7 +74,9 @@ class Outcome:
     report: Report
     inserted: onnx.ModelProto
     float_model: io.ModelLike
+    config: Config
     judged_on: str
+    path: tuple[Step, ...] = ()
 
     def to_json(self) -> str:
         """The numbers as JSON text."""
@@ -80,6 +85,8 @@ class Outcome:
             "inserted": self.inserted_score,
             "judged_on": self.judged_on,
         }
+        if self.path:
+            scores["path"] = [asdict(step) for step in self.path]
         return json.dumps({**scores, **self.report.to_dict()}, indent=2, allow_nan=False)
 
 
@@ -104,17 +111,10 @@ def run(
         keeping: how the deployed model is kept, and a run that is interrupted.
         reconstructed: whether blocks are reconstructed before training (see `onnxqat.reconstruct`).
     """
-    model = with_fixed_inputs(model, config.fixed_inputs)
-    config = config.model_copy(update={"fixed_inputs": {}})
-    training, metric = settled(prepare(model), data, training)
-    judge = replace(judge, metric=judge.metric or metric)
-    if training.distils and training.teacher is None:
-        training = replace(training, teacher=model)
-    check_request(model, data, training, judge)
-    check_goal(config, data, training)
+    model, config, training, judge = ready(model, data, config, training, judge)
     judged = data.read(data.test or data.validation)
     before = scored_first(model, judged, config, judge) if rank() == 0 else None
-    calibrated = config if data.calibration is not None else _briefly(config)
+    calibrated = calibrating(config, data)
     inserted = insert(
         model,
         data.read(data.calibration),
@@ -137,13 +137,56 @@ def run(
     run = train(inserted, data, training, replace(keeping, write=keep_deployed))
     if before is None or deployed is None:
         return None
-    report = judge.compare((run.model(), deployed), model, judged)
+    return _concluded(before.score, (model, inserted, run.model(), deployed), config, data, judge, keeping)
+
+
+def untrained(
+    model: io.ModelLike, inserted: onnx.ModelProto, data: Data, config: Config, judge: Judge, keeping: Keeping
+) -> Outcome:
+    """Folds, keeps and verifies a model that needs no training; the arguments are those of `run`, made ready."""
+    deployed = noted(fold(inserted), origin(model, config, data))
+    keeping.write(io.load(deployed))
+    before = judge.baseline(model, data.read(data.test or data.validation), config.target).score
+    return _concluded(before, (model, inserted, inserted, deployed), config, data, judge, keeping)
+
+
+def ready(
+    model: io.ModelLike, data: Data, config: Config, training: Training, judge: Judge
+) -> tuple[io.ModelLike, Config, Training, Judge]:
+    """The request with all that the model and the data decide, checked.
+
+    Raises:
+        InputError: it cannot be fulfilled.
+    """
+    model = with_fixed_inputs(model, config.fixed_inputs)
+    config = config.model_copy(update={"fixed_inputs": {}})
+    training, metric = settled(prepare(model), data, training)
+    judge = replace(judge, metric=judge.metric or metric)
+    if training.distils and training.teacher is None:
+        training = replace(training, teacher=model)
+    check_request(model, data, training, judge)
+    check_goal(config, data, training)
+    return model, config, training, judge
+
+
+def _concluded(
+    before: float | None,
+    models: tuple[io.ModelLike, onnx.ModelProto, onnx.ModelProto, onnx.ModelProto],
+    config: Config,
+    data: Data,
+    judge: Judge,
+    keeping: Keeping,
+) -> Outcome:
+    """Verifies the float, the inserted, the trained and the deployed model, and notes the scores in the last one."""
+    model, inserted, trained, deployed = models
+    judged = data.read(data.test or data.validation)
+    report = judge.compare((trained, deployed), model, judged)
     inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
     report = _judged(report, inserted_score, enforced=judge.max_drop is not None or not config.has_few_bits)
-    known = {"float": before.score, "inserted": inserted_score, "trained": report.trained, "deployed": report.deployed}
+    known = {"float": before, "inserted": inserted_score, "trained": report.trained, "deployed": report.deployed}
     keeping.note(noted(deployed, scores(report.metric, data.judged_on, **known)))
     report = replace(report, size=replace(report.size, deployed=deployed.ByteSize()))  # with its notes
-    return Outcome(before.score, inserted_score, run.model(), deployed, report, inserted, model, data.judged_on)
+    return Outcome(before, inserted_score, trained, deployed, report, inserted, model, config, data.judged_on)
 
 
 def train(qdq: io.ModelLike, data: Data, training: Training, keeping: Keeping) -> Trainer:
@@ -287,9 +330,9 @@ def trainer(qdq: io.ModelLike, training: Training, schedule: Rate | None = None)
     )
 
 
-def _briefly(config: Config) -> Config:
-    """The configuration with a limit on the samples that calibration reads, where it has none."""
+def calibrating(config: Config, data: Data) -> Config:
+    """The configuration with a limit on the samples that calibration reads of the training data, where it has none."""
     ranges = config.activation_range
-    if ranges.samples is not None:
+    if data.calibration is not None or ranges.samples is not None:
         return config
     return Config(**{**dict(config), "activation_range": Range(**{**dict(ranges), "samples": CALIBRATION_SAMPLES})})

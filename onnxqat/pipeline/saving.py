@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxqat.callbacks import History
-from onnxqat.config import Config
 from onnxqat.errors import InputError
 from onnxqat.graph import files, io
 from onnxqat.pipeline import Outcome, notes
@@ -26,7 +25,6 @@ CONFIG, RUN, PAGE = "config.json", "run.json", "report.html"
 class Kept:
     """What a run was asked for and gave, beside its outcome."""
 
-    config: Config
     training: Training
     data: Data
     history: History
@@ -49,7 +47,7 @@ def save(outcome: Outcome, kept: Kept, page: str, folder: Path) -> None:
     """Writes the files, each whole or not at all; `run.json` comes last."""
     for name, model in zip(MODELS, (outcome.inserted, outcome.trained, outcome.deployed), strict=True):
         io.save(io.load(model) if not hasattr(model, "graph") else model, folder / name)
-    files.write_text(kept.config.to_json(), folder / CONFIG, files.JSON)
+    files.write_text(outcome.config.to_json(), folder / CONFIG, files.JSON)
     from onnxqat.page import write
 
     write(page, folder / PAGE)
@@ -58,7 +56,7 @@ def save(outcome: Outcome, kept: Kept, page: str, folder: Path) -> None:
 
 def _run(outcome: Outcome, kept: Kept) -> dict[str, Any]:
     return {
-        **json.loads(effective(kept.config, kept.data, kept.training)),
+        **json.loads(effective(outcome.config, kept.data, kept.training)),
         "command": sys.argv[1:],
         "processor": processor(),
         "sha256": notes.digests(outcome.float_model, kept.data),
