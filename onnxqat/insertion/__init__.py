@@ -27,7 +27,7 @@ from onnxqat.graph.without import ADAPTED, TARGET
 from onnxqat.insertion.calibration.calibrate import Observed, Observer, calibrate
 from onnxqat.insertion.calibration.correct import correct_outputs
 from onnxqat.insertion.calibration.hold import hold_weights
-from onnxqat.insertion.calibration.losses import warn_of_losses
+from onnxqat.insertion.calibration.losses import warn_of_losses, warn_of_overflow
 from onnxqat.insertion.calibration.ranges import weight_range
 from onnxqat.insertion.demands import check_model, settled
 from onnxqat.insertion.groups import Skip
@@ -40,6 +40,7 @@ from onnxqat.insertion.scopes import with_names
 from onnxqat.insertion.settings import layers
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, constant_sites, weight_sites
 from onnxqat.insertion.tables import table_sites
+from onnxqat.insertion.transforms import BEHIND
 from onnxqat.insertion.widths import widths
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.runtime import check_answers, checked, explained
@@ -137,6 +138,8 @@ def insert(
         len(skips),
     )
     check_answers(prepared, sample)
+    if table.whole and workers.is_first:
+        warn_of_overflow(original, [str(skip.node.name) for skip in skips if skip.reason == BEHIND], sample)
     calibrated = config.activation_range.samples != 0
     if workers.is_first and calibrated and not config.has_few_bits:
         warn_of_losses(original, prepared, names, weighted, sample)

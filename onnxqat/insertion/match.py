@@ -61,7 +61,7 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
             written = _behind_activations(result.writes, target, ignored)
             absorbed.update(written)
             groups.append(replace(result, writes=written[-1].outputs[0] if written else result.writes))
-    transforms = fixed_transforms(nodes, groups, config)
+    transforms = fixed_transforms(nodes, groups, target, config)
     groups = [group for group in groups if group.node not in {skip.node for skip in transforms}]
     skips += transforms
     _check_overrides(groups, target, config)

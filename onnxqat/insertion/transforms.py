@@ -15,15 +15,17 @@ from onnxqat.config import Config
 from onnxqat.graph.constants import constant
 from onnxqat.graph.movement import MOVEMENT
 from onnxqat.graph.naming import label
-from onnxqat.insertion.groups import Group, Skip, inputs
+from onnxqat.insertion.groups import Group, Skip, inputs, is_float
+from onnxqat.targets import Target
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 _MAGNITUDES = frozenset({"Abs", "Log", "Pow", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", "Sqrt"})
+BEHIND = "between a transform of the input and the next layer, where 8 bits lose what is small"
 _LINEAR = MOVEMENT | {"Add", "Cast", "Clip", "Concat", "Neg", "ReduceSum", "Sub"}
 
 
-def fixed_transforms(nodes: Iterable[ir.Node], groups: Sequence[Group], config: Config) -> list[Skip]:
-    """The layers of the groups that are such transforms.
+def fixed_transforms(nodes: Sequence[ir.Node], groups: Sequence[Group], target: Target, config: Config) -> list[Skip]:
+    """The layers of the groups that are such transforms, and on a target that takes every value as integers what is behind them.
 
     None where no other layer would be left; one that `only` names or an override gives bits is quantized all the same.
     """
@@ -36,7 +38,24 @@ def fixed_transforms(nodes: Iterable[ir.Node], groups: Sequence[Group], config: 
             found[node] = magnitude
     weighted = [group.node for group in groups if group.weight is not None]
     left = [node for node in weighted if node in found and not _is_asked_for(node, config)]
-    return [Skip(node, _reason(found[node])) for node in left] if len(left) < len(weighted) else []
+    if len(left) == len(weighted):
+        return []
+    behind = _behind(left, nodes) if target.whole else set()
+    return [Skip(node, _reason(found[node])) for node in left] + [
+        Skip(node, BEHIND) for node in nodes if node in behind
+    ]
+
+
+def _behind(transforms: Collection[ir.Node], nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """The nodes that compute from the transforms alone, up to the next layers."""
+    values = {output for node in transforms for output in node.outputs}
+    found: set[ir.Node] = set()
+    for node in nodes:
+        computed = [value for value in inputs(node) if is_float(value) and constant(value) is None]
+        if node.op_type not in _LAYERS and computed and values.issuperset(computed):
+            found.add(node)
+            values.update(node.outputs)
+    return found
 
 
 def _reason(magnitude: ir.Node) -> str:

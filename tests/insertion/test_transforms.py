@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxqat.checking import check
 from onnxqat.config import Config
+from onnxqat.folding import fold
 from onnxqat.insertion import insert
 from onnxqat.insertion.match import find_groups
 from onnxqat.insertion.preparation import prepare
@@ -75,6 +77,26 @@ def test_spectrogram_stays_in_float_and_says_why(kind, name):
     assert {node for node, reason in found.items() if "transform of the input" in reason} == (
         {"Conv", "MatMul"} if name == "mel" else {"Conv"}
     )
+
+
+@pytest.mark.parametrize("name", SPECTROGRAMS)
+def test_npu_computes_a_spectrogram_and_its_logarithm_in_float_up_to_the_next_layer(name):
+    proto = spectral(SPECTROGRAMS[name])
+    data = loud(proto)
+    quantized = insert(proto, data, Config(target="qnn", fixed_inputs={"N": 4}))
+    assert decibels(outputs(proto, data[0])[0], outputs(quantized, data[0])[0]) > 20
+    assert {one.kind for one in check(fold(quantized))} == {"float"}
+    assert "p" in {n.input[0] for n in quantized.graph.node if n.op_type in ("QuantizeLinear", "Transpose")}
+
+
+def test_values_that_the_npu_cannot_hold_in_float_are_named(caplog):
+    with caplog.at_level(logging.WARNING):
+        insert(proto := spectral(SPECTROGRAMS["mel"]), loud(proto), Config(target="qnn", fixed_inputs={"N": 4}))
+    (record,) = caplog.records
+    assert record.message.startswith(
+        "5 values that stay in float reach beyond float16, in which they are computed, the"
+    )
+    assert record.message.endswith("scale the model's input down")
 
 
 @pytest.mark.parametrize("nodes", LEARNED.values(), ids=LEARNED)

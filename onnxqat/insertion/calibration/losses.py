@@ -14,13 +14,14 @@ from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import quantizers
 from onnxqat.insertion.calibration.calibrate import with_outputs
 from onnxqat.insertion.fills import without_fills
-from onnxqat.insertion.groups import inputs
+from onnxqat.insertion.groups import inputs, is_float
 from onnxqat.runtime import Inference
 
 log = logging.getLogger(__name__)
 
 #: Signal over noise, in dB; 8 bits lose no more than this where the model takes them.
 LEAST = 10.0
+LARGEST_HALF = float(np.finfo(np.float16).max)
 #: Most elements of a value that are compared.
 ELEMENTS = 2**16
 
@@ -55,6 +56,28 @@ def warn_of_losses(
             "leave the layers before it in float (ignore: %s)",
             len(lost), len(pairs), LEAST, names[first], "the input" if node is None else label(node), ratio,
             ", ".join(layers) or "none is quantized",
+        )  # fmt: skip
+
+
+def warn_of_overflow(original: ir.Model, nodes: Sequence[str], batch: Batch) -> None:
+    """Warns of nodes left in float whose values a runtime that computes them in float16 cannot hold, on a batch.
+
+    Args:
+        original: the float model.
+        nodes: names of the nodes.
+        batch: inputs.
+    """
+    values = [v for node in original.graph if node.name in nodes for v in node.outputs if is_float(v) and v.uses()]
+    if not values:
+        return
+    reached = [float(np.abs(array).max(initial=0)) for array in _sampled(original, values, batch)]
+    beyond = [(value, most) for value, most in zip(values, reached, strict=True) if most > LARGEST_HALF]
+    if beyond:
+        (value, most), node = beyond[0], beyond[0][0].producer()
+        log.warning(
+            "%d values that stay in float reach beyond float16, in which they are computed, the first %r of %s (%.3g); "
+            "scale the model's input down",
+            len(beyond), value.name, "the input" if node is None else label(node), most,
         )  # fmt: skip
 
 
