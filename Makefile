@@ -62,7 +62,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.core
 	$(BIN)/$(PIP_INSTALL) torch
-	$(BIN)/$(PIP_INSTALL) -e '.[torch,keras,openvino,report,search,tensorboard,images,tables,datasets,metrics,yaml,dev]'
+	$(BIN)/$(PIP_INSTALL) -e '.[torch,keras,openvino,report,search,mlflow,wandb,tensorboard,images,tables,datasets,metrics,yaml,dev]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.core

@@ -7,8 +7,19 @@ from onnxqat.training.callbacks.checkpoints import Checkpoints
 from onnxqat.training.callbacks.history import History
 from onnxqat.training.callbacks.ready_made import BestModel, Callback, EarlyStopping, JsonLines
 from onnxqat.training.callbacks.tensorboard import TensorBoard
+from onnxqat.training.callbacks.trackers import MLflow, WandB
 
-__all__ = ["BestModel", "Callback", "Checkpoints", "EarlyStopping", "History", "JsonLines", "TensorBoard"]
+__all__ = [
+    "BestModel",
+    "Callback",
+    "Checkpoints",
+    "EarlyStopping",
+    "History",
+    "JsonLines",
+    "MLflow",
+    "TensorBoard",
+    "WandB",
+]
 
 
 def from_options(

@@ -29,6 +29,8 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "datasets": (("datasets",), "saved Hugging Face datasets"),
     "metrics": (("sklearn", "skimage", "jiwer"), "metrics map, ssim and wer"),
     "yaml": (("yaml",), "settings in YAML"),
+    "mlflow": (("mlflow",), "runs in MLflow"),
+    "wandb": (("wandb",), "runs in Weights & Biases"),
     "tensorboard": (("tensorboardX",), "curves in TensorBoard"),
 }
 #: Extras that bring another onnxruntime.
