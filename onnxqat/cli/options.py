@@ -290,6 +290,10 @@ class Training(Learning):
     ] = None
     accumulate: Annotated[int, Option(help="Batches whose gradients make one optimizer step.")] = 1
     seed: Annotated[int, Option(help="Seed of the data's order.")] = 0
+    learn_zero_points: Annotated[
+        bool,
+        Option("--learn-zero-points", help="Train zero points of values too (LSQ+); for few bits in Transformers."),
+    ] = False
     teacher: Annotated[
         Path | None,
         Option(

@@ -320,6 +320,7 @@ def trainer(qdq: io.ModelLike, training: Training, schedule: Rate | None = None)
         optimizer=training.built_optimizer(rate_of(io.load(qdq))),
         schedule=Cosine(warmup_steps=WARMUP_STEPS) if schedule is None else schedule,
         seed=training.seed,
+        learn_zero_points=training.learn_zero_points,
         freeze=training.freeze,
         clip_norm=training.clip_norm,
         accumulate=training.accumulate,

@@ -90,6 +90,7 @@ class Training:
         clip_norm: largest norm of the gradient; None: no limit.
         accumulate: batches whose gradients make one optimizer step.
         seed: seed of the order of the data.
+        learn_zero_points: whether zero points of values are trained too; see `Trainer`.
         freeze: names or patterns of initializers or nodes that are not trained.
         teacher: model for the loss `distill`; None: the float model; in `train`, the Q/DQ model without quantizers.
         distributed: whether this is one of several processes (see `onnxqat.distributed`).
@@ -112,6 +113,7 @@ class Training:
     clip_norm: float | None = None
     accumulate: int = 1
     seed: int = 0
+    learn_zero_points: bool = False
     freeze: Sequence[str] = ()
     teacher: io.ModelLike | None = None
     distributed: bool = False

@@ -70,6 +70,8 @@ class Trainer:
         ignore_label: label that is ignored, such as -100 or 255; None: all count.
         sample_axis: axis of the first input that counts samples; None: it follows from the model, and is usually the first.
         seed: seed of the order of the data.
+        learn_zero_points: whether zero points of values are trained as well (LSQ+), but those at the lowest code, as behind Relu,
+            and 0 of signed codes. Pays where values of few bits lie around zero unevenly, as in Transformers.
         distributed: whether this is one of several processes that torchrun started; each is given the same batches and takes
             its rows of them (see `onnxqat.distributed`).
         execution: `threads`, `layout`, `engine`, `memory`, `provider`: see `onnxqat.Execution`.
@@ -107,6 +109,7 @@ class Trainer:
         ignore_label: int | None = None,
         sample_axis: int | None = None,
         seed: int = 0,
+        learn_zero_points: bool = False,
         distributed: bool = False,
         **execution: Unpack[Options],
     ) -> None:
@@ -123,6 +126,7 @@ class Trainer:
             accumulate,
             Labelling(class_axis, ignore_label, sample_axis),
             seed,
+            learn_zero_points,
         )
         how = replace(how, threads=self._workers.threads(how.threads))
         self._steps = assembled(qdq, arguments, self._workers, how)

@@ -47,7 +47,7 @@ def options_of(command: str) -> set[str]:
 
 def test_every_training_option_is_one_of_both_commands():
     named = {f"--{field.name.replace('_', '-')}" for group in (Training, Execution, Keeping) for field in fields(group)}
-    assert named == {*GIVEN, "--resume", "--strict", "--steps", "--until", "--augment"}
+    assert named == {*GIVEN, "--resume", "--strict", "--steps", "--until", "--augment", "--learn-zero-points"}
     assert named <= options_of("train") & options_of("run")
 
 
@@ -76,7 +76,7 @@ def test_every_training_option_reaches_the_trainer(command, called, tmp_path, mo
         fit(trainer, batches, epochs, validation, callbacks, steps=steps, until=until, metric=metric, augment=augment)
 
     monkeypatch.setattr(Trainer, "fit", watched)
-    given = [word for pair in GIVEN.items() for word in pair]
+    given = ["--learn-zero-points", *(word for pair in GIVEN.items() for word in pair)]
     assert called(command, *given) == 0
     ((trainer, epochs, given_callbacks),) = made
     assert epochs == 2
@@ -87,7 +87,14 @@ def test_every_training_option_reaches_the_trainer(command, called, tmp_path, mo
     assert (tmp_path / "log.jsonl").stat().st_size
     assert list((tmp_path / "board").iterdir())
     facts = trainer._record.origin().facts
-    wanted = {"clip_norm": 0.5, "accumulate": 2, "seed": 3, "freeze": ["b"], "loss": ["distill"]}
+    wanted = {
+        "clip_norm": 0.5,
+        "accumulate": 2,
+        "seed": 3,
+        "freeze": ["b"],
+        "loss": ["distill"],
+        "learn_zero_points": True,
+    }
     assert {name: facts["arguments"][name] for name in wanted} == wanted
     assert (facts["threads"], facts["engine"], facts["provider"]) == (1, "runtime", "cpu")
     assert facts["arguments"]["teacher"]

@@ -44,6 +44,7 @@ class Arguments:
     accumulate: int
     labelling: Labelling
     seed: int
+    learn_zero_points: bool
 
     def __post_init__(self) -> None:
         if self.optimizer is not None:
@@ -69,7 +70,10 @@ def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, executi
         UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
     """
     with explained(qdq):
-        loaded, (loss, freeze) = load_qdq(qdq), (arguments.loss, arguments.freeze)
+        loaded, (loss, freeze) = (
+            load_qdq(qdq, learn_zero_points=arguments.learn_zero_points),
+            (arguments.loss, arguments.freeze),
+        )
         block, engine = execution.block, execution.engine
         graph = training_graph(loaded, loss, freeze, arguments.labelling, block, engine, twice=execution.twice)
     graph = same_graph(graph, workers)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxqat.errors import InputError
 from onnxqat.graph.ops import Ops
+from onnxqat.training.training_graph.parameters import Kind
 
 LARGEST_LOG_STEP = 0.1
 _OPSET = 17
@@ -209,16 +210,17 @@ def updated_scales(
     return [op.Min(op.Max(op.Mul(p, op.Exp(op.Neg(step))), low), high), *update.moments]
 
 
-def update_graph(optimizer: Optimizer, *, logarithmic: bool) -> onnx.ModelProto:
+def update_graph(optimizer: Optimizer, kind: Kind) -> onnx.ModelProto:
     """The update of a stretch of the flat arrays.
 
     Inputs: `p`, `g`, `m0`…, all float32 [N]; the scalars of `Optimizer.rates`; `gradient_factor`, a scalar on the gradient;
-    `low` and `high` [N], bounds, for scales; `unit` [N], factors on the steps of others, where the optimizer is relative.
+    `low` and `high` [N], bounds, for scales and zero points; `unit` [N], factors on steps, for zero points, and for weights and
+    others where the optimizer is relative.
     Outputs: `p_new`, `m0_new`…, each of which may be written over its input.
 
     Args:
         optimizer: what to do.
-        logarithmic: whether the parameters are scales, updated as logarithms.
+        kind: what the parameters are; scales are updated as logarithms.
     """
     op = Ops(_OPSET)
     p, g = _vector("p"), _vector("g")
@@ -227,14 +229,17 @@ def update_graph(optimizer: Optimizer, *, logarithmic: bool) -> onnx.ModelProto:
     factor = _scalar("gradient_factor")
     inputs = [p, g, *moments, *rate.values(), factor]
     scaled = op.Mul(g, factor)
-    if logarithmic:
-        low, high = _vector("low"), _vector("high")
+    low, high, unit = _vector("low"), _vector("high"), _vector("unit")
+    if kind == "scale":
         inputs += [low, high]
         outputs = updated_scales(op, optimizer, p, scaled, moments, rate, low, high)
+    elif kind == "zero_point":
+        inputs += [low, high, unit]
+        moved, *kept = updated(op, optimizer, p, scaled, moments, rate, unit)
+        outputs = [op.Min(op.Max(moved, low), high), *kept]
     else:
-        unit = _vector("unit") if optimizer.relative else None
-        inputs += [] if unit is None else [unit]
-        outputs = updated(op, optimizer, p, scaled, moments, rate, unit)
+        inputs += [unit] if optimizer.relative else []
+        outputs = updated(op, optimizer, p, scaled, moments, rate, unit if optimizer.relative else None)
     for name, value in zip(["p_new", *(f"m{i}_new" for i in range(len(moments)))], outputs, strict=True):
         value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N"])
     graph = ir.Graph(inputs, outputs, nodes=op.nodes, opset_imports={"": _OPSET}, name="update")

@@ -31,6 +31,8 @@ SCALE_FLOOR = 2.0**-14
 SMALLEST_SIZE = 1e-3
 #: Share of a relative step for parameters of layers without quantizers: steps are to move codes, and these have none.
 FLOAT_SHARE = 0.01
+#: A step moves a zero point by the rate times so much of the codes' range: by the rate alone it would hardly reach another code.
+ZERO_POINT_SHARE = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,12 @@ class Updater:
         self._kept: list[object] = []  # bindings keep no references
         self._rates: dict[Kind, dict[str, Floats]] = {}
         low, high = scale_bounds(layout, parameters)
+        zero_points = zero_point_steps(layout)
         units = sizes(layout, parameters) if optimizer.relative else None
         for kind, (start, stop) in layout.bounds.items():
             if start == stop:
                 continue
-            graph = update_graph(optimizer, logarithmic=kind == "scale")
+            graph = update_graph(optimizer, kind)
             update = session(graph, exact_options(1))
             names = [*optimizer.rates(1.0, 1, decays=False), "gradient_factor"]
             self._rates[kind] = {name: np.zeros((), np.float32) for name in names}
@@ -110,6 +113,10 @@ class Updater:
                 if kind == "scale":
                     inner = slice(part.start - start, part.stop - start)
                     vectors |= {"low": low[inner], "high": high[inner]}
+                elif kind == "zero_point":
+                    vectors |= {
+                        name: array[part.start - start : part.stop - start] for name, array in zero_points.items()
+                    }
                 elif units is not None:
                     vectors["unit"] = units[part]
                 self._bind(update, part, vectors, scalars)
@@ -160,7 +167,9 @@ def sizes(layout: Layout, parameters: Floats) -> Floats:
     Of parameters that have no part in quantized layers, if there are such layers, a small share of it (`FLOAT_SHARE`).
     """
     units = np.ones_like(parameters)
-    any_quantized = any(parameter.quantized and parameter.kind != "scale" for parameter in layout.parameters)
+    any_quantized = any(
+        parameter.quantized and parameter.kind in ("weight", "other") for parameter in layout.parameters
+    )
     for parameter in layout.parameters:
         view = parameter.view(parameters)
         size = max(float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))), SMALLEST_SIZE)
@@ -178,8 +187,20 @@ def scale_bounds(layout: Layout, parameters: Floats) -> tuple[Floats, Floats]:
             begin = parameter.offset - start
             # Rounding may have put the scale itself a hair above its bound; training does not move what it need not.
             view = parameters[parameter.offset : parameter.offset + parameter.size]
-            high[begin : begin + parameter.size] = np.maximum(view, np.float32(min(parameter.ceiling, 3e38)))
+            high[begin : begin + parameter.size] = np.maximum(view, np.float32(min(parameter.bounds[1], 3e38)))
     return np.asarray(low, np.float32), high
+
+
+def zero_point_steps(layout: Layout) -> dict[str, Floats]:
+    """Of the zero points' part of the flat array: `low` and `high`, bounds, and `unit`, factors on steps."""
+    start, stop = layout.bounds["zero_point"]
+    found = {name: np.zeros(stop - start, np.float32) for name in ("low", "high", "unit")}
+    for parameter in layout.parameters:
+        if parameter.kind == "zero_point":
+            (low, high), begin = parameter.bounds, parameter.offset - start
+            for name, number in (("low", low), ("high", high), ("unit", ZERO_POINT_SHARE * (high - low + 1))):
+                found[name][begin : begin + parameter.size] = number
+    return found
 
 
 @contextmanager

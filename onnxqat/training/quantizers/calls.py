@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,8 @@ from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import CODE_BOUNDS, FIXED_GRID, Quantizer, by_output, quantizers
 from onnxqat.training.quantizers import fakequant
 from onnxqat.training.quantizers.round_bias import call_rounding
+from onnxqat.training.quantizers.zero_points import bounds as zero_point_bounds
+from onnxqat.training.quantizers.zero_points import float_of
 
 #: Bounds of the length of a sum in single precision: longer ones lose digits, shorter ones take time.
 _SHORTEST, _LONGEST = 128, 512
@@ -42,20 +44,21 @@ class Rectifier:
         return math.isfinite(self.ceiling)
 
 
-def call_quantizers(model: ir.Model) -> dict[str, float]:
+def call_quantizers(model: ir.Model) -> dict[str, tuple[float, float]]:
     """Replaces all quantizers, in place, and lets biases that become integers be read on their grid.
 
     A quantizer whose input already lies on its own grid (data movement over a value quantized with the same scale and zero
     point) is the identity, in value and in gradient, and is left out.
 
     Returns:
-        Upper bounds of scales, by initializer name: above it, a Clip that the quantizer has absorbed would cut its range.
+        Bounds by initializer name: of scales, above which a Clip that the quantizer has absorbed would cut its range; of zero
+        points that are trained.
     """
     found = [quantizer for quantizer in quantizers(model) if not quantizer.is_given]
     call_rounding(model, integer_biases(model))
     outputs = by_output(found)
     identities = [q for q in found if _is_identity(q, outputs)]
-    bounds: dict[str, float] = {}
+    bounds: dict[str, tuple[float, float]] = {}
     calls: dict[ir.Node, ir.Value] = {}  # one call for all DequantizeLinear nodes that read the same codes
     for quantizer in found:
         codes = quantizer.nodes[-2] if len(quantizer.nodes) > 1 else quantizer.dequantize
@@ -69,7 +72,10 @@ def call_quantizers(model: ir.Model) -> dict[str, float]:
             if rectifier is not None and rectifier.is_bounded:
                 name = str(quantizer.scale.name)
                 bound = rectifier.ceiling / (quantizer.qmax - quantizer.qmin)
-                bounds[name] = min(bounds.get(name, np.inf), bound)
+                bounds[name] = (0.0, min(bounds.get(name, (0.0, np.inf))[1], bound))
+            learned = float_of(model.graph, quantizer)
+            if learned is not None:
+                bounds[str(learned.name)] = zero_point_bounds(quantizer)
     _remove(model.graph, found)
     return bounds
 
@@ -100,7 +106,8 @@ def _rectifier(quantizer: Quantizer) -> Rectifier | None:
 
 def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None) -> ir.Value:
     graph = model.graph
-    variant = _variant(quantizer, rectifier)
+    learned = float_of(graph, quantizer)
+    variant = replace(_variant(quantizer, rectifier), learned=learned is not None)
     function = fakequant.function(variant, opset(model))
     model.functions[function.identifier()] = function
     inputs: list[ir.Value | None] = [
@@ -112,6 +119,8 @@ def _replace(model: ir.Model, quantizer: Quantizer, rectifier: Rectifier | None)
         inputs[0] = rectifier.node.inputs[0]
     if rectifier is not None and rectifier.is_bounded:
         inputs.append(_ceiling(graph, rectifier.ceiling))
+    if learned is not None:
+        inputs[2] = learned
     if inputs[0] is not None and _may_be_infinite(inputs[0]):
         inputs[0] = _bounded(graph, quantizer.dequantize, inputs[0])
     call = ir.Node(fakequant.DOMAIN, variant.name, inputs, name=f"{quantizer.dequantize.name}_call")

@@ -32,7 +32,7 @@ from onnxqat.graph.ops import KERNELS, Ops
 from onnxqat.graph.qdq import FLOAT8
 
 DOMAIN = "onnxqat"
-_GRADIENT = "_gradient"
+_GRADIENT, _LEARNED = "_gradient", "_learned"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Variant:
         rank: rank of the data, needed where the axis is not the first, and where it is 0.
         block: number of elements along the axis that share a scale; 0: no blocks.
         length: number of elements along the axis, in blocks.
+        learned: whether the zero point is a float that is trained, and rounded where it is used; of one scale only.
         rectified: whether a Relu or Clip before the quantizer is part of it.
         bounded: whether that has an upper bound.
         stretch: length of the pieces of a row that are summed one by one; None: a row is one piece.
@@ -62,6 +63,7 @@ class Variant:
     stretch: int | None = None
     block: int = 0
     length: int = 0
+    learned: bool = False
 
     @property
     def on_inner_grids(self) -> bool:
@@ -81,6 +83,7 @@ class Variant:
         axis = "_scalar" if self.rank == 0 else axis
         axis += f"_blocks{self.block}of{self.length}" if self.block else ""
         axis += "" if self.stretch is None else f"_by{self.stretch}"
+        axis += _LEARNED if self.learned else ""
         before = "Clipped" if self.bounded else "Rectified" if self.rectified else ""
         return f"{before}FakeQuantize_{self.dtype.name.lower()}_{low}_{high}{axis}"
 
@@ -102,12 +105,23 @@ def function(variant: Variant, opset: int) -> ir.Function:
     """
     x, scale, zero_point, ceiling = (ir.val(name) for name in ("x", "scale", "zero_point", "ceiling"))
     op = Ops(opset)
+    codes_zero = _rounded_to_code(op, variant, zero_point) if variant.learned else zero_point
     on_grid = _on_inner_grids if variant.on_inner_grids and variant.dtype != FLOAT8 else _on_grid
-    y = on_grid(op, variant, x, scale, zero_point)
+    y = on_grid(op, variant, x, scale, codes_zero)
     inputs = [x, scale, zero_point] + ([ceiling] if variant.bounded else [])
     forward = _function(variant.name, inputs, [y], op)
-    give_gradient(forward, Custom(_called, inputs=frozenset({0, 1})), [_gradient(variant, opset)])
+    give_gradient(
+        forward,
+        Custom(_called, inputs=frozenset({0, 1, 2} if variant.learned else {0, 1})),
+        [_gradient(variant, opset)],
+    )
     return forward
+
+
+def _rounded_to_code(op: Ops, variant: Variant, zero_point: ir.Value) -> ir.Value:
+    """The integer of a zero point that is a float: half to even, as in the model that ships."""
+    inside = op.Clip(zero_point, *(_float(op, bound) for bound in variant.bounds))
+    return op.one("QuantizeLinear", inside, _float(op, 1.0), _number(op, 0, variant.dtype))
 
 
 def _on_grid(op: Ops, variant: Variant, x: ir.Value, scale: ir.Value, zero_point: ir.Value) -> ir.Value:
@@ -170,9 +184,13 @@ def _per_channel(op: Ops, variant: Variant, vector: ir.Value) -> ir.Value:
 
 
 def _called(op: Ops, call: Call, dy: ir.Value) -> Sequence[ir.Value]:
-    """A call of the gradient function: (dy, x, y, scale, and the ceiling where there is one) → (dx, dscale)."""
+    """A call of the gradient function: (dy, x, y, scale, and the ceiling where there is one) → (dx, dscale).
+
+    Where the zero point is learned, its gradient follows.
+    """
     inputs = [dy, call.required(0), call.outputs[0], call.required(1), *call.inputs[3:]]
-    return op.many(f"{call.op_type}{_GRADIENT}", *inputs, _domain=DOMAIN, _outputs=2)
+    outputs = 3 if call.op_type.endswith(_LEARNED) else 2
+    return op.many(f"{call.op_type}{_GRADIENT}", *inputs, _domain=DOMAIN, _outputs=outputs)
 
 
 def _gradient(variant: Variant, opset: int) -> ir.Function:
@@ -190,7 +208,18 @@ def _gradient(variant: Variant, opset: int) -> ir.Function:
     else:
         dx, dscale = _along_inner_axis(op, variant, scale, dy, x, y)
     inputs = [dy, x, y, scale] + ([] if ceiling is None else [ceiling])
-    return _function(f"{variant.name}{_GRADIENT}", inputs, [dx, dscale], op)
+    outputs = [dx, dscale] + ([_of_zero_point(op, scale, dy, dx)] if variant.learned else [])
+    return _function(f"{variant.name}{_GRADIENT}", inputs, outputs, op)
+
+
+def _of_zero_point(op: Ops, scale: ir.Value, dy: ir.Value, dx: ir.Value) -> ir.Value:
+    """-scale · Σ dy over clipped elements: one code up moves the ends of the range by a scale down (Bhalgat et al. 2020, eq. 7).
+
+    The paper's offset is β = scale · (qmin - zero point), by which the derivative is 1 where x is clipped and 0 elsewhere.
+    """
+    clipped = op.reduce("Sum", op.Flatten(op.Sub(dy, dx)), [1], keepdims=False)
+    total = op.reduce("Sum", op.Cast(clipped, to=ir.DataType.DOUBLE), None, keepdims=False)
+    return op.Neg(op.Mul(_rounded(op, total), scale))
 
 
 def _in_rows(

@@ -32,6 +32,7 @@ from onnxqat.runtime.engines import chosen, kernels
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.pair_safety import PairSafety
 from onnxqat.training.quantizers.restore_float import restore_float
+from onnxqat.training.quantizers.zero_points import add_floats, round_floats
 from onnxqat.training.training_graph.losses import LOSS, AttachedLoss, Loss, attach_loss
 from onnxqat.training.training_graph.memory import schedule
 from onnxqat.training.training_graph.parameters import Layout, initial_values, lay_out, trainable
@@ -78,8 +79,8 @@ class TrainingGraph:
         return self.block if BLOCKED in self.training.opset_imports else 0
 
 
-def load_qdq(model: io.ModelLike) -> ir.Model:
-    """Loads a Q/DQ model and gives stored integers their float form back.
+def load_qdq(model: io.ModelLike, *, learn_zero_points: bool = False) -> ir.Model:
+    """Loads a Q/DQ model and gives stored integers their float form back, zero points too if they are learned.
 
     Raises:
         InputError: the model has no quantizers.
@@ -92,6 +93,8 @@ def load_qdq(model: io.ModelLike) -> ir.Model:
     check_finite_weights(qdq)
     write_scalars(quantizers(qdq))
     restore_float(qdq)
+    if learn_zero_points:
+        add_floats(qdq)
     put_weights_aside(qdq)  # parameters take their place, and what else reads them does so seldom
     external.forget_all(qdq)
     return qdq
@@ -131,7 +134,10 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
     Raises:
         InputError: nothing but those scales is trained.
     """
-    forward, _ = forward_graph(without_quantizers(graph.qdq, unquantized))
+    partial = without_quantizers(graph.qdq, unquantized)
+    if any(one.kind == "zero_point" for one in graph.layout.parameters):
+        add_floats(partial)
+    forward, _ = forward_graph(partial)
     attach_loss(forward, loss, graph.labelling)
     names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
     if not names:
@@ -154,8 +160,8 @@ def forward_graph(qdq: ir.Model, freeze: Sequence[str] = ()) -> tuple[ir.Model, 
     passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(forward)
     eliminate_identities(forward)
     infer(forward)
-    ceilings = call_quantizers(forward)
-    return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ceilings)
+    ends = call_quantizers(forward)
+    return forward, lay_out(forward.graph, trainable(forward.graph, freeze), ends)
 
 
 def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
@@ -186,6 +192,7 @@ def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.
     arrays = layout.named(flat)
     arrays.update(PairSafety(qdq).outgrown(arrays))
     _set(model, arrays)
+    round_floats(model)
     trained = {parameter.name for parameter in layout.parameters}
     round_biases(model, lambda bias: bias.value.name in trained)
     return model

@@ -17,7 +17,7 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.qdq import FIXED_GRID
 from onnxqat.training.quantizers import fakequant, round_bias
 
-Kind = Literal["weight", "other", "scale"]
+Kind = Literal["weight", "other", "scale", "zero_point"]
 
 #: Inputs that are weights, by operator; weight decay acts only on them.
 _WEIGHTS: Mapping[str, tuple[int, ...]] = {
@@ -45,7 +45,7 @@ _OTHERS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2),
 }
 _ALIGNMENT = 16  # floats: each parameter begins on a cache line
-_ORDER: tuple[Kind, ...] = ("weight", "other", "scale")
+_ORDER: tuple[Kind, ...] = ("weight", "other", "scale", "zero_point")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Parameter:
         kind: what it is; decides on weight decay and on the domain of the update.
         offset: where it begins in the flat array.
         shape: its shape.
-        ceiling: for scales, the largest value it may take.
+        bounds: for scales and zero points, the least and the largest value it may take.
         quantized: whether it belongs to a quantizer, or to a layer whose weights have one.
     """
 
@@ -65,7 +65,7 @@ class Parameter:
     kind: Kind
     offset: int
     shape: tuple[int, ...]
-    ceiling: float = float("inf")
+    bounds: tuple[float, float] = (float("-inf"), float("inf"))
     quantized: bool = True
 
     @property
@@ -80,7 +80,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Layout:
-    """The flat array: weights, then other parameters, then scales.
+    """The flat array: weights, then other parameters, scales and zero points.
 
     Attributes:
         parameters: in order of their offsets.
@@ -97,7 +97,7 @@ class Layout:
         return {parameter.name: parameter.view(flat) for parameter in self.parameters}
 
 
-def lay_out(graph: ir.Graph, kinds: Mapping[str, Kind], ceilings: Mapping[str, float]) -> Layout:
+def lay_out(graph: ir.Graph, kinds: Mapping[str, Kind], ends: Mapping[str, tuple[float, float]]) -> Layout:
     """Gives every trained initializer its place."""
     parameters: list[Parameter] = []
     bounds: dict[Kind, tuple[int, int]] = {}
@@ -108,8 +108,8 @@ def lay_out(graph: ir.Graph, kinds: Mapping[str, Kind], ceilings: Mapping[str, f
             tensor = graph.initializers[name].const_value
             assert tensor is not None
             shape = tuple(int(d) for d in tensor.shape.numpy())
-            ceiling = ceilings.get(name, float("inf"))
-            parameters.append(Parameter(name, kind, offset, shape, ceiling, name in quantized))
+            free = (float("-inf"), float("inf"))
+            parameters.append(Parameter(name, kind, offset, shape, ends.get(name, free), name in quantized))
             offset += -(-parameters[-1].size // _ALIGNMENT) * _ALIGNMENT
         bounds[kind] = (start, offset)
     return Layout(tuple(parameters), bounds, offset)
@@ -151,7 +151,7 @@ def trainable(graph: ir.Graph, freeze: Sequence[str] = ()) -> dict[str, Kind]:
 
 def _parameters_of(node: ir.Node) -> list[tuple[ir.Value | None, Kind]]:
     if fakequant.is_call(node):
-        return [] if FIXED_GRID in node.metadata_props else [(node.inputs[1], "scale")]
+        return [] if FIXED_GRID in node.metadata_props else [(node.inputs[1], "scale"), (node.inputs[2], "zero_point")]
     found: list[tuple[ir.Value | None, Kind]] = []
     for table, kind in ((_WEIGHTS, "weight"), (_OTHERS, "other")):
         indices = table.get(node.op_type, ()) if node.domain == "" else ()

@@ -6,7 +6,7 @@ from onnxqat.config import Config
 from onnxqat.errors import InputError
 from onnxqat.insertion import insert
 from onnxqat.training.optimize.optimizers import LARGEST_LOG_STEP, SGD, AdamW
-from onnxqat.training.optimize.update import SMALLEST_SIZE, STRETCH, Updater, sizes
+from onnxqat.training.optimize.update import SMALLEST_SIZE, STRETCH, ZERO_POINT_SHARE, Updater, sizes
 from onnxqat.training.trainer import Trainer
 from onnxqat.training.training_graph.parameters import Layout, Parameter
 from tests.models import model, random
@@ -14,9 +14,9 @@ from tests.models import model, random
 SIZE = 1000
 
 
-def layout(kind, size=SIZE, ceiling=float("inf")):
-    bounds = {"weight": (0, 0), "other": (0, 0), "scale": (0, 0)} | {kind: (0, size)}
-    return Layout((Parameter("p", kind, 0, (size,), ceiling),), bounds, size)
+def layout(kind, size=SIZE, ceiling=float("inf"), floor=float("-inf")):
+    bounds = {"weight": (0, 0), "other": (0, 0), "scale": (0, 0), "zero_point": (0, 0)} | {kind: (0, size)}
+    return Layout((Parameter("p", kind, 0, (size,), (floor, ceiling)),), bounds, size)
 
 
 def arrays(seed, size=SIZE):
@@ -104,6 +104,14 @@ def test_a_scale_changes_by_a_tenth_at_most_and_stays_within_its_bounds():
     np.testing.assert_array_equal(grown, np.float32(1.5))
 
 
+def test_a_step_moves_a_zero_point_by_a_share_of_the_codes_and_keeps_it_among_them():
+    start, gradient = np.full(SIZE, 8.0, np.float32), np.ones(SIZE, np.float32)
+    once = run_ours(AdamW(1e-3), "zero_point", start, [gradient], 1e-3, floor=1.0, ceiling=15.0)
+    np.testing.assert_allclose(once, 8 - ZERO_POINT_SHARE * 15 * 1e-3, rtol=1e-6)
+    often = run_ours(AdamW(1.0), "zero_point", start, [gradient] * 2, 1.0, floor=1.0, ceiling=15.0)
+    np.testing.assert_array_equal(often, 1)
+
+
 def test_the_gradient_factor_scales_the_gradient():
     start, gradients = arrays(3)
     half = run_ours(SGD(0.1), "weight", start, gradients, 0.1, factor=0.5)
@@ -148,7 +156,9 @@ def test_each_parameter_has_a_size_of_its_own():
     parameters = (Parameter("a", "weight", 0, (2, 2)), Parameter("b", "weight", 16, (3,)))
     flat = np.ones(32, np.float32)
     flat[:4], flat[16:19] = [3, -3, 3, 3], [0.5, -0.5, 0.5]
-    units = sizes(Layout(parameters, {"weight": (0, 32), "other": (0, 0), "scale": (0, 0)}, 32), flat)
+    units = sizes(
+        Layout(parameters, {"weight": (0, 32), "other": (0, 0), "scale": (0, 0), "zero_point": (0, 0)}, 32), flat
+    )
     assert units[:4].tolist() == [3.0] * 4
     assert units[16:19].tolist() == [0.5] * 3
 
