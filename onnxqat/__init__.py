@@ -38,6 +38,7 @@ _HOMES = {
     "data": "onnxqat.data",
     "evaluate": "onnxqat.verification.run",
     "export_training": "onnxqat.training.portable.export",
+    "faster": "onnxqat.search.latency",
     "fold": "onnxqat.folding",
     "gradients": "onnxqat.training.gradients",
     "insert": "onnxqat.insertion",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from onnxqat.folding import fold as fold
     from onnxqat.graph.io import save as save
     from onnxqat.insertion import insert as insert
+    from onnxqat.search.latency import faster as faster
     from onnxqat.search.mixed import mixed_precision as mixed_precision
     from onnxqat.search.reconstruct import reconstruct as reconstruct
     from onnxqat.search.seeing import layers as layers

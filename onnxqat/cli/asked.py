@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onnxqat.cli import options, outputs
 from onnxqat.process.launch import launched
@@ -27,10 +27,8 @@ def configuration(given: options.Quantization) -> Config:
     return request.configuration(**asdict(given))
 
 
-def budgeted(
-    config: Config, budget: str | None, model: Path, data: Source, metric: str, written: Path | None
-) -> Config:
-    """The settings, with a width for each layer where a budget asks for it; written to a file where one is named."""
+def budgeted(config: Config, budget: str | None, model: Path, data: Source, metric: str) -> Config:
+    """The settings, with a width for each layer where a budget asks for it."""
     if budget is not None:
         from onnxqat.search.mixed import Budget, mixed_precision
 
@@ -38,8 +36,29 @@ def budgeted(
         found = mixed_precision(model, data, config, **vars(asked), metric=metric)
         outputs.console.print(f"mixed precision: {found}")
         config = found.config
-    if written is not None:
-        outputs.write_config(config, written)
+    return config
+
+
+def quickened(
+    config: Config, wanted: Literal["latency"] | None, model: Path, data: Source, given: options.Judging
+) -> Config:
+    """The settings, with layers in float that are slower in integers, where that is wanted.
+
+    Raises:
+        InputError: there are several processes, of which each would choose for itself.
+    """
+    if wanted is not None and launched():
+        from onnxqat.errors import InputError
+
+        raise InputError(
+            "--for latency: one process chooses; run onnxqat insert with it and --write-config FILE, and give --config FILE here"
+        )
+    if wanted is not None:
+        from onnxqat.search.latency import faster
+
+        found = faster(model, data, config, **asdict(given))
+        outputs.console.print(f"latency: {found}")
+        config = found.config
     return config
 
 

@@ -62,6 +62,8 @@ def insert(
     reconstruct: options.Reconstruct = None,
     dry_run: options.DryRun = False,
     budget: options.Budget = None,
+    wanted_for: options.For = None,
+    interpreter: options.Interpreter = None,
     write_config: options.WriteConfig = None,
 ) -> None:
     """Insert quantizers into a float model: post-training quantization, ready to train.
@@ -75,12 +77,12 @@ def insert(
     from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 
     source = sources.read(calibration, batch_size, form(reading))
-    config = asked.budgeted(
-        asked.configuration(quantization), budget, model, source, "accuracy", None if dry_run else write_config
-    )
+    config = asked.budgeted(asked.configuration(quantization), budget, model, source, "accuracy")
+    config = asked.quickened(config, wanted_for, model, source, options.Judging(interpreter=interpreter))
     if dry_run:
         asked.show_plan(model, source, config, sample_axis)
         return
+    outputs.write_config(config, write_config)
     qdq = stage(model, source, config, sample_axis=sample_axis, distributed=launched())
     if asked.reconstructs(reconstruct, quantization):
         from onnxqat.search.reconstruct import reconstruct as search
@@ -292,6 +294,7 @@ def run(
     reconstruct: options.Reconstruct = None,
     dry_run: options.DryRun = False,
     budget: options.Budget = None,
+    wanted_for: options.For = None,
     write_config: options.WriteConfig = None,
     json: options.Json = None,
     report: options.Report = None,
@@ -316,12 +319,13 @@ def run(
     settings = asked.training(training, execution, labels, metric, quantization.preset)
     files = Data(data, calibration, validation, test, batch_size, form(reading))
     judge = asked.judge(judging, metric, labels, max_drop)
-    source, written_to = files.read(files.validation), None if dry_run else write_config
-    config = asked.configuration(quantization)
-    config = asked.budgeted(config, budget, model, source, judge.metric or "accuracy", written_to)
+    source, config = files.read(files.validation), asked.configuration(quantization)
+    config = asked.budgeted(config, budget, model, source, judge.metric or "accuracy")
+    config = asked.quickened(config, wanted_for, model, source, judging)
     if dry_run:
         asked.show_plan(model, files.read(calibration), config, labels.sample_axis)
         return
+    outputs.write_config(config, write_config)
     kept, history = asked.followed(asked.keeping(keeping, output), report, save_dir)
     reconstructed = asked.reconstructs(reconstruct, quantization)
     if raise_precision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -104,6 +104,15 @@ Budget = Annotated[
         metavar="size=X|bits=X|drop=X",
         help="Choose a width, 2 to 8, for each layer's weights: size=0.2 of float, codes counted as packed; bits=4.5 on average; "
         "or drop=0.5, the smallest model that loses no more points, dB or percent before training.",
+        show_default=False,
+    ),
+]
+For = Annotated[
+    Literal["latency"] | None,
+    Option(
+        "--for",
+        help="latency: time layers in the runtime on this machine, on the first batch of the data, and leave in float what is "
+        "slower in integers. Takes minutes; --write-config keeps the choice.",
         show_default=False,
     ),
 ]

@@ -82,10 +82,11 @@ def write(model: onnx.ModelProto | ir.Model, path: Path) -> None:
         console.print(f"wrote {path}")
 
 
-def write_config(config: Config, path: Path) -> None:
-    """Writes the settings that differ from the defaults, as JSON, and says so."""
-    files.write_text(config.model_dump_json(indent=2, exclude_defaults=True), path, files.JSON)
-    console.print(f"wrote {path}")
+def write_config(config: Config, path: Path | None) -> None:
+    """Writes the settings that differ from the defaults, as JSON, where a path is given, and says so."""
+    if path is not None:
+        files.write_text(config.model_dump_json(indent=2, exclude_defaults=True), path, files.JSON)
+        console.print(f"wrote {path}")
 
 
 def write_page(text: str, path: Path) -> None:

@@ -93,6 +93,12 @@ class Mixed:
             deployed file does for 4 bits in blocks alone.
         bits: mean width over the quantized weights' elements.
         loss: estimated distance from the float model's answers, in sum over the samples.
+
+    Example:
+        ```python
+        found = onnxqat.mixed_precision("model.onnx", "train.npz", bits=4.5)
+        print(found.widths, found.size)
+        ```
     """
 
     config: Config
