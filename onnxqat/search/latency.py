@@ -1,4 +1,4 @@
-"""Which layers to leave in float so that the deployed model is fastest in a runtime on this machine, by trial.
+"""Choice of the layers that stay in float so that the deployed model is fastest in a runtime on this machine, by trial.
 
 A layer alone says little: what its neighbours are decides whether numbers are quantized and dequantized around it, and in which
 layout they come. So whole models are timed, in which a stretch of layers is in float or in integers: all of them, halves,
