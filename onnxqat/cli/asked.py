@@ -134,7 +134,7 @@ def raising(reconstructed: bool) -> Callable[..., Outcome | None]:
 
 
 def followed(keeping: recovery.Keeping, *reports: Path | None) -> tuple[recovery.Keeping, History]:
-    """What a run keeps, with its curves where a report shall show them."""
+    """Files and figures that a run keeps, with its curves where a report shall show them."""
     from onnxqat.callbacks import History
 
     history = History()

@@ -23,7 +23,7 @@ _WHY = "onnxqat.float"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a model holds, for programs.
+    """Contents of a model, for programs.
 
     Attributes:
         quantizers: value, kind, bits, codes and granularity of each quantizer.

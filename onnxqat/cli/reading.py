@@ -67,7 +67,7 @@ class Reading:
 
 
 def form(given: Reading) -> Form:
-    """How files are read, by the options."""
+    """Reading of files, by the options."""
     from onnxqat.data.columns import Columns, parsed
     from onnxqat.data.paths import Form
     from onnxqat.data.pixels import Pixels

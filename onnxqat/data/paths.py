@@ -1,4 +1,4 @@
-"""What a path holds: arrays, a table, images, a dataset; each read in its own way, all as rows."""
+"""Contents of a path: arrays, a table, images, a dataset; each read in its own way, all as rows."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Part(Protocol):
 
     @property
     def rows(self) -> int | None:
-        """How many; None where only reading tells."""
+        """Their number; None where only reading tells."""
 
     def load(self, columns: Sequence[str] | None) -> Mapping[str, NDArray[Any]]:
         """The arrays of these names, or all."""

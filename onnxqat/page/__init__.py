@@ -107,7 +107,7 @@ class Section:
 
 
 class Shown(Protocol):
-    """What can be part of a page."""
+    """Parts that a page can have."""
 
     def sections(self) -> Sequence[Section]:
         """Its sections."""

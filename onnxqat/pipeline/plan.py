@@ -1,4 +1,4 @@
-"""What a call would do, without doing it: the model with quantizers whose ranges are not found yet."""
+"""Plan of a call, without doing it: the model with quantizers whose ranges are not found yet."""
 
 from __future__ import annotations
 

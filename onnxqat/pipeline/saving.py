@@ -23,7 +23,7 @@ CONFIG, RUN, PAGE = "config.json", "run.json", "report.html"
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run was asked for and gave, beside its outcome."""
+    """Settings and figures of a run, beside its outcome."""
 
     training: Training
     data: Data

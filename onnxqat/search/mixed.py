@@ -43,7 +43,7 @@ ROWS, STEP = 4, 0.125
 
 @dataclass(frozen=True)
 class Budget:
-    """What mixed precision must keep to; exactly one is given.
+    """Bound that mixed precision must keep to; exactly one is given.
 
     Attributes:
         size: bits of all weights and constants, over those of the float model.

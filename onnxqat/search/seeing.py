@@ -201,7 +201,7 @@ class _Measured:
                 self.deployed_noise[name].add(expected[name], deployed[name])
 
     def _behind(self, names: Iterable[str]) -> dict[str, str]:
-        """What can be read of the deployed model: the value behind the quantizer, or an output."""
+        """The part of the deployed model that can be read: the value behind the quantizer, or an output."""
         if self._deployed is None:
             return {}
         probes, outputs = models.probes(self._deployed), {str(v.name) for v in self._deployed.graph.outputs}

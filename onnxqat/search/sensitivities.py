@@ -1,4 +1,4 @@
-"""How much each quantizer alone costs, ranked; and the configuration that spares the worst."""
+"""Cost of each quantizer alone, ranked; and the configuration that spares the worst."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Baseline:
 
     @property
     def _top(self) -> int:
-        """How many classes a hit may be among, in `topK`; else 0."""
+        """Number of classes that a hit may be among, in `topK`; else 0."""
         digits = self.metric.removeprefix("top")
         return int(digits) if digits != self.metric and digits.isdigit() else 0
 
