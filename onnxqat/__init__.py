@@ -42,11 +42,11 @@ _HOMES = {
     "fold": "onnxqat.folding",
     "gradients": "onnxqat.training.gradients",
     "insert": "onnxqat.insertion",
-    "layers": "onnxqat.search.seeing",
-    "mixed_precision": "onnxqat.search.mixed",
+    "layers": "onnxqat.search.layers.measure",
+    "mixed_precision": "onnxqat.search.mixed.search",
     "reconstruct": "onnxqat.search.reconstruct",
     "save": "onnxqat.graph.io",
-    "sensitivity": "onnxqat.search.sensitivity",
+    "sensitivity": "onnxqat.search.sensitivity.measure",
     "verify": "onnxqat.verification.run",
 }
 
@@ -68,10 +68,10 @@ if TYPE_CHECKING:
     from onnxqat.graph.io import save as save
     from onnxqat.insertion import insert as insert
     from onnxqat.search.latency import faster as faster
-    from onnxqat.search.mixed import mixed_precision as mixed_precision
+    from onnxqat.search.layers.measure import layers as layers
+    from onnxqat.search.mixed.search import mixed_precision as mixed_precision
     from onnxqat.search.reconstruct import reconstruct as reconstruct
-    from onnxqat.search.seeing import layers as layers
-    from onnxqat.search.sensitivity import sensitivity as sensitivity
+    from onnxqat.search.sensitivity.measure import sensitivity as sensitivity
     from onnxqat.training.execution import Execution as Execution
     from onnxqat.training.gradients import gradients as gradients
     from onnxqat.training.optimize.optimizers import SGD as SGD

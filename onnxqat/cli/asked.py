@@ -30,7 +30,8 @@ def configuration(given: options.Quantization) -> Config:
 def budgeted(config: Config, budget: str | None, model: Path, data: Source, metric: str) -> Config:
     """The settings, with a width for each layer where a budget asks for it."""
     if budget is not None:
-        from onnxqat.search.mixed import Budget, mixed_precision
+        from onnxqat.search.mixed import Budget
+        from onnxqat.search.mixed.search import mixed_precision
 
         asked = Budget.parsed(budget)
         found = mixed_precision(model, data, config, **vars(asked), metric=metric)

@@ -10,7 +10,7 @@ from onnxqat.page import render
 from onnxqat.pipeline import Outcome
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.search.layers import Layers
-from onnxqat.search.seeing import layers
+from onnxqat.search.layers.measure import layers
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.report import Report
 

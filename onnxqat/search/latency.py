@@ -28,7 +28,7 @@ from onnxqat.insertion import insert
 from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 from onnxqat.names import RuntimeName
 from onnxqat.search.quiet import quiet
-from onnxqat.search.toggles import readers
+from onnxqat.search.sensitivity.toggles import readers
 from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import track
 from onnxqat.verification.host import RUNTIME_OF, Host, opened

@@ -11,9 +11,9 @@ import pytest
 import onnxqat
 from onnxqat import Config, InputError
 from onnxqat.graph.qdq import quantizers
-from onnxqat.search.assign import assigned
-from onnxqat.search.fisher import losses
 from onnxqat.search.mixed import Budget
+from onnxqat.search.mixed.assign import assigned
+from onnxqat.search.mixed.fisher import losses
 from tests.classifier import LABELS, ROWS, write
 from tests.models import model, random
 

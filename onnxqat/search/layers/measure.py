@@ -22,8 +22,8 @@ from onnxqat.graph.qdq import Quantizer, by_output, quantizers
 from onnxqat.graph.without import TARGET, without_quantizers
 from onnxqat.insertion.preparation import prepare
 from onnxqat.names import RuntimeName
-from onnxqat.search.layer_values import Noise, Seen, grouped, judged_value, scales_of, seen_weight
 from onnxqat.search.layers import Grid, Layer, Layers
+from onnxqat.search.layers.values import Noise, Seen, grouped, judged_value, scales_of, seen_weight
 from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import track
 from onnxqat.verification import fusion, models

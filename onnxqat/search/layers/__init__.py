@@ -124,7 +124,7 @@ class Layers:
 
     def sections(self) -> Sequence[Section]:
         """The parts of a page: the layers with their histograms, and the graph."""
-        from onnxqat.search.layer_sections import sections
+        from onnxqat.search.layers.sections import sections
 
         return sections(self)
 
