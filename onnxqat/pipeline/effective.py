@@ -1,4 +1,4 @@
-"""All settings of a call as they took effect, defaults, presets and choices by the data included, as text for its folder."""
+"""All settings of a call, defaults and those of presets included, as text for its folder; the log says what the data chose."""
 
 from __future__ import annotations
 
