@@ -49,8 +49,9 @@ class Config(Frozen):
         weight_type: type of the codes of weights: `int`, or `fp8` for numbers of E4M3 (float8e4m3fn, opset 19) on `tensorrt`;
             `activation_type` is the same then.
         activation_type: type of the codes of activations.
-        sixteen: `auto` gives 16 bits to the values that lose most with 8, on a target that runs them: residual streams, and what
-            Softmax and normalizations read. An override's `activation_bits` takes precedence.
+        sixteen: `auto` gives 16 bits to the values that lose most with 8, on a target that runs them. It is measured: each value
+            is quantized alone, on a few samples, and the fewest that make most of the noise at the outputs get 16 bits. An
+            override's `activation_bits` takes precedence.
         first_last_bits: width in the first and the last weighted layers where `weight_bits` or `activation_bits` is below it,
             for weights and the values they read; None: no exception for them (Esser et al. 2020 keep 8).
         weight_symmetric: whether the zero point of weights is fixed at 0.

@@ -39,6 +39,7 @@ from onnxqat.insertion.preparation.simplify import zero_bias_in_gemm
 from onnxqat.insertion.scopes import with_names
 from onnxqat.insertion.settings import layers
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, constant_sites, weight_sites
+from onnxqat.insertion.sixteen import values_that_lose
 from onnxqat.insertion.tables import table_sites
 from onnxqat.insertion.transforms import BEHIND
 from onnxqat.insertion.widths import widths
@@ -104,12 +105,20 @@ def insert(
         config = with_names(config, model, prepared, table)
         groups, skips = find_groups(prepared, table, config)
     graph = prepared.graph
-    computed = widths(groups, layers(groups, config, table), table, config)
+    batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
+    losing: frozenset[str] = frozenset()
+    if config.sixteen is not None:
+        batches.check_epochs(2, "calibration data, which is read twice to measure what loses most with 8 bits")
+        narrow = config.model_copy(update={"sixteen": None, "output_correction": "none"})
+        measured = insert(
+            model, calibration, narrow, sample_axis=sample_axis, transform=transform, distributed=distributed
+        )
+        losing = values_that_lose(measured, next(iter(batches)))
+    computed = widths(groups, layers(groups, config, table), table, config, losing)
     weights = weight_sites(groups, table, config) + constant_sites(groups, computed)
     activations = activation_sites(graph, groups, computed, table, config)
     taken = {site.value for site in weights} | {site.value for site in activations}
     tables = table_sites(graph, taken, config)
-    batches = sources.batches(calibration, prepared, transform=transform, sample_axis=sample_axis)
     correction = _correction(config, batches)
     check_inputs(prepared, config.inputs)
     free = [site for site in activations if site.fixed is None]

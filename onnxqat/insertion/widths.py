@@ -8,7 +8,6 @@ from collections.abc import Container, Mapping, Sequence
 import onnx_ir as ir
 
 from onnxqat.config import Config
-from onnxqat.graph.biases import NORMALIZING
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import WIDE
 from onnxqat.insertion import settings
@@ -22,21 +21,26 @@ log = logging.getLogger(__name__)
 #: Width of values that feed no weighted layer (residual Add, pooling): narrower ones lose accuracy and save nothing.
 PLAIN_BITS = 8
 
-#: Operators that lose most with what they read on 8 bits, beside residual Adds.
-_LOSING = frozenset({"Softmax", "LogSoftmax", *NORMALIZING})
-#: Operators that, by a constant, only scale or shift what a losing one reads.
-_SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
-
 Widths = Mapping[Group, int]
 
 
-def widths(groups: Sequence[Group], layers: Mapping[Group, Layer], target: Target, config: Config) -> Widths:
+def widths(
+    groups: Sequence[Group],
+    layers: Mapping[Group, Layer],
+    target: Target,
+    config: Config,
+    losing_values: Container[str] = (),
+) -> Widths:
     """Width of what each group reads, and, on a target that takes every value as integers, of what it writes.
 
     There a kernel that writes a value of 16 bits computes on 16 bits itself, unless an override says otherwise: what it reads
-    with fewer is converted.
+    with fewer is converted. Values that lose most with 8 bits, by name, get 16.
     """
-    losing = _losing(groups, target) if config.sixteen == "auto" else set()
+    losing = {
+        group
+        for group in groups
+        if any(str(root.name) in losing_values for value in group.reads for root in origins(value, target))
+    }
     found = {group: _asked(group, layers, config, losing) for group in groups}
     if not target.whole:
         _warn_of_simulation(found, target)
@@ -60,33 +64,17 @@ def width_read(group: Group, value: ir.Value, computed: int, target: Target) -> 
 
 
 def _asked(group: Group, layers: Mapping[Group, Layer], config: Config, losing: Container[Group]) -> int:
+    own = _own(group, config)
+    if own is None and group in losing:
+        return WIDE
     if group in layers:
         return layers[group].activation_bits
-    own = _own(group, config)
-    general = WIDE if group in losing else config.activation_bits
-    return max(general if own is None else own, PLAIN_BITS)
+    return max(config.activation_bits if own is None else own, PLAIN_BITS)
 
 
 def _own(group: Group, config: Config) -> int | None:
     """Width that an override gives a group."""
     return settings.overridden([group.node], config, ["activation_bits"]).get("activation_bits")
-
-
-def _losing(groups: Sequence[Group], target: Target) -> set[Group]:
-    """Residual Adds, Softmax and normalizations, with the arithmetic before them that only scales what they read."""
-    chosen: set[Group] = set()
-    read: set[ir.Value] = set()
-    for group in reversed(groups):
-        scales = group.node.op_type in _SCALING and len(group.reads) == 1 and group.writes in read
-        if scales or group.node.op_type in _LOSING or _is_residual(group):
-            chosen.add(group)
-            read.update(root for value in group.reads for root in origins(value, target))
-    return chosen
-
-
-def _is_residual(group: Group) -> bool:
-    shapes = {str(value.shape) for value in group.reads}
-    return group.node.op_type == "Add" and len(group.reads) == 2 and len(shapes) == 1
 
 
 def _warn_of_simulation(found: Widths, target: Target) -> None:

@@ -27,8 +27,8 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 from onnxqat.names import RuntimeName
+from onnxqat.runtime.toggles import readers
 from onnxqat.search.quiet import quiet
-from onnxqat.search.sensitivity.toggles import readers
 from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import track
 from onnxqat.verification.host import RUNTIME_OF, Host, opened

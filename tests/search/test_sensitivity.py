@@ -11,7 +11,7 @@ from onnxqat import Config, InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.graph.without import without_quantizers
-from onnxqat.search.sensitivity.toggles import Toggles
+from onnxqat.runtime.toggles import Toggles
 from tests.classifier import LABELS, NET, ROWS, WEIGHTS, write
 from tests.models import model, outputs
 

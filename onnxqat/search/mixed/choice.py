@@ -18,11 +18,11 @@ from onnxqat.graph import io
 from onnxqat.graph.constants import constant
 from onnxqat.graph.without import without_quantizers
 from onnxqat.insertion import insert
+from onnxqat.runtime.toggles import readers
 from onnxqat.search.mixed import FLOAT, Budget, Mixed
 from onnxqat.search.mixed.assign import assigned
 from onnxqat.search.mixed.fisher import losses
 from onnxqat.search.quiet import quiet
-from onnxqat.search.sensitivity.toggles import readers
 from onnxqat.verification.rows import in_parts
 
 #: Probes at least, where there are few samples: their mean has a standard error of about a sixth.

@@ -19,10 +19,10 @@ from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.metrics.table import Function, Metric, Tally, named
+from onnxqat.runtime.toggles import Toggles, readers
 from onnxqat.search.layers.values import EXACT, Noise
 from onnxqat.search.quiet import quiet
 from onnxqat.search.sensitivity import Cost, Sensitivity, check_widths
-from onnxqat.search.sensitivity.toggles import Toggles, readers
 from onnxqat.terminal.progress import track
 from onnxqat.verification.rows import in_parts
 from onnxqat.verification.run import decisions_of
