@@ -20,6 +20,7 @@ ROWS = 16
 #: Share of the noise that the chosen values make together. On a BERT-like network it takes as many values as the residual
 #: streams, with all that Softmax and normalizations read, and leaves 4 dB less noise.
 SHARE = 0.6
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def values_that_lose(quantized: onnx.ModelProto, batch: Batch) -> frozenset[str]:
@@ -47,8 +48,6 @@ def _noise(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any
     total = 0.0
     for name, array in expected.items():
         if array.dtype.kind == "f":
-            signal = float(np.square(array, dtype=np.float64).mean())
-            total += float(np.square(found[name] - array, dtype=np.float64).mean()) / max(
-                signal, np.finfo(np.float32).tiny
-            )
+            signal = max(float(np.square(array, dtype=np.float64).mean()), TINY)
+            total += float(np.square(found[name] - array, dtype=np.float64).mean()) / signal
     return total
