@@ -15,6 +15,7 @@ from onnxqat.graph import io
 from onnxqat.graph.constants import constant
 from onnxqat.graph.qdq import Quantizer, quantizers
 from onnxqat.graph.without import ADAPTED, without_quantizers
+from onnxqat.runtime.conversion import modern
 from onnxqat.runtime.parted import Parted
 from onnxqat.runtime.splitting import sample_axes, splitting_of
 from onnxqat.training.execution import Execution
@@ -48,7 +49,7 @@ def teacher_of(
         if given is not None:
             raise InputError("teacher: given, but the loss does not distill; add 'distill' to the loss")
         return None
-    model = io.load(given) if given is not None else _own_teacher(qdq)
+    model = modern(io.load(given, oldest_opset=7)) if given is not None else _own_teacher(qdq)
     present = {value.name for value in model.graph.outputs}
     missing = [name for name in distilled if name not in present]
     if missing:
