@@ -46,7 +46,7 @@ _HOMES = {
     "mixed_precision": "onnxqat.search.mixed.search",
     "reconstruct": "onnxqat.search.reconstruct",
     "save": "onnxqat.graph.io",
-    "sensitivity": "onnxqat.search.sensitivity.measure",
+    "sensitivity": "onnxqat.search.sensitivity.trials",
     "verify": "onnxqat.verification.run",
 }
 
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from onnxqat.search.layers.measure import layers as layers
     from onnxqat.search.mixed.search import mixed_precision as mixed_precision
     from onnxqat.search.reconstruct import reconstruct as reconstruct
-    from onnxqat.search.sensitivity.measure import sensitivity as sensitivity
+    from onnxqat.search.sensitivity.trials import sensitivity as sensitivity
     from onnxqat.training.execution import Execution as Execution
     from onnxqat.training.gradients import gradients as gradients
     from onnxqat.training.optimize.optimizers import SGD as SGD

@@ -52,7 +52,7 @@ def sensitivity(
     read = [data, calibration, quantization.config]
     outputs.check(json=json, page=report, settings=write_config, inputs=read, models=[model])
     from onnxqat.data import sources
-    from onnxqat.search.sensitivity.measure import sensitivity as measured
+    from onnxqat.search.sensitivity.trials import sensitivity as measured
 
     def source(name: str | None) -> sources.Source | None:
         return None if name is None else sources.read(name, batch_size, form(reading))

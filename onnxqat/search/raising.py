@@ -12,7 +12,7 @@ import onnx
 from onnxqat.config import Config
 from onnxqat.config_parts import Select
 from onnxqat.graph import io
-from onnxqat.search.sensitivity.measure import sensitivity
+from onnxqat.search.sensitivity.trials import sensitivity
 from onnxqat.verification.judge import Verdict
 
 log = logging.getLogger(__name__)
