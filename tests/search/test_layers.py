@@ -103,3 +103,8 @@ def test_scales_drift_through_training_and_only_known_with_the_initial_model(net
 
 def test_findings_are_plain_json(found):
     assert json.loads(found.to_json())["samples"] == 16
+
+
+def test_time_of_borders_is_told_by_operator(found):
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(found.others)
+    assert all(time >= 0 for time in found.others.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,7 +99,8 @@ class Layers:
     Attributes:
         samples: samples that it was measured on.
         layers: in order of execution.
-        other_milliseconds: time of the deployed model in nodes that are no layer's: borders between float and integers, layouts.
+        others: time of the deployed model in nodes that are no layer's, by operator: borders between float and integers, layouts,
+            parts of operators that the runtime expands; None where it is not told.
 
     Example:
         ```python
@@ -112,7 +113,7 @@ class Layers:
 
     samples: int
     layers: tuple[Layer, ...]
-    other_milliseconds: float | None = None
+    others: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as plain dicts, lists, numbers and strings."""

@@ -7,6 +7,7 @@ kernels of the deployed model as they are.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,11 @@ from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import track
 from onnxqat.verification import fusion, models
 from onnxqat.verification.host import RUNTIME_OF, Arrays, Host, opened
-from onnxqat.verification.rows import in_parts
+from onnxqat.verification.rows import in_parts, one_row
 from onnxqat.verification.run import kernels_of
 
+#: Ending of the names that ONNX Runtime gives nodes without one, behind their operator.
+_NUMBERED = re.compile(r"(_token)?_\d+$")
 #: Samples at once, and bytes of the values that are read of them at once.
 ROWS, BYTES = 8, 2**27
 
@@ -85,10 +88,10 @@ def layers(  # noqa: PLR0913  (the public interface is this flat)
         parts = list(_parts(checked, quantized, samples))
         found = _Measured(host, reference, quantized, None if deployed is None else io.load(deployed), wanted)
         found.measure(parts)
-        kernels, times, other = found.profile(parts[0]) if deployed is not None and parts else ({}, {}, None)
+        kernels, times, others = found.profile(parts[0]) if deployed is not None and parts else ({}, {}, None)
     rows = sum(checked.signature.samples.rows(part, list(part)) for part in parts)
     drifted = before if initial is not None else {}
-    return Layers(rows, tuple(_layer(one, found, kernels, times, drifted) for one in wanted), other)
+    return Layers(rows, tuple(_layer(one, found, kernels, times, drifted) for one in wanted), others)
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class _Wanted:
 def _wanted(quantized: ir.Model, reference: ir.Model) -> list[_Wanted]:
     found = quantizers(quantized)
     outputs, inside = by_output(found), {q.source: q for q in found if q.quantize is not None and not q.is_weight}
-    nodes = [node for _, node in fusion.reported(quantized)]
-    nodes = [node for node in quantized.graph if node.name in {other.name for other in nodes}]
+    order = list(quantized.graph)
+    nodes = [order[number] for number, _ in fusion.reported(quantized)]
     reported, named = set(nodes), {str(v.name) for node in reference.graph for v in node.outputs}
     made = []
     for node in nodes:
@@ -174,7 +177,7 @@ class _Measured:
             return
         inputs = {str(value.name) for value in self._quantized.graph.inputs}
         names = [name for name in dict.fromkeys([*self.seen, *self._values]) if name not in inputs]
-        first = self._run("quantized", self._quantized, names, [{n: a[:1] for n, a in parts[0].items()}], simulate=True)
+        first = self._run("quantized", self._quantized, names, [one_row(parts[0], 0, self._quantized)], simulate=True)
         sizes = {name: array.nbytes * ROWS for name, array in next(iter(first)).items()}
         for part in parts:
             self._take({}, part, {})
@@ -221,13 +224,19 @@ class _Measured:
             found = self._host.run(called, part)
             yield {name: found[name] for name in names}
 
-    def profile(self, part: Arrays) -> tuple[dict[str, fusion.Kernel], dict[str, float], float | None]:
-        """Kernels of the deployed model by the names of its nodes, their times, and the time of all else."""
+    def profile(self, part: Arrays) -> tuple[dict[str, fusion.Kernel], dict[str, float], dict[str, float] | None]:
+        """Kernels of the deployed model by the names of its nodes, their times, and the times of all else by operator."""
         assert self._deployed is not None
         kernels = {kernel.node: kernel for kernel in kernels_of(self._host, self._deployed)}
         taken = {} if self._host.stands_for else self._host.profile(fusion.marked(self._deployed), part)
         times = {name: taken[k.executed] for name, k in kernels.items() if k.executed in taken}
-        return kernels, times, sum(taken.values()) - sum(times.values()) if taken else None
+        used, order = {kernel.executed for kernel in kernels.values()}, list(self._deployed.graph)
+        others: dict[str, float] = {}
+        for name in taken.keys() - used:
+            marks = fusion.marks_of_nodes(name)
+            operator = order[marks[0]].op_type if marks else _NUMBERED.sub("", name)
+            others[operator] = others.get(operator, 0.0) + taken[name]
+        return kernels, times, others if taken else None
 
 
 def _layer(

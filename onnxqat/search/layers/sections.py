@@ -24,6 +24,8 @@ COLUMNS = (
     "time, ms",
     "why not on integers",
 )
+#: Operators that are named of those that are no layer's.
+OTHERS = 6
 #: Codes up to which each is a line in a histogram.
 LINES = 16
 
@@ -38,10 +40,10 @@ def sections(found: Layers) -> Sequence[Section]:
     )
     table = Table(COLUMNS, [_row(one) for one in found.layers], [_charts(one) for one in found.layers])
     blocks: list[Text | Table] = [Text(about), table]
-    if found.other_milliseconds is not None:
-        blocks.append(
-            Text(f"Nodes that are no layer's (borders, layouts) take {found.other_milliseconds:.3g} ms a batch.")
-        )
+    if found.others:
+        most = sorted(found.others.items(), key=lambda one: -one[1])[:OTHERS]
+        parts = ", ".join(f"{name} {time:.3g} ms" for name, time in most)
+        blocks.append(Text(f"Nodes that are no layer's take {sum(found.others.values()):.3g} ms a batch: {parts}."))
     return Section("layers", "Layers", blocks), Section("graph", "Graph", [_graph(found)])
 
 
