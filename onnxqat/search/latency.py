@@ -42,8 +42,8 @@ Ratio = Callable[[Floats, Floats], float]
 
 #: Share of the time below which a trial counts as faster: machines differ from themselves by as much.
 FASTER = 0.99
-#: Seconds of a trial, and of a second look where the first is closer than `CLOSE`.
-SECONDS, LOOK, CLOSE = 0.3, 1.5, 0.05
+#: Seconds of a trial, and of a second look where the first does not decide.
+SECONDS, LOOK = 0.3, 1.5
 #: Seconds of the last comparison with the float model.
 JUDGED = 4.0
 #: Into how many stretches the layers are cut at most.
@@ -205,7 +205,7 @@ class _Trials:
             log.debug("a choice of layers cannot run: %s", error)
             return float("inf")
         found, chance = self._time(name, other_name, SECONDS)
-        if abs(found - 1) < max(CLOSE, 3 * chance):
+        if found < 1 and found + 3 * chance > FASTER:  # seems faster, by what chance may be
             found, chance = self._time(name, other_name, LOOK)
         return found if abs(found - 1) > 2 * chance else 1.0
 
