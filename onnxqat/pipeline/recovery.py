@@ -98,7 +98,7 @@ def fit(
     metric: str | None = None,
     augment: sources.Transform | None = None,
 ) -> None:
-    """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best epoch so far, or the last step.
+    """Trains and keeps the model; if a signal or an error ends the run early, it keeps the best model so far, or the last step.
 
     Of several processes, only the first keeps it.
     """
@@ -127,7 +127,7 @@ def _keep_what_was_reached(run: Trainer, error: BaseException, keeping: Keeping)
     position, stopped = run.schedule.position, isinstance(error, KeyboardInterrupt)
     cause = f"interrupted by {getattr(error, 'cause', 'Ctrl-C')}" if stopped else "ended early"
     onward = _checkpoint(run, keeping.recovery) if stopped and keeping.recovery is not None else ""
-    which = "the best epoch so far" if run.take_best() else "the last step"
+    which = "the best model so far" if run.take_best() else "the last step"
     keeping.write(run.view())
     log.warning(
         "%s in epoch %d, after step %d: written are the parameters of %s%s",

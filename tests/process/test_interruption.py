@@ -95,7 +95,7 @@ def test_train_writes_what_was_reached_and_says_how_to_go_on(folder, tmp_path, m
     assert process.returncode == status, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"interrupted by {name}"
-    which = "best epoch so far" if number == signal.SIGTERM else "last step"
+    which = "best model so far" if number == signal.SIGTERM else "last step"
     said = next(line for line in err.splitlines() if "after step" in line)
     assert f"written are the parameters of the {which}; resume with: onnxqat train qdq.onnx " in said
     assert said.endswith(f" --checkpoint {output}.checkpoints --resume")
