@@ -19,7 +19,7 @@ import onnxqat
 from onnxqat.cli import app
 from onnxqat.graph import io, qdq
 from onnxqat.verification.host import opened
-from onnxqat.verification.run import _kernels
+from onnxqat.verification.run import kernels_of
 from tests.models import batches, model, outputs, random
 from tools import run_page
 
@@ -103,7 +103,7 @@ def kinds(net: onnx.ModelProto, target: str) -> dict[str, set[str]]:
     """Kinds of the kernels that execute each operator, once it is inserted for a target and folded."""
     deployed = io.load(onnxqat.fold(onnxqat.insert(net, batches(net), config=onnxqat.Config(target=target))))
     with opened("ort") as host:
-        kernels = _kernels(host, deployed)
+        kernels = kernels_of(host, deployed)
     return {op: {one.kind for one in kernels if one.op_type == op} for op in {one.op_type for one in kernels}}
 
 

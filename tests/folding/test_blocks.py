@@ -15,7 +15,7 @@ from onnxqat.numerics import fake_quantize
 from onnxqat.runtime import Inference
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.host import opened
-from onnxqat.verification.run import _kernels
+from onnxqat.verification.run import kernels_of
 from tests import stock
 from tests.models import array, batches, model, operators, random
 from tests.verification.conftest import openvino, stock_python  # noqa: F401  (fixtures)
@@ -66,7 +66,7 @@ def test_layers_in_blocks_run_in_matmulnbits_of_today(name, symmetric):
 def test_report_counts_the_kernels_and_says_that_they_round_their_input(stock_python):  # noqa: F811
     deployed = fold(inserted(NETS["Gemm"]))
     with opened("ort", stock_python) as host:
-        found = _kernels(host, io.load(deployed))
+        found = kernels_of(host, io.load(deployed))
     assert [(kernel.kernel, kernel.kind) for kernel in found if kernel.is_weighted] == [
         ("MatMulNBits", "weight-only")
     ] * 2
@@ -79,7 +79,7 @@ def test_openvino_runs_them_with_weights_of_4_bits(openvino, symmetric):  # noqa
     quantized = inserted(
         proto, target="openvino", weight_symmetric=symmetric, overrides=[Override(name="last", weight_block_size=0)]
     )
-    layers = {kernel.node: kernel for kernel in _kernels(openvino, io.load(fold(quantized)))}
+    layers = {kernel.node: kernel for kernel in kernels_of(openvino, io.load(fold(quantized)))}
     assert layers["first"].kernel == f"FullyConnected {'i4' if symmetric else 'u4'}"
     assert layers["first"].kind == "weight-only"
 

@@ -9,7 +9,7 @@ from onnxqat.graph import io, qdq
 from onnxqat.insertion import insert
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.host import opened
-from onnxqat.verification.run import _kernels
+from onnxqat.verification.run import kernels_of
 from tests import stock
 from tests.insertion.cases import image
 from tests.models import FLOAT_KERNELS, array, batches, chain, float_kernels, operators, outputs, random
@@ -77,7 +77,7 @@ def openvino():
 def test_layers_around_a_clip_run_on_integers_in_openvino(name, openvino):
     proto = clipped(name)
     deployed = fold(insert(proto, batches(proto), Config(target="openvino")))
-    kinds = {kernel.kind for kernel in _kernels(openvino, io.load(deployed)) if kernel.op_type == "Conv"}
+    kinds = {kernel.kind for kernel in kernels_of(openvino, io.load(deployed)) if kernel.op_type == "Conv"}
     assert kinds == {"integer"}
 
 

@@ -10,7 +10,7 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.training.trainer import Trainer
 from onnxqat.verification.host import opened
-from onnxqat.verification.run import _kernels
+from onnxqat.verification.run import kernels_of
 from tests import stock
 from tests.insertion.cases import between, image
 from tests.models import FLOAT_KERNELS, batches, kernels, model, outputs, random
@@ -63,7 +63,7 @@ def test_verify_says_which_layer_the_runtime_quantizes_against_the_model(stock_p
     reader.input[0] = guard.input[0]
     deployed.graph.node.remove(guard)
     with opened("ort", stock_python) as runtime:
-        found = {kernel.node: kernel for kernel in _kernels(runtime, io.load(deployed))}
+        found = {kernel.node: kernel for kernel in kernels_of(runtime, io.load(deployed))}
     assert found["left"].kind == "integer"
     assert "quantizes its float weight by itself" in found["left"].reason
     assert not [kernel for kernel in found.values() if kernel.reason and kernel.node != "left"]
@@ -72,7 +72,7 @@ def test_verify_says_which_layer_the_runtime_quantizes_against_the_model(stock_p
 def test_guard_is_no_node_of_the_report_and_folding_again_adds_no_other():
     _, deployed, _ = left_in_float("Conv")
     with opened("ort") as runtime:
-        found = _kernels(runtime, io.load(deployed))
+        found = kernels_of(runtime, io.load(deployed))
     assert "Max" not in {kernel.op_type for kernel in found}
     assert fold(deployed).graph == deployed.graph
 
