@@ -15,7 +15,8 @@ from onnxqat.config_parts import Override, Select
 from onnxqat.errors import InputError
 from onnxqat.page import Cell, Chart, Section, Table, Text, framed, render
 from onnxqat.terminal.plain import cells
-from onnxqat.verification.measures import measure, shown
+from onnxqat.verification.measures import measure as named_measure
+from onnxqat.verification.measures import shown
 
 Part = Literal["weights", "activations"]
 
@@ -141,7 +142,7 @@ class Sensitivity:
     def _drop(self, cost: Cost) -> float:
         if self.metric is None or cost.score is None:
             return 0.0
-        return float(measure(self.metric).drop(self.score, cost.score, 0.0))
+        return float(named_measure(self.metric).drop(self.score, cost.score, 0.0))
 
     def _by_node(self) -> dict[str, dict[Part, list[Cost]]]:
         """Costs of each node that reads quantized values, by what they are of."""
