@@ -27,17 +27,17 @@ def run(call, folder, name, *options):
         "--max-drop",
         100,
         "--save-dir",
-        folder / name,
+        folder / "runs" / name,  # neither folder is there yet
     )
     return call("run", folder / "float.onnx", *given, *options)
 
 
 @pytest.fixture
 def runs(folder, call):
-    if not (folder / "b").exists():
+    if not (folder / "runs").exists():
         assert run(call, folder, "a")[0] == 0
         assert run(call, folder, "b", "--weight-bits", 4, "--lr", "1e-3")[0] == 0
-    return [folder / "a", folder / "b"]
+    return [folder / "runs" / "a", folder / "runs" / "b"]
 
 
 def test_a_folder_keeps_models_settings_figures_and_the_page(runs, folder):

@@ -38,7 +38,7 @@ def check_folder(folder: Path) -> None:
         InputError: that cannot be.
     """
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: is no folder and cannot be made one ({error.strerror}); choose another") from error
 
