@@ -84,6 +84,6 @@ def test_a_folder_that_no_run_was_saved_to_is_refused(folder, call):
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(folder, call):
-    status, _, errors = run(call, folder, "float.onnx")
+    status, _, errors = run(call, folder, "../float.onnx")
     assert status == 2
-    assert errors.startswith(f"error: {folder / 'float.onnx'}: is no folder and cannot be made one (")
+    assert errors.startswith(f"error: {folder / 'runs/../float.onnx'}: is no folder and cannot be made one (")
