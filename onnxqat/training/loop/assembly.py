@@ -70,10 +70,8 @@ def assembled(qdq: io.ModelLike, arguments: Arguments, workers: Workers, executi
         UnsupportedModelError: nodes between parameters and loss have no gradient; the message names all of them.
     """
     with explained(qdq):
-        loaded, (loss, freeze) = (
-            load_qdq(qdq, learn_zero_points=arguments.learn_zero_points),
-            (arguments.loss, arguments.freeze),
-        )
+        loaded = load_qdq(qdq, learn_zero_points=arguments.learn_zero_points)
+        loss, freeze = arguments.loss, arguments.freeze
         block, engine = execution.block, execution.engine
         graph = training_graph(loaded, loss, freeze, arguments.labelling, block, engine, twice=execution.twice)
     graph = same_graph(graph, workers)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.graph.edit import constant_value
 from onnxqat.graph.qdq import FIXED_GRID, Quantizer, quantizers
 from onnxqat.graph.qdq_checks import required
 
@@ -21,13 +20,16 @@ _SUFFIX = "_trained"
 WIDEST = 8
 
 
-def add_floats(qdq: ir.Model) -> None:
-    """Puts a float beside each zero point that can be trained, in place."""
+def add_floats(qdq: ir.Model) -> int:
+    """Puts a float beside each zero point that can be trained, in place; returns how many quantizers have one."""
     found = quantizers(qdq)
     fixed = {_name(quantizer) for quantizer in found if not _can_learn(quantizer)}
     for quantizer in found:
-        if _name(quantizer) not in fixed and float_of(qdq.graph, quantizer) is None:
-            constant_value(qdq.graph, _name(quantizer), quantizer.zero_points.astype(np.float32))
+        name = _name(quantizer)
+        if name not in fixed and float_of(qdq.graph, quantizer) is None:
+            tensor = ir.tensor(quantizer.zero_points.astype(np.float32), name=name)
+            qdq.graph.register_initializer(ir.val(name, const_value=tensor))
+    return sum(1 for _ in _with_floats(qdq))
 
 
 def round_floats(qdq: ir.Model) -> None:

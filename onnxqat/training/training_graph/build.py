@@ -83,7 +83,7 @@ def load_qdq(model: io.ModelLike, *, learn_zero_points: bool = False) -> ir.Mode
     """Loads a Q/DQ model and gives stored integers their float form back, zero points too if they are learned.
 
     Raises:
-        InputError: the model has no quantizers.
+        InputError: the model has no quantizers, or no zero point that can be learned though it is asked for.
     """
     qdq = io.load(model)
     if not is_quantized(qdq):
@@ -93,8 +93,11 @@ def load_qdq(model: io.ModelLike, *, learn_zero_points: bool = False) -> ir.Mode
     check_finite_weights(qdq)
     write_scalars(quantizers(qdq))
     restore_float(qdq)
-    if learn_zero_points:
-        add_floats(qdq)
+    if learn_zero_points and not add_floats(qdq):
+        raise InputError(
+            "learn_zero_points: the model has no zero point that training may move (they are at the lowest code, or 0 of signed "
+            "codes); leave it out"
+        )
     put_weights_aside(qdq)  # parameters take their place, and what else reads them does so seldom
     external.forget_all(qdq)
     return qdq
@@ -134,10 +137,7 @@ def partial_training(graph: TrainingGraph, loss: Loss, unquantized: Callable[[Qu
     Raises:
         InputError: nothing but those scales is trained.
     """
-    partial = without_quantizers(graph.qdq, unquantized)
-    if any(one.kind == "zero_point" for one in graph.layout.parameters):
-        add_floats(partial)
-    forward, _ = forward_graph(partial)
+    forward, _ = forward_graph(_with_floats_of(graph, without_quantizers(graph.qdq, unquantized)))
     attach_loss(forward, loss, graph.labelling)
     names = [one.name for one in graph.layout.parameters if one.name in forward.graph.initializers]
     if not names:
@@ -177,7 +177,7 @@ def same_graph(graph: TrainingGraph, workers: Workers) -> TrainingGraph:
     )
     initial = graph.initial
     workers.broadcast(initial)
-    qdq = with_values(graph.qdq, graph.layout, initial)
+    qdq = _with_floats_of(graph, with_values(graph.qdq, graph.layout, initial))
     _set(qdq, graph.layout.named(initial))
     return replace(graph, qdq=qdq)
 
@@ -196,6 +196,13 @@ def with_values(qdq: ir.Model, layout: Layout, flat: NDArray[np.float32]) -> ir.
     trained = {parameter.name for parameter in layout.parameters}
     round_biases(model, lambda bias: bias.value.name in trained)
     return model
+
+
+def _with_floats_of(graph: TrainingGraph, qdq: ir.Model) -> ir.Model:
+    """The model, with floats for its zero points where these are trained."""
+    if any(parameter.kind == "zero_point" for parameter in graph.layout.parameters):
+        add_floats(qdq)
+    return qdq
 
 
 def _set(model: ir.Model, arrays: Mapping[str, NDArray[np.float32]]) -> None:

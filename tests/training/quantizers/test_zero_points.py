@@ -1,11 +1,14 @@
 """Zero points that are trained: their gradient, and what becomes of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from onnxqat.autodiff.differentiate import differentiate
 from onnxqat.config import Config
+from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.insertion import insert
@@ -15,6 +18,7 @@ from onnxqat.training.optimize.optimizers import AdamW
 from onnxqat.training.quantizers.calls import call_quantizers
 from onnxqat.training.quantizers.zero_points import add_floats
 from onnxqat.training.trainer import Trainer
+from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph
 from onnxqat.training.training_graph.memory import schedule
 from tests.models import batches, model, random
 from tests.training.quantizers.test_fakequant import data, quantized_graph
@@ -101,9 +105,19 @@ def test_zero_points_stay_behind_relu_and_unless_they_are_asked_for():
     assert zero_points(trained(qdq, learn=False).model()) == before
 
 
-def test_zero_points_of_symmetric_signed_codes_stay():
+def test_a_model_whose_codes_are_all_symmetric_is_refused():
     qdq = insert(NET, batches(NET), Config(target="tensorrt"))
-    assert set(zero_points(trained(qdq).model()).values()) == {(0, -128)}
+    assert {code for code, _ in zero_points(qdq).values()} == {0}
+    with pytest.raises(InputError, match="learn_zero_points: the model has no zero point that training may move"):
+        trained(qdq)
+
+
+def test_several_processes_begin_with_the_parameters_of_the_first():
+    graph = training_graph(load_qdq(inserted(), learn_zero_points=True), "mse")
+    first = graph.initial
+    first[:4] += 1  # of the first weight
+    others = SimpleNamespace(size=2, check_same=lambda *given: None, broadcast=lambda array: np.copyto(array, first))
+    np.testing.assert_array_equal(same_graph(graph, others).initial, first)
 
 
 def test_gradients_are_the_same_where_quantizers_are_computed_again():
