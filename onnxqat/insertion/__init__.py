@@ -41,7 +41,6 @@ from onnxqat.insertion.settings import layers
 from onnxqat.insertion.sites import ActivationSite, WeightSite, activation_sites, constant_sites, weight_sites
 from onnxqat.insertion.sixteen import values_that_lose
 from onnxqat.insertion.tables import table_sites
-from onnxqat.insertion.transforms import BEHIND
 from onnxqat.insertion.widths import widths
 from onnxqat.numerics import scale_and_zero_point
 from onnxqat.runtime import check_answers, checked, explained
@@ -148,7 +147,7 @@ def insert(
     )
     check_answers(prepared, sample)
     if table.whole and workers.is_first:
-        warn_of_overflow(original, [str(skip.node.name) for skip in skips if skip.reason == BEHIND], sample)
+        warn_of_overflow(original, [str(skip.node.name) for skip in skips], sample)
     calibrated = config.activation_range.samples != 0
     if workers.is_first and calibrated and not config.has_few_bits:
         warn_of_losses(original, prepared, names, weighted, sample)

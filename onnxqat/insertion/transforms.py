@@ -20,7 +20,7 @@ from onnxqat.targets import Target
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 _MAGNITUDES = frozenset({"Abs", "Log", "Pow", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", "Sqrt"})
-BEHIND = "between a transform of the input and the next layer, where 8 bits lose what is small"
+_BEHIND = "between a transform of the input and the next layer, where 8 bits lose what is small"
 _LINEAR = MOVEMENT | {"Add", "Cast", "Clip", "Concat", "Neg", "ReduceSum", "Sub"}
 
 
@@ -42,7 +42,7 @@ def fixed_transforms(nodes: Sequence[ir.Node], groups: Sequence[Group], target: 
         return []
     behind = _behind(left, nodes) if target.whole else set()
     return [Skip(node, _reason(found[node])) for node in left] + [
-        Skip(node, BEHIND) for node in nodes if node in behind
+        Skip(node, _BEHIND) for node in nodes if node in behind
     ]
 
 

@@ -76,7 +76,7 @@ def warn_of_overflow(original: ir.Model, nodes: Sequence[str], batch: Batch) -> 
         (value, most), node = beyond[0], beyond[0][0].producer()
         log.warning(
             "%d values that stay in float reach beyond float16, in which they are computed, the first %r of %s (%.3g); "
-            "scale the model's input down",
+            "scale what they compute from down",
             len(beyond), value.name, "the input" if node is None else label(node), most,
         )  # fmt: skip
 
