@@ -248,7 +248,7 @@ def other_graph(qdq):
         (other_weights, {}, "other weights"),
         (lambda qdq: qdq, {"loss": "distill"}, "loss cross_entropy, this run has distill"),
         (lambda qdq: qdq, {"optimizer": SGD(lr=1e-4)}, r"optimizer AdamW\(.*this run has SGD\("),
-        (lambda qdq: qdq, {"optimizer": AdamW(lr=1e-3)}, r"lr=0.0001.*lr=0.001"),
+        (lambda qdq: qdq, {"optimizer": AdamW(lr=1e-3)}, r"lr=1e-05.*lr=0.001"),
         (lambda qdq: qdq, {"schedule": Cosine()}, r"schedule Constant\(.*Cosine\("),
         (lambda qdq: qdq, {"accumulate": 2}, "accumulate 1, this run has 2"),
         (lambda qdq: qdq, {"seed": 2}, "seed 0, this run has 2"),
