@@ -1,4 +1,4 @@
-"""Finds the place of a quantizer: upstream of all data movement, at the value that the data comes from."""
+"""Follows data movement: upstream to the values that data comes from, the places of quantizers; downstream to what joins it."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def origins(value: ir.Value, target: Target) -> list[ir.Value]:
         return [value]
     found = origins(source, target)
     return [value] if node.op_type in EXTREMES and any(map(is_filled, found)) else found
+
+
+def is_joined(value: ir.Value, target: Target) -> bool:
+    """Whether data movement leads the value to an operator that joins it with others."""
+    for node in {use.node for use in value.uses()}:
+        if node.op_type in target.joins:
+            return True
+        if moved(node, target.moves) is value and any(is_joined(output, target) for output in node.outputs):
+            return True
+    return False

@@ -35,6 +35,7 @@ class Target:
         symmetric_activations: whether activations have a fixed zero point.
         signed_activations: whether symmetric activations with negative values are int8; uint8 with the zero point in the middle
             otherwise.
+        joined_unsigned: whether they are so, too, where an operator of `joins` reads them.
         shorter_blocks: whether the last block of a weight in blocks may be shorter than the others.
         narrow_weights: leave out the lowest code of symmetric weights below 8 bits; at 8 it is always left out, since ARM
             processors without dot product wrap where two products -128 · -128 meet.
@@ -114,6 +115,7 @@ class Target:
     clips_codes: bool = True
     refusal: Callable[[ir.Node], str] = lambda node: ""
     accumulates_one: bool = False
+    joined_unsigned: bool = False
     unsigned_activations: bool = True
     symmetric_only: bool = False
     per_tensor: frozenset[str] = frozenset()
