@@ -199,10 +199,12 @@ def test_ctrl_c_at_any_moment_leaves_whole_steps_that_go_on_to_the_same_end(monk
     qdq = insert(FLOAT, [ROWS])
     batches = [{"x": ROWS[n : n + 8], "label": np.arange(n, n + 8) % 5} for n in range(0, 64, 8)]
     alone, often = Trainer(qdq, threads=1), Trainer(qdq, threads=1)
+    begun = time.perf_counter()
     alone.fit(batches, epochs=4, validation=batches[:2])
+    taken = time.perf_counter() - begun
     interrupted = 0
     with handled(), interruption.raising(), alarm():
-        for moment in np.random.default_rng(0).uniform(0.0005, 0.02, 500):
+        for moment in np.random.default_rng(0).uniform(0.02, 0.3, 500) * taken:
             signal.setitimer(signal.ITIMER_REAL, moment)
             try:
                 try:
