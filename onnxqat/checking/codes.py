@@ -7,13 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxqat.checking.findings import Finding, Kind
+from onnxqat.checking.findings import AGAIN, Finding, Kind
 from onnxqat.checking.judged import Judged
 from onnxqat.graph.constants import constant
 from onnxqat.graph.naming import label
 from onnxqat.graph.qdq import Quantizer
-
-AGAIN = "insert into the float model with --target {0}"
 
 
 def codes(judged: Judged) -> Iterator[Finding]:

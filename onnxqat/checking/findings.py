@@ -13,6 +13,8 @@ from rich.text import Text
 #: "refused": the runtime does not load the model, or computes other numbers; "split": a kernel that could be one falls apart;
 #: "float": a node does not run on integers.
 Kind = Literal["refused", "split", "float"]
+#: The remedy where another placement is needed; {0} is the target.
+AGAIN = "insert into the float model with --target {0}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxqat.checking.findings import Finding
+from onnxqat.checking.findings import AGAIN, Finding
 from onnxqat.checking.judged import Judged
 from onnxqat.checking.structure import is_integer, sources
 from onnxqat.graph.edit import sole_user
@@ -77,16 +77,7 @@ def _paired_sides(judged: Judged, add: ir.Node, layers: dict[ir.Value, ir.Node])
 
 def joined_scales(judged: Judged) -> Iterator[Finding]:
     """Inputs of a Concat have one scale."""
-    for node in judged.model.graph:
-        if node.op_type not in judged.target.joins:
-            continue
-        roots = [
-            above
-            for value in node.inputs
-            if value is not None
-            for above in sources(value, judged.quantized, judged.target)
-        ]
-        pairs = [judged.quantized.get(root) for root in roots]
+    for node, pairs in _joins(judged):
         quantized = [pair for pair in pairs if pair is not None]
         grids = {(pair.scales.tobytes(), pair.zero_points.tobytes()) for pair in quantized}
         if quantized and (len(grids) > 1 or len(quantized) < len(pairs)):
@@ -96,6 +87,23 @@ def joined_scales(judged: Judged) -> Iterator[Finding]:
                 else "some of its inputs are float, and some integers"
             )
             yield Finding("split", label(node), fact, "give all inputs one scale")
+
+
+def joined_signs(judged: Judged) -> Iterator[Finding]:
+    """Inputs of a Concat have unsigned codes where the runtime loses the zero points that it gives signed ones."""
+    for node, pairs in _joins(judged) if judged.target.joined_unsigned else ():
+        if any(pair is not None and pair.is_signed for pair in pairs):
+            fact = "it joins int8 codes, and on x86 without AMX the layers behind it compute other numbers"
+            yield Finding("refused", label(node), fact, AGAIN.format(judged.target.name))
+
+
+def _joins(judged: Judged) -> Iterator[tuple[ir.Node, list[Quantizer | None]]]:
+    """Nodes that join values, each with the quantizers that these come from; None: float."""
+    for node in judged.model.graph:
+        if node.op_type in judged.target.joins:
+            read = [value for value in node.inputs if value is not None]
+            roots = [root for value in read for root in sources(value, judged.quantized, judged.target)]
+            yield node, [judged.quantized.get(root) for root in roots]
 
 
 def _values(judged: Judged) -> Iterator[ir.Value]:

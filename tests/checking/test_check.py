@@ -88,6 +88,14 @@ FLOAT8_WEIGHT = "we_q = QuantizeLinear(wf, sx, zf) we = DequantizeLinear(we_q, s
 SKIP = f"{pair('d', 'x')} c = Conv(d, wd)"
 
 
+def joined(point: str) -> str:
+    """A Conv behind a Concat of values that are quantized with this zero point."""
+    return (
+        f"{SKIP} {pair('e', 'c', 'sx', point)} h = Tanh(c) {pair('f', 'h', 'sx', point)} t = Transpose<perm=[0,1,3,2]>(f) "
+        "k = Concat<axis=2>(e, t) y = Conv(k, wd)"
+    )
+
+
 @pytest.mark.parametrize(
     ("target", "nodes", "kind", "told"),
     [
@@ -137,6 +145,13 @@ SKIP = f"{pair('d', 'x')} c = Conv(d, wd)"
             "its codes are uint16, and ONNX Runtime takes",
         ),
         ("ort-cpu", f"{pair('d', 'x', 'sw', 'zc')} y = Conv(d, wd)", "float", "its scale is per channel"),
+        (
+            "openvino",
+            joined("zx"),
+            "refused",
+            "it joins int8 codes, and on x86 without AMX the layers behind it",
+        ),
+        ("openvino", joined("zu"), "", ""),
         ("ort-cpu", BIASED, "refused", "the scale of its bias is not input scale times weight scale"),
     ],
 )
