@@ -40,7 +40,7 @@ SUBJECTS = {
     "separable": (4, 40, 1e-3),
     "pitch": (4, 40, 1e-3),
     "orientation": (4, 40, 1e-3),
-    "file_type": (3, 50, 1e-3),
+    "file_type": (3, 40, 1e-3),
 }
 SEEDS = (0, 1)
 WAYS = ("uniform", "random", "mixed")
