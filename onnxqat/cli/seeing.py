@@ -1,4 +1,4 @@
-"""The commands that measure and choose: what quantization costs where, and what to spare."""
+"""The commands that look: at models, at what quantization costs where, at runs, at the machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,63 @@ from onnxqat.cli import asked, options, outputs
 from onnxqat.cli.commands import app
 from onnxqat.cli.groups import grouped
 from onnxqat.cli.reading import Reading, form
+from onnxqat.names import TARGETS
 
 Widths = Annotated[
     list[int] | None,
     typer.Option("--width", help="Width to measure, 2 to 8; may be given several times. (default: 8, 4 and 2)"),
 ]
+
+
+@app.command()
+def check(
+    model: options.Model,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(TARGETS),
+            help="Target to judge by. (default: the one that the model was inserted for)",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = None,
+) -> None:
+    """Say what a target's runtime would refuse, split or leave in float, in a Q/DQ model of any tool.
+
+    Exit status 1 where it would refuse the model.
+    """
+    outputs.check(json=json, models=[model])
+    from onnxqat.checking import check as judge
+
+    findings = judge(model, target)
+    outputs.write_report(findings, json)
+    outputs.console.print(findings)
+    if findings.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    model: options.Model,
+    trainable: Annotated[
+        bool, typer.Option(help="Show instead which operators gradients pass, and which not.")
+    ] = False,
+    json: options.Json = None,
+) -> None:
+    """Show what is quantized and how, and what stays in float and why."""
+    outputs.check(json=json, models=[model])
+    from onnxqat.cli import inspection
+    from onnxqat.graph import io
+    from onnxqat.runtime import check_loads
+
+    loaded = io.load(model, oldest_opset=7)
+    if not trainable:
+        outputs.console.print(inspection.quantization_table(loaded))
+        outputs.write_report(inspection.Contents.of(loaded), json)
+        return
+    outputs.console.print(inspection.trainability_table(loaded))
+    outputs.console.print(inspection.obstacles_line(loaded), soft_wrap=True)
+    check_loads(loaded)
 
 
 @app.command()
@@ -89,3 +141,24 @@ def compare(
     if report is not None:
         outputs.write_page(found.to_html(), report)
     outputs.console.print(found)
+
+
+@app.command()
+def presets() -> None:
+    """Show the presets of --preset, and where their numbers were found."""
+    from onnxqat.pipeline.presets import table
+
+    outputs.console.print(table())
+
+
+@app.command()
+def doctor(json: options.Json = None) -> None:
+    """Show what the machine is, what is installed, and what is missing; exit status 1 where onnxqat cannot work."""
+    outputs.check([], json=json)
+    from onnxqat.cli.doctor import examined
+
+    found = examined()
+    outputs.console.print(found.table())
+    outputs.write_report(found, json)
+    if not found.is_well:
+        raise typer.Exit(1)
