@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from onnxqat.errors import OnnxqatError
+
+if TYPE_CHECKING:
+    _Handler = logging.StreamHandler[TextIO]
+else:  # Python 3.10 knows no types of it
+    _Handler = logging.StreamHandler
 
 #: Width where output is a file or a pipe: no line is cut or folded there, so that one fact is on one line.
 WIDE = 10_000
@@ -44,7 +49,7 @@ class Terminal(Console):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
+class _StandardError(_Handler):
     """Writes to what is standard error now: while a bar is shown, that prints above it."""
 
     def __init__(self) -> None:
