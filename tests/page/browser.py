@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def _found() -> tuple[str, str]:
     ended = subprocess.run(
         ["node", "-e", UNPACK], cwd=modules, env=environment, capture_output=True, text=True, check=True
     )
-    return ended.stdout.split()[-1], "/tmp/al2023/lib"
+    return ended.stdout.split()[-1], str(Path(tempfile.gettempdir(), "al2023", "lib"))
 
 
 @contextmanager
