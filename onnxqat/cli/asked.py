@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxqat.cli import options, outputs
 from onnxqat.process.launch import launched
@@ -27,17 +27,48 @@ def configuration(given: options.Quantization) -> Config:
     return request.configuration(**asdict(given))
 
 
-def budgeted(config: Config, budget: str | None, model: Path, data: Source, metric: str) -> Config:
-    """The settings, with a width for each layer where a budget asks for it."""
+def budgeted(
+    config: Config,
+    budget: str | None,
+    preset: str | None,
+    model: Path,
+    data: Source,
+    metric: str,
+    given: options.Judging,
+) -> Config:
+    """The settings, with a width for each layer where a budget, or else a preset, asks for it.
+
+    Raises:
+        InputError: time is asked for in several processes, of which each would choose for itself.
+    """
+    from onnxqat.pipeline import presets
+
+    wanted: dict[str, Any] = {}
     if budget is not None:
         from onnxqat.search.mixed import Budget
+
+        wanted = vars(Budget.parsed(budget))
+        if wanted["latency"] is not None:
+            _check_alone(f"--budget {budget}")
+    if not wanted or wanted["drop"] is not None:
+        wanted |= presets.sparing(preset, metric, wanted.get("drop"))
+    if wanted:
         from onnxqat.search.mixed.search import mixed_precision
 
-        asked = Budget.parsed(budget)
-        found = mixed_precision(model, data, config, **vars(asked), metric=metric)
+        found = mixed_precision(model, data, config, **wanted, metric=metric, **asdict(given))
         outputs.console.print(f"mixed precision: {found}")
         config = found.config
     return config
+
+
+def _check_alone(option: str) -> None:
+    """Raises InputError in several processes, of which each would measure times and choose for itself."""
+    if launched():
+        from onnxqat.errors import InputError
+
+        raise InputError(
+            f"{option}: one process chooses; run onnxqat insert with it and --write-config FILE, and give --config FILE here"
+        )
 
 
 def quickened(
@@ -48,13 +79,8 @@ def quickened(
     Raises:
         InputError: there are several processes, of which each would choose for itself.
     """
-    if wanted is not None and launched():
-        from onnxqat.errors import InputError
-
-        raise InputError(
-            "--for latency: one process chooses; run onnxqat insert with it and --write-config FILE, and give --config FILE here"
-        )
     if wanted is not None:
+        _check_alone("--for latency")
         from onnxqat.search.latency import faster
 
         found = faster(model, data, config, **asdict(given))

@@ -77,8 +77,9 @@ def insert(
     from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 
     source = sources.read(calibration, batch_size, form(reading))
-    config = asked.budgeted(asked.configuration(quantization), budget, model, source, "accuracy")
-    config = asked.quickened(config, wanted_for, model, source, options.Judging(interpreter=interpreter))
+    config, judging = asked.configuration(quantization), options.Judging(interpreter=interpreter)
+    config = asked.budgeted(config, budget, quantization.preset, model, source, "accuracy", judging)
+    config = asked.quickened(config, wanted_for, model, source, judging)
     if dry_run:
         asked.show_plan(model, source, config, sample_axis)
         return
@@ -320,7 +321,7 @@ def run(
     files = Data(data, calibration, validation, test, batch_size, form(reading))
     judge = asked.judge(judging, metric, labels, max_drop)
     source, config = files.read(files.validation), asked.configuration(quantization)
-    config = asked.budgeted(config, budget, model, source, judge.metric or "accuracy")
+    config = asked.budgeted(config, budget, quantization.preset, model, source, judge.metric or "accuracy", judging)
     config = asked.quickened(config, wanted_for, model, source, judging)
     if dry_run:
         asked.show_plan(model, files.read(calibration), config, labels.sample_axis)

@@ -101,9 +101,10 @@ SaveDir = Annotated[
 Budget = Annotated[
     str | None,
     Option(
-        metavar="size=X|bits=X|drop=X",
+        metavar="size=X|bits=X|drop=X|latency=X",
         help="Choose a width, 2 to 8, for each layer's weights: size=0.2 of float, codes counted as packed; bits=4.5 on average; "
-        "or drop=0.5, the smallest model that loses no more points, dB or percent before training.",
+        "or drop=0.5, the smallest model that loses no more points, dB or percent before training. Or the layers that stay in "
+        "float: latency=0.7, those that lose most and leave the model so fast, of float's time in the runtime on this machine.",
         show_default=False,
     ),
 ]
@@ -149,7 +150,7 @@ class Quantization:
     preset: Annotated[
         str | None,
         Option(
-            metavar="int8|w4a8|w4a4|w2a2",
+            metavar="int8|int8-mixed|w4a8|w4a4|w2a2",
             help="Settings that go together for a width (see `onnxqat presets`); other options take precedence.",
             show_default=False,
         ),

@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from onnxqat.errors import InputError
+from onnxqat.search.mixed import FLOAT
 from onnxqat.terminal.plain import cells
+from onnxqat.verification.measures import measure
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Preset:
         epochs: passes over the data.
         estimator: how ranges of activations are found.
         found: what was measured to choose them.
+        spares: whether the layers that lose most stay in float, as few as half of the drop that `verify` allows needs.
     """
 
     weight_bits: int
@@ -32,6 +35,7 @@ class Preset:
     epochs: int
     estimator: str
     found: str
+    spares: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -55,6 +59,16 @@ PRESETS = {
         estimator="mse",
         found="ResNet-20: three epochs at 1e-4 cost 0.2 points, an epoch at 1e-5 nothing; six pretrained models take 1e-5",
     ),
+    "int8-mixed": Preset(
+        8,
+        8,
+        reconstruct=False,
+        lr=1e-5,
+        epochs=3,
+        estimator="mse",
+        found="as int8; the layers in float are measured on the data of the call",
+        spares=True,
+    ),
     "w4a8": Preset(4, 8, reconstruct=True, lr=1e-4, epochs=3, estimator="mse", found=f"as w2a2: {_RECONSTRUCTED}"),
     "w4a4": Preset(4, 4, reconstruct=True, lr=1e-4, epochs=3, estimator="mse", found=f"as w2a2: {_RECONSTRUCTED}"),
     "w2a2": Preset(2, 2, reconstruct=True, lr=1e-4, epochs=3, estimator="mse", found=_RECONSTRUCTED),
@@ -72,12 +86,32 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def sparing(name: str | None, metric: str, drop: float | None) -> dict[str, Any]:
+    """What `mixed_precision` is asked for by a preset that spares layers; nothing where it spares none.
+
+    Args:
+        name: name of the preset; None: there is none.
+        metric: what is judged by.
+        drop: largest drop; None: half of what `verify` allows.
+
+    Raises:
+        InputError: nothing says how large a drop may be.
+    """
+    if name is None or not preset(name).spares:
+        return {}
+    allowed = measure(metric).allowed if drop is None else 2 * drop
+    if allowed is None:
+        raise InputError(f"preset {name!r}: nothing says what drop of {metric} is allowed; give --budget drop=NUMBER")
+    return {"drop": allowed / 2, "widths": (preset(name).weight_bits, FLOAT)}
+
+
 def table() -> Table:
     """All presets, with what was measured to choose them."""
     columns = ("preset", "weights", "activations", "ranges", "reconstruct", "loss", "rate", "epochs", "found by")
     shown = Table(*columns)
     for name, one in PRESETS.items():
-        bits = f"{one.weight_bits} bits", f"{one.activation_bits} bits"
+        some = " or float" if one.spares else ""
+        bits = f"{one.weight_bits} bits{some}", f"{one.activation_bits} bits{some}"
         training = "yes" if one.reconstruct else "no", "auto", f"{one.lr:g}", str(one.epochs)
         shown.add_row(*cells(name, *bits, one.estimator, *training, one.found))
     return shown

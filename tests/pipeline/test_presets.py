@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxqat
 from onnxqat.config import Config
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
@@ -58,6 +59,16 @@ def test_preset_sets_rate_and_epochs_of_a_run(call, files):
     assert log.count('"epoch"') == 3
 
 
+def test_mixed_preset_leaves_in_float_what_half_of_the_allowed_drop_needs(call, files):
+    given = ("insert", files / "m.onnx", "--calibration", files / "a.npz", "--preset", "int8-mixed")
+    status, said, _ = call(*given, "--write-config", files / "c.json", "-o", files / "q.onnx")
+    assert (status, "mixed precision: " in said) == (0, True)
+    made = onnx.load(files / "q.onnx")
+    assert onnxqat.verify(made, onnxqat.fold(made), files / "a.npz", float_model=NET).verdict.drop <= 0.5
+    strict = call(*given, "--budget", "drop=0.001", "--write-config", files / "d.json", "-o", files / "q.onnx")
+    assert strict[0] == 0 or "cannot be reached with layers in float" in strict[2]
+
+
 def test_presets_are_shown_with_where_they_were_found(call):
     status, said, _ = call("presets")
     assert status == 0
@@ -69,4 +80,4 @@ def test_presets_are_shown_with_where_they_were_found(call):
 def test_preset_that_is_not_known_is_refused(call, files):
     given = ("insert", files / "m.onnx", "--calibration", files / "a.npz", "-o", files / "q.onnx")
     status, _, said = call(*given, "--preset", "w9")
-    assert (status, "preset 'w9': is not known; use int8, w4a8, w4a4, w2a2" in said) == (2, True)
+    assert (status, "preset 'w9': is not known; use int8, int8-mixed, w4a8, w4a4, w2a2" in said) == (2, True)

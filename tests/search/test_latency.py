@@ -136,3 +136,25 @@ def test_summary_of_a_run_says_where_the_deployed_model_is_slower(ratio, said):
         SimpleNamespace(report=report, judged_on="test data", float_score=0.9, inserted_score=0.9)
     ).caption
     assert caption is None if said is None else said in caption
+
+
+def test_budget_of_latency_leaves_the_noisiest_layers_in_float_as_far_as_time_allows(network, clock):
+    clock()  # integers take 0.625 of float's time, and each layer in float 0.1 more
+    noisy = onnxqat.mixed_precision(network, DATA, latency=0.75)
+    assert (noisy.latency, len(noisy.config.ignore)) == (pytest.approx(0.725), 1)
+    assert list(noisy.widths.values()).count(32) == 1
+    quiet = onnxqat.mixed_precision(network, DATA, latency=0.86)
+    assert len(quiet.config.ignore) == 2
+    assert quiet.loss < noisy.loss
+    made = quantizers(ir.from_proto(onnxqat.insert(network, DATA, noisy.config)))
+    assert {q.source.name for q in made if q.is_weight} == {name for name, bits in noisy.widths.items() if bits == 8}
+
+
+def test_budget_of_latency_that_cannot_be_reached_names_the_nearest(network, clock):
+    clock(c=3.0)
+    with pytest.raises(
+        InputError, match=r"budget: latency=0.5 cannot be reached in .* machine; the nearest is latency=0.72"
+    ):
+        onnxqat.mixed_precision(network, DATA, latency=0.5)
+    with pytest.raises(InputError, match=r"latency is 1\.0, a share of the float model's time; it must be below 1"):
+        onnxqat.mixed_precision(network, DATA, latency=1.0)

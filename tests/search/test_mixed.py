@@ -49,7 +49,8 @@ def test_program_finds_the_best_of_all_assignments(seed):
     choices = (dict(zip(sizes, bits, strict=True)) for bits in itertools.product((2, 3, 4, 8), repeat=5))
     fitting = [one for one in choices if sum(sizes[n] * b for n, b in one.items()) <= most]
     best = min(fitting, key=lambda one: sum(costs[n][b] for n, b in one.items()))
-    assert assigned(costs, sizes, most) == best
+    spent = {name: {bits: sizes[name] * bits for bits in widths} for name, widths in costs.items()}
+    assert assigned(costs, spent, most) == best
 
 
 def test_loss_of_a_weight_is_the_quadratic_form_of_the_fisher_information():
@@ -116,6 +117,20 @@ def test_drop_gives_the_smallest_model_that_loses_no_more(network):
         onnxqat.mixed_precision(network, own, Config(activation_bits=2, first_last_bits=None), drop=0.0, samples=4)
 
 
+def test_fewest_layers_in_float_that_hold_a_drop_are_the_noisiest(network):
+    own, config = [{"x": random(256, 8, scale=1.0)}], Config(weight_bits=3, activation_bits=3, first_last_bits=None)
+    found = onnxqat.mixed_precision(network, own, config, drop=6.0, widths=[3, 32])
+    costs = onnxqat.sensitivity(network, own, config, widths=[3]).ranked
+    floats = {str(rule.name) for rule in found.config.ignore}
+    assert 0 < len(floats) < 4
+    assert costs[0].nodes[0] in floats
+    assert {n for n, bits in found.widths.items() if bits == 32} == set(found.widths) - set(
+        widths(onnxqat.insert(network, own, found.config))
+    )
+    with pytest.raises(InputError, match="cannot be reached with layers in float; the nearest is"):
+        onnxqat.mixed_precision(network, own, config, drop=0.0, widths=[3, 32])
+
+
 def test_command_writes_a_configuration_that_makes_the_same_model(tmp_path, call):
     folder = write(tmp_path)
     calibration = ("--calibration", folder / "data.npz")
@@ -131,7 +146,7 @@ def test_command_writes_a_configuration_that_makes_the_same_model(tmp_path, call
     assert onnx.load(folder / "a.onnx") == onnx.load(folder / "b.onnx")
 
 
-@pytest.mark.parametrize("text", ["size", "bits=few", "speed=2", "bits=-1", "size=nan"])
+@pytest.mark.parametrize("text", ["size", "bits=few", "speed=2", "bits=-1", "size=nan", "latency=1.2"])
 def test_a_budget_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="budget"):
         Budget.parsed(text)

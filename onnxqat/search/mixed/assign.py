@@ -11,15 +11,15 @@ from onnxqat.errors import MissingExtraError
 Costs = Mapping[str, Mapping[int, float]]
 
 
-def assigned(losses: Costs, sizes: Mapping[str, int], most: float) -> dict[str, int] | None:
-    """The width of each weight with the smallest sum of losses at no more than `most` bits in all; None where nothing fits.
+def assigned(losses: Costs, spent: Costs, most: float) -> dict[str, int] | None:
+    """The width of each layer with the smallest sum of losses that spends no more than `most`; None where nothing fits.
 
     A multiple-choice knapsack: HAWQ-V3 (Yao et al. 2021), solved exactly by HiGHS through scipy.
 
     Args:
-        losses: loss of each weight at each of its widths.
-        sizes: elements of each weight.
-        most: bits of all weights together.
+        losses: loss of each layer at each of its widths.
+        spent: what each width spends, bits or time.
+        most: what all may spend together.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -28,15 +28,16 @@ def assigned(losses: Costs, sizes: Mapping[str, int], most: float) -> dict[str, 
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     choices = [(name, bits) for name, widths in losses.items() for bits in sorted(widths)]
-    # widths that lose the same are told apart by their size
-    least = 1e-12 * sum(max(widths.values()) for widths in losses.values()) / max(len(choices), 1)
-    cost = np.array([losses[name][bits] + least * bits for name, bits in choices])
-    bits_of = np.array([float(sizes[name] * bits) for name, bits in choices])
+    spending = np.array([float(spent[name][bits]) for name, bits in choices])
+    # widths that lose the same are told apart by what they spend
+    least = 1e-11 * sum(max(widths.values()) for widths in losses.values()) / max(len(choices), 1)
+    ranges = np.array([max(map(abs, spent[name].values())) or 1.0 for name, _ in choices])
+    cost = np.array([losses[name][bits] for name, bits in choices]) + least * spending / ranges
     one_each = np.array([[name == other for other, _ in choices] for name in losses], float)
-    scale, unit = cost.max() or 1.0, sum(sizes.values())
+    unit = np.abs(spending).max() or 1.0
     found = milp(
-        cost / scale,
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(bits_of[None] / unit, -np.inf, most / unit)],
+        cost / (np.abs(cost).max() or 1.0),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(spending[None] / unit, -np.inf, most / unit)],
         integrality=np.ones(len(choices)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0},

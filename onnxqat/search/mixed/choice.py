@@ -19,10 +19,11 @@ from onnxqat.graph.constants import constant
 from onnxqat.graph.without import without_quantizers
 from onnxqat.insertion import insert
 from onnxqat.runtime.toggles import readers
-from onnxqat.search.mixed import FLOAT, Budget, Mixed
+from onnxqat.search.mixed import FLOAT, Budget, Mixed, counted
 from onnxqat.search.mixed.assign import assigned
 from onnxqat.search.mixed.fisher import losses
 from onnxqat.search.quiet import quiet
+from onnxqat.search.timing import unread
 from onnxqat.verification.rows import in_parts
 
 #: Probes at least, where there are few samples: their mean has a standard error of about a sixth.
@@ -76,7 +77,9 @@ class Choice:
             if bits == FLOAT:
                 continue
             with quiet("onnxqat.insertion"):
-                quantized = io.load(insert(model, data, _weights_alone(config, bits), transform=transform))
+                quantized = io.load(
+                    insert(model, data, unread(config.model_copy(update={"weight_bits": bits})), transform=transform)
+                )
             plain = plain or without_quantizers(quantized)
             for quantizer, names in readers(quantized):
                 array = constant(quantizer.source)
@@ -94,9 +97,7 @@ class Choice:
         read = list(islice(parts, -(-samples // ROWS)))
         probed = islice(cycle(read), max(PROBES, len(read)))
         found = losses(plain, _spread(errors), probed, seed)
-        tensors = {str(v.name): constant(v) for v in plain.graph.initializers.values()}
-        sizes = {name: int(array.size) for name, array in tensors.items() if name in errors and array is not None}
-        rest = sum(8 * array.nbytes for name, array in tensors.items() if name not in errors and array is not None)
+        sizes, rest = counted(plain, errors)
         return cls(config, found, sizes, nodes, rest)
 
     @property
@@ -116,7 +117,8 @@ class Choice:
         """
         whole = FLOAT * self.total + self.rest
         most = budget.bits * self.total if budget.bits is not None else (budget.size or 0) * whole - self.rest
-        chosen = assigned(self.losses, self.sizes, most * (1 + 1e-9))
+        spent = {name: {bits: self.sizes[name] * bits for bits in widths} for name, widths in self.losses.items()}
+        chosen = assigned(self.losses, spent, most * (1 + 1e-9))
         if chosen is None:
             low = self.mean(min)
             nearest = (
@@ -130,10 +132,8 @@ class Choice:
 
     def made(self, chosen: Mapping[str, int]) -> Mixed:
         """The result with these widths."""
-        whole = FLOAT * self.total + self.rest
-        bits = sum(self.sizes[name] * width for name, width in chosen.items())
         loss = sum(self.losses[name][width] for name, width in chosen.items())
-        return Mixed(self._settings(chosen), chosen, (bits + self.rest) / whole, bits / self.total, loss)
+        return Mixed.of(self._settings(chosen), chosen, (self.sizes, self.rest), loss)
 
     def _settings(self, chosen: Mapping[str, int]) -> Config:
         rules = {node: bits for name, bits in chosen.items() for node in self.nodes[name]}
@@ -143,12 +143,6 @@ class Choice:
         return Config(
             **{**given, "overrides": (*self.config.overrides, *overrides), "ignore": (*self.config.ignore, *floats)}
         )
-
-
-def _weights_alone(config: Config, bits: int) -> Config:
-    """The settings with weights of this width; no data is read, and nothing changes weights."""
-    ranges = config.activation_range.model_copy(update={"samples": 0})
-    return Config(**{**dict(config), "weight_bits": bits, "activation_range": ranges, "output_correction": "none"})
 
 
 def _spread(errors: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
