@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from onnxqat.cli import options, outputs
+from onnxqat.cli.groups import Application
 
-export = typer.Typer(
+export = Application(
     name="export",
     no_args_is_help=True,
-    context_settings=options.HELP,
-    help="Export a float model to ONNX from the framework it was trained in.",
+    help="Export a float model from its framework.",
 )
 
 

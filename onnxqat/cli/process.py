@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from onnxqat.cli.commands import app
+from onnxqat.cli.app import app
 from onnxqat.errors import InputError, LostProcessError, OnnxqatError
 from onnxqat.process import interruption
 from onnxqat.process.foreign import described, is_own_exit

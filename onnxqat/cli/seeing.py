@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from onnxqat.cli import asked, options, outputs
-from onnxqat.cli.commands import app
+from onnxqat.cli.app import app
 from onnxqat.cli.groups import grouped
-from onnxqat.cli.reading import Reading, form
 from onnxqat.names import TARGETS
 
 Widths = Annotated[
@@ -32,9 +31,10 @@ def check(
     ] = None,
     json: options.Json = None,
 ) -> None:
-    """Say what a target's runtime would refuse, split or leave in float, in a Q/DQ model of any tool.
+    """Say what a target refuses in a Q/DQ model.
 
-    Exit status 1 where it would refuse the model.
+    Of any tool's model: what the target's runtime would refuse, split or leave in float, each with its remedy. Exit status 1
+    where it would refuse the model.
     """
     outputs.check(json=json, models=[model])
     from onnxqat.checking import check as judge
@@ -54,7 +54,7 @@ def inspect(
     ] = False,
     json: options.Json = None,
 ) -> None:
-    """Show what is quantized and how, and what stays in float and why."""
+    """Show what is quantized and how, what not and why."""
     outputs.check(json=json, models=[model])
     from onnxqat.cli import inspection
     from onnxqat.graph import io
@@ -85,7 +85,7 @@ def sensitivity(
     samples: Annotated[int, typer.Option(help="Samples to measure on.")] = 64,
     quantization: options.Quantization,
     batch_size: options.BatchSize = 64,
-    reading: Reading,
+    reading: options.Reading,
     least: Annotated[
         float,
         typer.Option(metavar="DB", help="For --write-config: signal over noise that each value alone must leave."),
@@ -97,9 +97,9 @@ def sensitivity(
     json: options.Json = None,
     report: options.Report = None,
 ) -> None:
-    """Rank what each weight and activation alone costs when it is quantized; labels are not needed.
+    """Rank what each weight and activation costs.
 
-    Each is quantized alone, at each width, all else in float, and judged by the model's first output.
+    Labels are not needed. Each is quantized alone, at each width, all else in float, and judged by the model's first output.
     """
     read = [data, calibration, quantization.config]
     outputs.check(json=json, page=report, settings=write_config, inputs=read, models=[model])
@@ -107,11 +107,11 @@ def sensitivity(
     from onnxqat.search.sensitivity.trials import sensitivity as measured
 
     def source(name: str | None) -> sources.Source | None:
-        return None if name is None else sources.read(name, batch_size, form(reading))
+        return None if name is None else sources.read(name, batch_size, options.form(reading))
 
     found = measured(
         model,
-        sources.read(data, batch_size, form(reading)),
+        sources.read(data, batch_size, options.form(reading)),
         asked.configuration(quantization),
         widths=width or (8, 4, 2),
         metric=metric,
@@ -132,7 +132,10 @@ def compare(
     json: options.Json = None,
     report: options.Report = None,
 ) -> None:
-    """Show several runs side by side: scores, size, time, and the settings in which they differ."""
+    """Show several runs side by side.
+
+    Their scores, size, time, and the settings in which they differ.
+    """
     outputs.check(json=json, page=report)
     from onnxqat.pipeline.comparison import Comparison
 
@@ -145,7 +148,7 @@ def compare(
 
 @app.command()
 def presets() -> None:
-    """Show the presets of --preset, and where their numbers were found."""
+    """Show the presets, and where they were found."""
     from onnxqat.pipeline.presets import table
 
     outputs.console.print(table())
@@ -153,7 +156,10 @@ def presets() -> None:
 
 @app.command()
 def doctor(json: options.Json = None) -> None:
-    """Show what the machine is, what is installed, and what is missing; exit status 1 where onnxqat cannot work."""
+    """Show what the machine has, and what is missing.
+
+    Exit status 1 where onnxqat cannot work.
+    """
     outputs.check([], json=json)
     from onnxqat.cli.doctor import examined
 

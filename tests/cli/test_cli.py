@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +160,7 @@ def test_configuration_may_be_one_of_nncf(call, data, tmp_path):
 
 def test_inspect_says_what_stays_in_float_and_what_can_be_trained(call, data, tmp_path):
     qdq = tmp_path / "q.onnx"
-    call("insert", SEPARABLE, "--calibration", data / "train.npz", "-o", qdq)
+    call("insert", SEPARABLE, "--data", data / "train.npz", "-o", qdq)
     assert "has no integer kernel for Softmax" in call("inspect", qdq)[1]
     status, out, _ = call("inspect", "--trainable", SEPARABLE)
     assert status == 0
@@ -172,6 +174,17 @@ def test_help_teaches(call, command):
     assert status == 0
     assert "Usage" in out
     assert len(out.splitlines()) > 5
+
+
+def test_help_has_whole_names_and_a_part_for_each_group_in_a_narrow_pipe():
+    command = [sys.executable, "-m", "onnxqat", "run", "--help"]
+    narrow = os.environ | {"COLUMNS": "80"}
+    help_text = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=narrow).stdout
+    assert max(len(line) for line in help_text.splitlines()) <= 80
+    assert "--quantize-activations / --float-activations" in help_text
+    parts = [line for line in help_text.splitlines() if re.fullmatch(r"[A-Z].*:", line)]
+    assert parts[:4] == ["Arguments:", "Options:", "Reading of data:", "Quantization:"]
+    assert {"Training:", "Execution:", "Logs and checkpoints:", "Labels:", "Judging:"} <= set(parts)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,68 @@
-"""Options of how data in files becomes a model's inputs."""
+"""Files that commands read and write, and how data in files becomes inputs of a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from typer import Option
+from typer import Argument, Option
 
 from onnxqat.errors import InputError
 
 if TYPE_CHECKING:
     from onnxqat.data.paths import Form
 
+Model = Annotated[Path, Argument(help="ONNX file.", show_default=False)]
+Output = Annotated[
+    Path,
+    Option("-o", "--output", help="File to write, whole or not at all; - for standard output.", show_default=False),
+]
+DATA_HELP = (
+    "An .npz file with arrays named as the model's inputs (and label), a table (.csv, .parquet), a folder of such files, "
+    "of images (a folder for each class) or of .npy files, a saved Hugging Face dataset, or package.module:function."
+)
+Data = Annotated[str, Option(help=DATA_HELP, show_default=False)]
+RangesData = Annotated[str, Option("--calibration", "--data", help=DATA_HELP, show_default=False)]
+CalibrationData = Annotated[
+    str | None,
+    Option(help="Data that ranges come from. (default: the first 1,024 samples of --data)", show_default=False),
+]
+ValidationData = Annotated[
+    str | None, Option(help="Data that each epoch is judged on; the best one is kept.", show_default=False)
+]
+TestData = Annotated[
+    str | None,
+    Option(help="Data that the report is made on. (default: --validation, or else --data)", show_default=False),
+]
+BatchSize = Annotated[
+    int, Option(help="Rows per batch, for data in files; 1 for a model that takes one sample at a time.")
+]
+Json = Annotated[
+    Path | None, Option(help="Write the report to this file too; - for standard output.", show_default=False)
+]
+Report = Annotated[
+    Path | None,
+    Option(
+        help="Write a page for a browser to this file: summary, curves, layers with histograms, graph.",
+        show_default=False,
+    ),
+]
+SaveDir = Annotated[
+    Path | None,
+    Option(
+        metavar="DIR",
+        help="Also keep every stage's model, the effective settings, all figures and the page in this folder, for compare.",
+        show_default=False,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Reading:
     """Settings of how files are read."""
+
+    TITLE: ClassVar[str] = "Reading of data"
 
     map: Annotated[
         list[str],
