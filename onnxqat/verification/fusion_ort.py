@@ -49,6 +49,8 @@ def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
     holders: dict[int, ir.Node] = {}
     for number in numbers:
         node, kernel = nodes[number], found[number]
+        parts = executed.parts(node, nodes, kernel)
+        kernel = parts[-1] if parts else None
         kind: Kind = "absorbed" if kernel is None else executed.kind(kernel)
         holder = holders.setdefault(id(kernel), node)
         reason = ""
@@ -60,7 +62,7 @@ def report(deployed: ir.Model, answer: dict[str, Any]) -> list[Kernel]:
                 reason = _rounding(kernel)
         elif kind == "integer":
             reason = fusion.quantized_by_runtime(node, ORT_CPU.title)
-        names = name_of(node), node.op_type, _kernel_name(kernel)
+        names = name_of(node), node.op_type, " + ".join(map(_kernel_name, parts))
         executed_as = "" if kernel is None or holder is not node else kernel.name
         kernels[number] = Kernel(*names, kind, reason, fusion.purpose(node), executed_as)
     return list(kernels.values())
@@ -86,7 +88,10 @@ class _Executed:
         self._by_node: dict[int, onnx.NodeProto] = {}
         self._by_value: dict[int, onnx.NodeProto] = {}
         self._nameless = [n for n in graph.node if n.op_type not in _LAYOUT and not _has_marks(n)]
+        self._outputs: dict[int, set[str]] = {}
         for node in graph.node:
+            for number in [m for text in (node.name, *node.output) for m in _marks(text)]:
+                self._outputs.setdefault(number, set()).update(node.output)
             own = fusion.marks_of_nodes(node.name)
             for number in own or [m for name in node.output for m in fusion.marks_of_nodes(name)]:
                 if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -107,6 +112,21 @@ class _Executed:
             if candidate is not None and _computes(candidate, nodes[number].op_type):
                 return candidate
         return None
+
+    def parts(self, node: ir.Node, nodes: list[ir.Node], kernel: onnx.NodeProto | None) -> list[onnx.NodeProto]:
+        """The kernel of a node, with those before it that have no name: HardSwish and other functions become several nodes."""
+        known = [] if kernel is None else [kernel]
+        source = node.inputs[0]
+        if source is None or not _is_function(node) or (known and node.op_type in known[0].op_type):
+            return known
+        before = source.producer()
+        reached = {str(source.name)} if before is None else self._outputs.get(nodes.index(before), set())
+        found = []
+        for one in self._nameless:
+            if not reached.isdisjoint(one.input):
+                found.append(one)
+                reached = reached | set(one.output)
+        return known if known and reached.isdisjoint(known[0].input) else [*found, *known]
 
     def add_nameless(self, found: dict[int, onnx.NodeProto | None], op_types: dict[int, str]) -> None:
         """Gives kernels that lost every name (1.19.2: channels-last MaxPool) to the nodes left over, in order.
@@ -142,8 +162,17 @@ def _followers(node: ir.Node) -> Iterator[ir.Node]:
         yield node
 
 
+def _is_function(node: ir.Node) -> bool:
+    return node.domain == "" and onnx.defs.has(node.op_type) and bool(onnx.defs.get_schema(node.op_type).has_function)  # type: ignore[attr-defined]
+
+
 def _has_marks(node: onnx.NodeProto) -> bool:
-    return any(fusion.marks_of_nodes(text) or fusion.marks_of_values(text) for text in (node.name, *node.output))
+    return any(_marks(text) for text in (node.name, *node.output))
+
+
+def _marks(text: str) -> list[int]:
+    """Numbers of the nodes that a text names, by themselves or by their outputs."""
+    return [*fusion.marks_of_nodes(text), *fusion.marks_of_values(text)]
 
 
 def _computes(candidate: onnx.NodeProto, op_type: str) -> bool:
@@ -168,8 +197,6 @@ def _integer_values(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-def _kernel_name(node: onnx.NodeProto | None) -> str:
-    if node is None:
-        return ""
+def _kernel_name(node: onnx.NodeProto) -> str:
     short = node.domain.rsplit(".", 1)[-1]
     return f"{short}.{node.op_type}" if node.domain not in ("", "ai.onnx", "com.microsoft") else node.op_type

@@ -65,8 +65,6 @@ def test_mixed_preset_leaves_in_float_what_half_of_the_allowed_drop_needs(call, 
     assert (status, "mixed precision: " in said) == (0, True)
     made = onnx.load(files / "q.onnx")
     assert onnxqat.verify(made, onnxqat.fold(made), files / "a.npz", float_model=NET).verdict.drop <= 0.5
-    strict = call(*given, "--budget", "drop=0.001", "--write-config", files / "d.json", "-o", files / "q.onnx")
-    assert strict[0] == 0 or "cannot be reached with layers in float" in strict[2]
 
 
 def test_presets_are_shown_with_where_they_were_found(call):

@@ -185,6 +185,16 @@ def test_node_computed_in_another_nodes_kernel_names_it(ort, network):
     assert (found.kind, found.reason) == ("float", "computed in one kernel with Conv 'conv'")
 
 
+def test_operator_that_the_runtime_expands_says_what_it_runs_as(ort, network):
+    body = (
+        FIRST
+        + "[act] h = HardSwish(rd) hq = QuantizeLinear(h, s, z) hd = DequantizeLinear(hq, s, z) y = Conv(hd, w2d, b2d)"
+    )
+    found = kernels_of(ort, network(body))["act"]
+    assert (found.kernel, found.kind) == ("HardSigmoid + Mul", "float")
+    assert found.reason == "ONNX Runtime has no integer kernel for HardSwish"
+
+
 def test_shape_and_constant_computations_are_not_reported(ort, network):
     body = """
       shape = Shape(x)
