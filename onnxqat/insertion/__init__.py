@@ -18,16 +18,17 @@ from onnxqat.data import sources
 from onnxqat.data.batch import Batch
 from onnxqat.data.sources import Batches, Source, Transform
 from onnxqat.distributed import Workers
-from onnxqat.graph import io
+from onnxqat.graph import files, io
 from onnxqat.graph.biases import DEPLOYED_AS, Bias, make_room, round_biases
 from onnxqat.graph.constants import constant
 from onnxqat.graph.pairs import OVERFLOW_FIX, PAIRS
 from onnxqat.graph.qdq import Spec
 from onnxqat.graph.without import ADAPTED, TARGET
 from onnxqat.insertion.calibration.calibrate import Observed, Observer, calibrate
-from onnxqat.insertion.calibration.correct import correct_outputs
+from onnxqat.insertion.calibration.correct import correct_outputs, corrected_layers
 from onnxqat.insertion.calibration.hold import hold_weights
 from onnxqat.insertion.calibration.losses import warn_of_losses, warn_of_overflow
+from onnxqat.insertion.calibration.moments import Noted
 from onnxqat.insertion.calibration.ranges import weight_range
 from onnxqat.insertion.demands import check_model, settled
 from onnxqat.insertion.groups import Skip
@@ -119,26 +120,27 @@ def insert(
     activations = activation_sites(graph, groups, computed, table, config)
     taken = {site.value for site in weights} | {site.value for site in activations}
     tables = table_sites(graph, taken, config)
-    correction = _correction(config, batches)
+    correction = _correction(config)
     check_inputs(prepared, config.inputs)
     free = [site for site in activations if site.fixed is None]
-    observers, sample = _calibrated(prepared, free, batches, workers)
-    check_conversion(model, config.fixed_inputs, sample)
-    original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
     weighted = [group.node for group in groups if group.weight is not None]
-    placements = [_weight_placement(graph, site, config) for site in (*weights, *tables)]
-    placements += _activation_placements(graph, activations, observers, table)
-    place(graph, placements, table)
-    _note(prepared, skips, table, config)
-    hold_weights(prepared)
-    make_room(prepared)
-    if correction != "none":
-        count = config.correction_samples
-        kinds = {"deviations": correction == "affine", "judged": config.output_correction is None}
-        if correct_outputs(original, prepared, weighted, batches, count, workers, **kinds):
-            prepared.metadata_props[ADAPTED] = "the correction of outputs"
-            hold_weights(prepared)
-            make_room(prepared)
+    with files.workplace() as folder:
+        noted = None if correction == "none" else Noted(corrected_layers(weighted), config.correction_samples, folder)
+        observers, sample = _calibrated(prepared, free, batches, workers, noted)
+        check_conversion(model, config.fixed_inputs, sample)
+        original, names = prepared.clone(), {site.value: str(site.value.name) for site in activations}
+        placements = [_weight_placement(graph, site, config) for site in (*weights, *tables)]
+        placements += _activation_placements(graph, activations, observers, table)
+        place(graph, placements, table)
+        _note(prepared, skips, table, config)
+        hold_weights(prepared)
+        make_room(prepared)
+        if noted is not None:
+            kinds = {"deviations": correction == "affine", "judged": config.output_correction is None}
+            if correct_outputs(original, prepared, weighted, noted, workers, **kinds):
+                prepared.metadata_props[ADAPTED] = "the correction of outputs"
+                hold_weights(prepared)
+                make_room(prepared)
     round_biases(prepared, _is_fine)
     log.info(
         "inserted %d weight and %d activation quantizers; %d nodes stay in float",
@@ -155,27 +157,19 @@ def insert(
     return checked(io.to_proto(prepared))
 
 
-def _correction(config: Config, batches: Batches) -> Correction:
-    """The correction of outputs; none where nobody asked for it, and the data can be read once or is not to be read."""
-    if config.output_correction is None and config.has_few_bits:
-        if config.activation_range.samples == 0:
-            return "none"
-        if batches.is_read_once:
-            log.warning(
-                "calibration data can be read once, so outputs are not corrected; pass a function that makes it"
-            )
-            return "none"
-    batches.check_epochs(1 if config.correction == "none" else 2, "calibration data for the correction of outputs")
-    return config.correction
+def _correction(config: Config) -> Correction:
+    """The correction of outputs; none where nobody asked for it, and the data is not to be read."""
+    unread = config.activation_range.samples == 0
+    return "none" if config.output_correction is None and unread else config.correction
 
 
 def _calibrated(
-    model: ir.Model, sites: Iterable[ActivationSite], batches: Batches, workers: Workers
+    model: ir.Model, sites: Iterable[ActivationSite], batches: Batches, workers: Workers, noted: Noted | None
 ) -> tuple[dict[Observed, Observer], Batch]:
     """The observations of the sites' values, and the first batch."""
     first: list[Batch] = []
     wanted = [site.observed for site in sites]
-    found = calibrate(model, wanted, batches, workers, batches.signature.samples, progress=_remembering(first))
+    found = calibrate(model, wanted, batches, workers, batches.signature.samples, noted, progress=_remembering(first))
     return found, first[0] if first else next(iter(batches))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +20,10 @@ from onnxqat.estimators.histogram import Floats, Histogram
 from onnxqat.estimators.table import ESTIMATORS, Codes, Estimate, Seen
 from onnxqat.graph.naming import label
 from onnxqat.graph.nesting import captured_values
+from onnxqat.insertion.calibration.moments import Noted
 from onnxqat.insertion.fills import without_fills
 from onnxqat.runtime.parted import Parted
-from onnxqat.runtime.splitting import splitting_into
+from onnxqat.runtime.splitting import Arrays, splitting_into
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +119,13 @@ def calibrate(
     batches: Iterable[Batch],
     workers: Workers | None = None,
     samples: Samples | None = None,
+    noted: Noted | None = None,
     *,
     progress: Callable[[Iterable[Batch], str], Iterable[Batch]],
 ) -> dict[Observed, Observer]:
     """Runs the float model over the batches, until all that is wanted has its samples, and observes the values.
 
-    Of several processes each runs its part of the batches, and all return what all have observed.
+    Of several processes each runs its part of the batches, and all return what all have observed; `noted` is each one's own.
 
     Raises:
         InputError: no batch came, a value was not finite, or it was empty in all batches.
@@ -132,23 +135,27 @@ def calibrate(
     if given:
         log.warning("calibration: skipped for %d values; training or a checkpoint must set their ranges", len(given))
     observers = {one: Observer(one.axis, one.estimate) for one in wanted if one not in given}
-    if not observers:
+    if not observers and noted is None:
         return given
     values = list(dict.fromkeys(one.value for one in observers))
+    outputs = list(dict.fromkeys([*values, *(noted.values if noted else ())]))
     count = seen = 0
     workers, samples = workers or Workers(), samples or Samples.of(model)
-    part = with_outputs(model, values)
+    part = with_outputs(model, outputs)
     axes = {name: axis for name, axis in samples.inputs.items() if axis is not None}
-    run = Parted(part, [str(value.name) for value in values], splitting_into(part, axes), workers.threads(0))
+    run = Parted(part, [str(value.name) for value in outputs], splitting_into(part, axes), workers.threads(0))
     for batch in progress(batches, "calibrate"):
         begin = seen
         for inputs, computed in run.parts(batch) if workers.takes(count) else ():
             arrays = {value: without_fills(value, computed[str(value.name)]) for value in values}
             rows = samples.rows(inputs, run.inputs)
             _observe(observers, arrays, rows, begin, count)
+            if noted:
+                _note(noted, inputs, computed, rows, begin, run, samples)
             begin += rows
         count, seen = count + 1, seen + samples.rows(batch, run.inputs)
-        if all(one.estimate.samples is not None and seen >= one.estimate.samples for one in observers):
+        enough = [one.estimate.samples for one in observers] + ([noted.samples] if noted else [])
+        if all(limit is not None and seen >= limit for limit in enough):
             break
     if count == 0:
         raise InputError("calibration: no batches came; give at least one")
@@ -171,6 +178,25 @@ def _observe(
             raise _not_finite(value, array, number)
     for one, observer in observers.items():
         observer.observe(_counting(arrays[one.value], rows, one.estimate.samples, seen))
+
+
+def _note(
+    noted: Noted,
+    inputs: Arrays,
+    computed: Arrays,
+    rows: int,
+    seen: int,
+    run: Parted,
+    samples: Samples,
+) -> None:
+    """Notes a batch of `rows` samples after `seen` others, or what is wanted of it."""
+    left = noted.samples - seen
+    if 0 < left < rows:
+        part = samples.first(inputs, run.inputs, left)
+        with suppress(InputError):  # a batch of fixed size, or samples that depend on each other
+            inputs, computed = part, run(part)
+    if left > 0:
+        noted.take(inputs, computed)
 
 
 def _unit(one: Observed) -> Observer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,16 +17,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.data.batch import Batch
-from onnxqat.data.samples import Samples
 from onnxqat.distributed import Workers
-from onnxqat.errors import InputError
 from onnxqat.graph import files
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, sole_user
 from onnxqat.graph.qdq import Quantizer, by_output, quantizers
-from onnxqat.insertion.calibration.calibrate import with_outputs
-from onnxqat.insertion.calibration.nearness import distance
+from onnxqat.insertion.calibration.moments import Moments, Noted, channel_axis, moments
+from onnxqat.insertion.calibration.nearness import distances, float_outputs
 from onnxqat.insertion.calibration.parts import Parts
 from onnxqat.insertion.groups import inputs
 from onnxqat.runtime import Inference
@@ -34,8 +31,6 @@ from onnxqat.terminal.progress import track
 
 log = logging.getLogger(__name__)
 
-#: Per channel of a layer's output, [3, C]: number of values, their sum, the sum of their squares.
-Moments = NDArray[np.float64]
 Floats = NDArray[np.float64]
 
 #: Operators whose outputs are corrected.
@@ -48,12 +43,16 @@ VALUES = 64
 JUDGED = 4
 
 
+def corrected_layers(weighted: Iterable[ir.Node]) -> list[ir.Node]:
+    """The layers among nodes with weights whose outputs can be corrected."""
+    return [node for node in dict.fromkeys(weighted) if node.op_type in LAYERS]
+
+
 def correct_outputs(
     original: ir.Model,
     quantized: ir.Model,
     weighted: Sequence[ir.Node],
-    batches: Iterable[Batch],
-    samples: int,
+    noted: Noted,
     workers: Workers,
     *,
     deviations: bool,
@@ -65,38 +64,36 @@ def correct_outputs(
     corrections stand: they lead away from the float model where they make noise larger, or statistics are those of padding.
 
     Args:
-        original: the float model; its nodes are found by their names.
+        original: the float model.
         quantized: the Q/DQ model.
         weighted: its nodes with weights.
-        batches: can be read many times.
-        samples: how many samples to read.
-        workers: the processes; each runs its part of the batches.
+        noted: what calibration has noted of the float model.
+        workers: the processes; each runs its part of the samples.
         deviations: whether deviations are corrected, or means alone.
         judged: whether corrections are taken back if with them the model's outputs are further from the float model's.
     """
-    chosen = {str(node.name) for node in weighted if node.op_type in LAYERS}
-    order = [node for node in quantized.graph if node.name in chosen]
-    before = {str(node.name): node for node in original.graph}
+    chosen = set(corrected_layers(weighted))
+    order = [node for node in quantized.graph if node in chosen]
     weights = by_output(quantizers(quantized))
     left: defaultdict[str, list[str]] = defaultdict(list)
     for node in weighted:
         if node.op_type not in LAYERS:
             left[f"{node.op_type} is not covered"].append(str(node.name))
-    sums: dict[str, Moments] = {}
     plain, undo = quantized.clone() if judged else None, _undo(quantized.graph)
     with files.workplace() as folder:
-        seen = _observed(original, [before[str(node.name)] for node in order], batches, samples, workers, sums)
-        parts = Parts(quantized, order, seen, folder)
+        names = float_outputs(original) if judged else []
+        ends = [value for value in quantized.graph.outputs if value.name in names]
+        parts = Parts(quantized, order, noted.inputs(), folder, ends, workers.threads(0))
         for node in track(order, "correct outputs"):
-            found = _merged([_moments(node, output) for output in parts.run(node)], workers)
-            wanted = _merged([sums[str(node.name)]] if sums else [], workers)
+            found = _merged([moments(node, output) for output in parts.run(node)], workers)
+            wanted = _merged([noted.sums[str(node.name)]] if noted.sums else [], workers)
             reason = "no bias of their own"
             if deviations and found[0].min() < VALUES:
                 reason = f"fewer than {VALUES} values of a channel; give more samples"
             elif _correct(quantized.graph, node, wanted, found, _own(node, weights) if deviations else None, parts):
                 continue
             left[reason].append(str(node.name))
-        if plain is not None and _lead_away(original, plain, quantized, parts, workers):
+        if plain is not None and _lead_away(original, plain, parts, workers):
             undo()
             return False
     log.info("corrected the outputs of %d layers", len(weighted) - sum(map(len, left.values())))
@@ -105,11 +102,17 @@ def correct_outputs(
     return True
 
 
-def _lead_away(original: ir.Model, plain: ir.Model, corrected: ir.Model, parts: Parts, workers: Workers) -> bool:
-    """Whether corrections take the model's outputs further from the float model's; says so."""
-    before, after = (
-        distance(original, model, islice(parts.inputs(), 0, None, JUDGED), workers) for model in (plain, corrected)
+def _lead_away(original: ir.Model, plain: ir.Model, parts: Parts, workers: Workers) -> bool:
+    """Whether corrections take the model's outputs, which `parts` has, further from the float model's; says so."""
+    names = float_outputs(original)
+    if not names:
+        return False
+    reference, uncorrected = (Inference(model, names) for model in (original, plain))
+    inputs = islice(parts.inputs(), 0, None, JUDGED)
+    answers = (
+        (reference(each), uncorrected(each), found) for each, found in zip(inputs, parts.ends(JUDGED), strict=True)
     )
+    before, after = distances(names, answers, workers)
     if after.exceeds(before):
         log.warning(
             "outputs are not corrected: that would take the model's further from float, to a squared error of %.3g of variance "
@@ -153,57 +156,11 @@ def _correct(
     return True
 
 
-def _observed(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    batches: Iterable[Batch],
-    samples: int,
-    workers: Workers,
-    sums: dict[str, Moments],
-) -> Iterator[Batch]:
-    """This process's batches with the first `samples` samples, after their moments have been added to `sums`."""
-    values = [node.outputs[0] for node in nodes]
-    run = Inference(with_outputs(model, values), [str(value.name) for value in values])
-    for number, (batch, part) in enumerate(Samples.of(model).leading(batches, run.inputs, samples)):
-        if not workers.takes(number):
-            continue
-        try:
-            arrays, used = run(part), part
-        except InputError:  # a batch of fixed size, or samples that depend on each other
-            arrays, used = run(batch), batch
-        for node, output in zip(nodes, arrays.values(), strict=True):
-            moments = _moments(node, output)
-            sums[str(node.name)] = sums.get(str(node.name), 0) + moments
-        yield used
-
-
-def _moments(node: ir.Node, output: NDArray[np.float32]) -> Moments:
-    stretches = _by_channel(node, output)  # float32 adds up one of them exactly enough, without a copy in double
-    squares = np.matmul(stretches[..., None, :], stretches[..., None])[..., 0, 0]
-    total, squared = (each.sum(axis=0, dtype=np.float64) for each in (stretches.sum(axis=-1), squares))
-    return np.stack([np.full(len(total), stretches.size / len(total)), total, squared])
-
-
 def _merged(moments: Sequence[Moments], workers: Workers) -> Moments:
     """The moments of all batches of all processes."""
     own = np.sum(moments, axis=0) if moments else np.zeros((3, 0))
     everyone = [theirs["moments"] for theirs in workers.gather({"moments": own})]
     return np.asarray(np.sum([each for each in everyone if each.size], axis=0))
-
-
-def _by_channel(node: ir.Node, output: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The output as [stretches, C, positions]; what MatMul makes of a vector has no axis of channels, so it has one."""
-    weight = node.inputs[1]
-    if weight is not None and weight.shape is not None and weight.shape.rank() == 1:
-        return output.reshape(-1, 1, 1)
-    if _axis(node) == 1:
-        return output.reshape(*output.shape[:2], -1)
-    return np.ascontiguousarray(np.moveaxis(output, -1, 1)).reshape(output.shape[0], output.shape[-1], -1)
-
-
-def _axis(node: ir.Node) -> int:
-    """The output's axis of channels."""
-    return 1 if node.op_type in ("Conv", "ConvTranspose") else -1
 
 
 def _own(node: ir.Node, weights: Mapping[ir.Value, Quantizer]) -> Quantizer | None:
@@ -243,7 +200,7 @@ def _change(node: ir.Node, factor: Floats, shift: Floats) -> Callable[[NDArray[A
     shared = len(factor) == 1
 
     def changed(output: NDArray[Any]) -> NDArray[Any]:
-        along = [1 if shared or i != _axis(node) % output.ndim else -1 for i in range(output.ndim)]
+        along = [1 if shared or i != channel_axis(node) % output.ndim else -1 for i in range(output.ndim)]
         output *= factor.astype(np.float32).reshape(along)
         if node.op_type != "MatMul":
             output += shift.astype(np.float32).reshape(along)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxqat.data.batch import Batch
 from onnxqat.distributed import Workers
-from onnxqat.runtime import Inference
+
+Outputs = Mapping[str, NDArray[Any]]
 
 #: Share to which a larger error must bring down what is unexplained.
 MADE_UP = 0.98
@@ -33,17 +33,27 @@ class Distance(NamedTuple):
         return self.error > other.error and self.unexplained > MADE_UP * other.unexplained
 
 
-def distance(original: ir.Model, model: ir.Model, batches: Iterable[Batch], workers: Workers) -> Distance:
-    """The distance of a model's float outputs to those of the original, over all batches of all processes; 0 without any."""
-    names = [str(value.name) for value in original.graph.outputs if value.dtype == ir.DataType.FLOAT]
-    if not names:
-        return Distance(0.0, 0.0)
-    reference, other = (Inference(each, names) for each in (original, model))
-    sums = np.zeros((len(names), 4))
-    for batch in batches:
-        meant, found = reference(batch), other(batch)
-        sums += [_products(meant[name], found[name]) for name in names]
-    return _distance(np.sum([theirs["sums"] for theirs in workers.gather({"sums": sums})], axis=0))
+def float_outputs(model: ir.Model) -> list[str]:
+    """Names of the outputs by which distances are measured."""
+    return [str(value.name) for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
+
+
+def distances(
+    names: Sequence[str], answers: Iterable[tuple[Outputs, Outputs, Outputs]], workers: Workers
+) -> tuple[Distance, Distance]:
+    """The distances of two models' outputs to the float model's.
+
+    Args:
+        names: names of the outputs.
+        answers: outputs of the float model and of the two, batch by batch.
+        workers: the processes; each has its own batches.
+    """
+    sums = np.zeros((2, len(names), 4))
+    for meant, *both in answers:
+        for index, name in enumerate(names):
+            sums[:, index] += [_products(meant[name], found[name]) for found in both]
+    first, second = np.sum([theirs["sums"] for theirs in workers.gather({"sums": sums})], axis=0)
+    return _distance(first), _distance(second)
 
 
 def _products(meant: NDArray[np.float32], found: NDArray[np.float32]) -> list[float]:

@@ -4,7 +4,6 @@ import pytest
 
 from models import fashion_mnist
 from onnxqat.config import Config
-from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.insertion import insert
@@ -269,11 +268,7 @@ def test_model_that_answers_in_integers_is_corrected():
     )
 
 
-def test_data_that_can_be_read_once_is_enough_where_correction_is_not_asked_for(caplog):
+def test_data_that_can_be_read_once_is_enough():
     proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
-    settings = {"weight_bits": 4, "first_last_bits": None}
-    found = insert(proto, iter(batches(proto, 20)), Config(**settings))
-    assert found == insert(proto, batches(proto, 20), Config(**settings, output_correction="none"))
-    assert "can be read once, so outputs are not corrected" in caplog.text
-    with pytest.raises(InputError, match="can be read once"):
-        insert(proto, iter(batches(proto, 20)), Config(**settings, output_correction="affine"))
+    config = Config(weight_bits=4, first_last_bits=None, output_correction="affine")
+    assert insert(proto, iter(batches(proto, 20)), config) == insert(proto, batches(proto, 20), config)
