@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+import onnxqat
 from onnxqat import numerics
-from tools.benchmark_few_bits import data
+from onnxqat.runtime import Inference
+from tests.models import model
+from tools.benchmark_few_bits import nets, real
 from tools.benchmark_few_bits.contestants import CONTESTANTS, Budget
 from tools.benchmark_few_bits.results import Results
 from tools.benchmark_few_bits.table import digest, table
@@ -130,4 +133,24 @@ def test_reference_has_the_gradients_of_learned_step_sizes(signed, axis):
 def test_loss_of_probabilities_is_that_of_their_logits():
     logits, label = np.array([[1, 2, -1], [0, 0, 3]], np.float32), np.array([1, 0])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(data.cross_entropy(logits, label), data.cross_entropy(probabilities, label), rtol=1e-5)
+    np.testing.assert_allclose(nets.cross_entropy(logits, label), nets.cross_entropy(probabilities, label), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("last", "loss"),
+    [pytest.param("Softmax", nets.divergence, id="classes"), pytest.param("Sigmoid", nets.squared, id="values")],
+)
+def test_losses_of_distillation_are_those_that_training_lowers(last, loss):
+    random = np.random.default_rng(0)
+    w, x = random.normal(size=(2, 3)).astype(np.float32), random.normal(size=(8, 2)).astype(np.float32)
+    teacher = model(f"(float[n, 2] x) => (float[n, 3] y) {{ h = MatMul(x, w) y = {last}(h) }}", w=w)
+    qdq = onnxqat.insert(teacher, [{"x": x}], onnxqat.Config(weight_bits=2, first_last_bits=None))
+    trained = onnxqat.Trainer(qdq, "distill", teacher=teacher).evaluate([{"x": x}])["loss"]
+    output, expected = (Inference(one)({"x": x})["y"] for one in (qdq, teacher))
+    np.testing.assert_allclose(loss(output, expected).mean(), trained, rtol=1e-4)
+
+
+def test_batches_that_choose_rates_are_never_trained_on():
+    held, _ = real.parts("pitch")
+    both_epochs = real.net("pitch").training(0, 100)
+    assert not any(np.array_equal(batch["frames"], each.inputs["frames"]) for batch in both_epochs for each in held)

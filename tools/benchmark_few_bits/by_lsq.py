@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from tools.benchmark_few_bits import torch_run
 from tools.benchmark_few_bits.task import Judged, Task
-from tools.benchmark_few_bits.torch_net import estimate_statistics, folded, normalized, observed
+from tools.benchmark_few_bits.torch_net import estimate_statistics, folded, layers, normalized, observed
 
 #: Shares of the largest magnitude that are tried as ends of the range, and values that they are tried on.
 SHARES, VALUES = torch.linspace(1, 0.02, 99), 100_000
@@ -35,7 +35,7 @@ def run(task: Task) -> dict[str, Judged]:
 
 def learned(net: fx.GraphModule, images: torch.Tensor, bits: int) -> None:
     """Puts learned quantizers before the layers and on their weights."""
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    names = layers(net)
     read = observed(net, names, images)
     for name, width in torch_run.widths(names, bits).items():
         layer = net.get_submodule(name)

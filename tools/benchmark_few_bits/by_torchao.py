@@ -25,7 +25,7 @@ def run(task: Task) -> dict[str, Judged]:
     def quantized(net: fx.GraphModule, images: torch.Tensor) -> nn.Module:
         quantizer = X86InductorQuantizer()
         quantizer.set_global(get_default_x86_inductor_quantization_config(is_qat=True))
-        dynamic = {"image": {0: torch.export.Dim("batch", min=2)}}
+        dynamic = (dict.fromkeys(range(images.ndim), torch.export.Dim.AUTO),)
         program = torch.export.export(folded(net), (images[:2],), dynamic_shapes=dynamic).module()
         prepared = _Program(prepare_qat_pt2e(program, quantizer)).train()
         with torch.no_grad():

@@ -10,6 +10,7 @@ from tools.benchmark_few_bits.results import Result, Results
 from tools.benchmark_few_bits.task import Task
 
 WIDTHS = (8, 4, 3, 2)
+PRETRAINED = ("pitch", "orientation", "super_resolution")
 #: Learning rates that are tried, at 8 bits and below.
 RATES, LOW_RATES = (1e-5, 1e-4), (3e-4, 1e-3)
 WARMUP = {"warmup": 10}
@@ -22,11 +23,15 @@ class Budget:
 
     Attributes:
         seeds: of its runs; the first chooses the rate.
-        steps: training batches; 0: no training.
+        steps: training batches, half as many for pretrained networks; 0: no training.
     """
 
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 100
+
+    def steps_of(self, net: str) -> int:
+        """Training batches of a network."""
+        return self.steps // 2 if net in PRETRAINED else self.steps
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Contestant:
         settings: of its `Task`.
         rates: that are tried, by width; an empty tuple where it does not train.
         peer: whether it runs in the peers' environment.
+        not_on: networks that it cannot take.
     """
 
     title: str
@@ -48,6 +54,7 @@ class Contestant:
         default_factory=lambda: {8: RATES, **dict.fromkeys((4, 3, 2), LOW_RATES)}
     )
     peer: bool = True
+    not_on: Sequence[str] = ()
 
     def tasks(self, net: str, bits: int, budget: Budget, results: Results) -> Iterator[Task]:
         """Runs of a cell: each rate with the first seed, then the other seeds with the rate that was best."""
@@ -68,7 +75,8 @@ class Contestant:
         settings = {**WARMUP, **self.settings}
         rates = (self.rates[bits] if budget.steps else ()) or (0.0,)
         return [
-            Task(self.kind, net, bits, budget.seeds[0], rate, budget.steps if rate else 0, settings) for rate in rates
+            Task(self.kind, net, bits, budget.seeds[0], rate, budget.steps_of(net) if rate else 0, settings)
+            for rate in rates
         ]
 
     def _best(self, net: str, bits: int, budget: Budget, results: Results) -> Task | None:
@@ -112,5 +120,5 @@ CONTESTANTS = {
     "lsq-kept": Contestant("LSQ in PyTorch, normalization kept", "lsq", {"keep": True}),
     "nncf": Contestant("NNCF", "nncf", {}, _at(RATES, 8)),
     "onnxruntime": Contestant("ONNX Runtime, static", "onnxruntime", {}, _at((), 8)),
-    "torchao": Contestant("torchao, PT2E", "torchao", {}, _at(RATES, 8)),
+    "torchao": Contestant("torchao, PT2E", "torchao", {}, _at(RATES, 8), not_on=("orientation", "super_resolution")),
 }

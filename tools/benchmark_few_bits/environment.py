@@ -7,6 +7,8 @@ import sys
 
 from tools.benchmark_few_bits.results import ROOT
 
+#: Alone: torchvision, which it depends on, serves operators that no network here has, and not every build of it fits torch.
+CONVERTER = "onnx2torch==1.5.15"
 FOLDER, REQUIREMENTS = ROOT / ".venv-few-bits", ROOT / "tools/requirements-few-bits.txt"
 
 
@@ -17,5 +19,6 @@ def peers_python() -> str:
     if not made.exists() or made.read_text(encoding="utf-8") != wanted:
         subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", CONVERTER], check=True)
         made.write_text(wanted, encoding="utf-8")
     return str(python)

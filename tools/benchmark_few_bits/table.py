@@ -11,8 +11,10 @@ import numpy as np
 from tools.benchmark_few_bits.contestants import CONTESTANTS, WIDTHS, Budget, Contestant
 from tools.benchmark_few_bits.results import Result, Results
 
-#: Accuracy of the float networks, in percent (`models/README.md`).
-FLOAT = {"resnet20": 93.09, "separable": 92.06}
+#: Scores of the float networks, in percent or dB (`models/README.md`, and the table of pretrained models).
+FLOAT = {"resnet20": 93.09, "separable": 92.06, "pitch": 99.0, "orientation": 100.0, "super_resolution": 31.27}
+#: Networks whose score is in dB, not a share.
+DECIBELS = ("super_resolution",)
 HEADER = (
     "| network | contestant | width | not trained | trained | rate | seconds | in training | MB | in training | processor |\n"
     "| --- | --- | --- | --- | --- | --- | --: | --: | --: | --: | --- |"
@@ -61,7 +63,7 @@ def _line(net: str, contestant: Contestant, bits: int, runs: Sequence[tuple[floa
     found = {stage: [run[stage] for _, run in runs if stage in run] for stage in STAGES}
     rate = f"{runs[0][0]:g}" if found["qat"] else ""
     cells = [
-        *(score(found[stage], len(runs)) for stage in STAGES),
+        *(score(net, found[stage], len(runs)) for stage in STAGES),
         rate,
         *(_mean(found[stage], "seconds") for stage in STAGES),
         *(_mean(found[stage], "peak") for stage in STAGES),
@@ -70,11 +72,11 @@ def _line(net: str, contestant: Contestant, bits: int, runs: Sequence[tuple[floa
     return "| " + " | ".join([*_head(net, contestant, bits), *cells]) + " |"
 
 
-def score(stages: Sequence[Mapping[str, float]], seeds: int) -> str:
-    """Mean and deviation over seeds, in percent; the number of seeds where there is no deviation."""
+def score(net: str, stages: Sequence[Mapping[str, float]], seeds: int) -> str:
+    """Mean and deviation over seeds, in percent or dB; the number of seeds where there is no deviation."""
     if not stages:
         return ""
-    scores = [100 * one["test"] for one in stages]
+    scores = [(1 if net in DECIBELS else 100) * one["test"] for one in stages]
     return f"{np.mean(scores):.2f} ± {np.std(scores, ddof=1):.2f}" if seeds > 1 else f"{scores[0]:.2f} (one seed)"
 
 

@@ -1,53 +1,122 @@
-"""The networks in PyTorch, made from the ONNX files: one module for each layer, joined by torch.fx. Needs torch and onnx alone.
+"""The networks in PyTorch, made from the ONNX files by onnx2torch. Runs in the peers' environment.
 
-Images are [N, 1, 28, 28] for both: with one channel, the Reshape that begins a network with channels last is left out. So is the
-Softmax at an end: losses read logits.
+The Softmax at an end is left out: losses read logits.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
-from onnx import numpy_helper
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-
-def network(path: Path) -> fx.GraphModule:
-    """The network in float, in evaluation mode; constant factors and terms behind a layer are in its weights and bias."""
-    graph = onnx.load(path).graph
-    builder = _Builder({tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
-    builder.values[graph.input[0].name] = builder.graph.placeholder("image")
-    for node in graph.node:
-        builder.add(node)
-    builder.graph.output(builder.values[graph.output[0].name])
-    return fx.GraphModule(builder.modules, builder.graph).eval()
+#: Pads of a convolution with this `auto_pad` are the same before and behind where its kernel is odd and its stride 1.
+SAME = b"SAME_UPPER"
 
 
-def layers(net: fx.GraphModule) -> list[str]:
+def network(path: Path, sample: torch.Tensor) -> fx.GraphModule:
+    """The network in float, in evaluation mode; constant factors and terms behind a layer are in its weights and bias.
+
+    Args:
+        path: the ONNX file.
+        sample: inputs on which the outputs must be those of ONNX Runtime.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        simple = Path(folder, "simple.onnx")
+        session = _simplified(path, simple)
+        net = _convert(_padded(onnx.load(simple))).eval()
+    (expected,) = session.run(None, {session.get_inputs()[0].name: sample.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(net(sample), expected, rtol=1e-3, atol=1e-5)
+    for node in net.graph.nodes:
+        if node.op == "call_module":
+            _settle(net, node)
+    net.recompile()
+    return net
+
+
+def _simplified(path: Path, written: Path) -> onnxruntime.InferenceSession:
+    """Writes the network with constants folded, but normalizations kept."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath, options.intra_op_num_threads, options.log_severity_level = str(written), 1, 3
+    return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"], disabled_optimizers={"ConvBNFusion"})
+
+
+def _padded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with pads where convolutions have `auto_pad`, which onnx2torch does not read."""
+    for node in model.graph.node:
+        named = {attribute.name: attribute for attribute in node.attribute}
+        if "auto_pad" in named and named["auto_pad"].s == SAME:
+            sides = [size // 2 for size in named["kernel_shape"].ints]
+            node.attribute.remove(named["auto_pad"])
+            node.attribute.append(onnx.helper.make_attribute("pads", sides * 2))
+    return model
+
+
+def _convert(model: onnx.ModelProto) -> fx.GraphModule:
+    """Converts without torchvision: onnx2torch imports it for operators that no network here has; not every build fits torch."""
+    for name in ("torchvision", "torchvision.ops"):
+        sys.modules.setdefault(name, ModuleType(name))
+    sys.modules["torchvision.ops"].__dict__.setdefault("roi_align", None)
+    from onnx2torch import convert
+
+    return convert(model)
+
+
+def _settle(net: fx.GraphModule, node: fx.Node) -> None:
+    """Takes a Softmax out, and gives a Reshape or Squeeze its constant as numbers: torch.export follows no values of tensors."""
+    name, constant = str(node.target), node.args[-1]
+    kind = type(net.get_submodule(name)).__name__
+    if kind == "Softmax":
+        net.set_submodule(name, nn.Identity())
+    elif kind in ("OnnxReshape", "OnnxSqueezeDynamicAxes") and constant.op == "get_attr":
+        shape = net.get_buffer(str(constant.target)).tolist() if kind == "OnnxReshape" else (0, -1)
+        net.set_submodule(name, _Reshape(shape))
+        node.args = node.args[:1]
+
+
+class _Reshape(nn.Module):
+    """A reshape; 0 stands for the size that was there."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The values of `x` in the shape."""
+        return x.reshape([size or x.shape[axis] for axis, size in enumerate(self.shape)])
+
+
+def layers(net: nn.Module) -> list[str]:
     """Names of the layers with weights, in order of execution."""
-    named = dict(net.named_modules())
-    called = [str(node.target) for node in net.graph.nodes if node.op == "call_module"]
-    return [name for name in called if isinstance(named[name], nn.Conv2d | nn.Linear)]
+    return [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
 def folded(net: fx.GraphModule) -> fx.GraphModule:
-    """The network with its normalizations folded into the convolutions before them."""
+    """The network with its normalizations folded into the convolutions before them; others become factors and terms."""
     for name, norm in _normalizations(net).items():
         net.set_submodule(name, fuse_conv_bn_eval(net.get_submodule(name), net.get_submodule(norm)))
         net.set_submodule(norm, nn.Identity())
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            net.set_submodule(name, _Affine(module))
     return net
 
 
 def normalized(net: fx.GraphModule, images: torch.Tensor) -> fx.GraphModule:
-    """The same function with a normalization behind every convolution; statistics that a file has folded are measured anew."""
-    convolutions = [name for name in layers(net) if isinstance(net.get_submodule(name), nn.Conv2d)]
-    bare = [name for name in convolutions if name not in _normalizations(net)]
+    """The same function with normalizations: those of the file, or where it has none, one behind every convolution."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        return net
+    bare = [name for name in layers(net) if isinstance(net.get_submodule(name), nn.Conv2d)]
     found = observed(net, bare, images, outputs=True)
     for name in bare:
         conv = net.get_submodule(name)
@@ -101,89 +170,21 @@ def _normalizations(net: fx.GraphModule) -> dict[str, str]:
     return {
         str(node.args[0].target): str(node.target)
         for node in net.graph.nodes
-        if node.op == "call_module" and isinstance(named[str(node.target)], nn.BatchNorm2d)
+        if node.op == "call_module"
+        and isinstance(named[str(node.target)], nn.BatchNorm2d)
+        and isinstance(named[str(node.args[0].target)], nn.Conv2d)
     }
 
 
-class _Builder:
-    """The graph so far."""
+class _Affine(nn.Module):
+    """What a normalization with statistics that stay does: a factor and a term for each channel."""
 
-    def __init__(self, arrays: dict[str, Any]) -> None:
-        self.graph, self.modules = fx.Graph(), nn.Module()
-        self.values: dict[str, fx.Node] = {}
-        self._arrays = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        self.factor = nn.Parameter(factor.detach().reshape(-1, 1, 1))
+        self.term = nn.Parameter((norm.bias - norm.running_mean * factor).detach().reshape(-1, 1, 1))
 
-    def add(self, node: onnx.NodeProto) -> None:
-        """Adds what a node does."""
-        data = [name for name in node.input if name in self.values]
-        constants = [self._arrays[name] for name in node.input if name in self._arrays]
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if len(data) == 2:
-            result = self.graph.call_function(operator.add, tuple(self.values[name] for name in data))
-        elif node.op_type in ("Mul", "Add"):
-            result = self.values[data[0]]
-            _change(self.modules.get_submodule(str(result.target)), node.op_type, constants[0].flatten())
-        else:
-            result = self.values[data[0]]
-            for module in _MODULES[node.op_type](constants, attributes):
-                name = f"layer{len(list(self.modules.children()))}"
-                self.modules.add_module(name, module)
-                result = self.graph.call_module(name, (result,))
-        self.values[node.output[0]] = result
-
-
-def _change(layer: nn.Conv2d | nn.Linear, operation: str, constant: torch.Tensor) -> None:
-    """Multiplies a layer's outputs by a constant, or adds it to them."""
-    with torch.no_grad():
-        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
-        if operation == "Mul":
-            layer.weight *= constant.reshape(-1, *[1] * (layer.weight.ndim - 1))
-            bias = bias * constant
-        else:
-            bias = bias + constant
-        layer.bias = nn.Parameter(bias)
-
-
-def _conv(constants: list[torch.Tensor], attributes: dict[str, Any]) -> list[nn.Module]:
-    weight, *bias = constants
-    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
-    even = (top, left) == (bottom, right)
-    groups, strides = attributes["group"], tuple(attributes["strides"])
-    kernel, padding = tuple(weight.shape[2:]), (top, left) if even else 0
-    conv = nn.Conv2d(weight.shape[1] * groups, len(weight), kernel, strides, padding, groups=groups, bias=bool(bias))
-    return [*([] if even else [nn.ZeroPad2d((left, right, top, bottom))]), _filled(conv, weight, bias)]
-
-
-def _linear(weight: torch.Tensor, bias: list[torch.Tensor]) -> list[nn.Module]:
-    return [_filled(nn.Linear(weight.shape[1], len(weight), bias=bool(bias)), weight, bias)]
-
-
-def _filled(layer: Any, weight: torch.Tensor, bias: list[torch.Tensor]) -> nn.Module:
-    layer.weight = nn.Parameter(weight.contiguous())
-    if bias:
-        layer.bias = nn.Parameter(bias[0])
-    return layer
-
-
-def _norm(constants: list[torch.Tensor], attributes: dict[str, Any]) -> list[nn.Module]:
-    norm = nn.BatchNorm2d(len(constants[0]), attributes["epsilon"])
-    norm.load_state_dict(
-        dict(zip(("weight", "bias", "running_mean", "running_var"), constants, strict=True)), strict=False
-    )
-    return [norm]
-
-
-#: The modules that a node of one data input becomes.
-_MODULES: dict[str, Callable[[list[torch.Tensor], dict[str, Any]], list[nn.Module]]] = {
-    "BatchNormalization": _norm,
-    "Clip": lambda *_: [nn.ReLU6()],
-    "Conv": _conv,
-    "Flatten": lambda *_: [nn.Flatten()],
-    "Gemm": lambda constants, _: _linear(constants[0], constants[1:]),
-    "GlobalAveragePool": lambda *_: [nn.AdaptiveAvgPool2d(1)],
-    "MatMul": lambda constants, _: _linear(constants[0].T, []),
-    "Relu": lambda *_: [nn.ReLU()],
-    "Reshape": lambda *_: [],
-    "Softmax": lambda *_: [],
-    "Squeeze": lambda *_: [nn.Flatten()],
-}
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The channels, scaled and shifted."""
+        return x * self.factor + self.term

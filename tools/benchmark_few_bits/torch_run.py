@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from models import fashion_mnist
-from tools.benchmark_few_bits import data
+from tools.benchmark_few_bits.nets import Net, net
 from tools.benchmark_few_bits.task import Clock, Judged, Task
 from tools.benchmark_few_bits.torch_net import network
 
@@ -27,27 +28,45 @@ def run(
     """
     torch.set_num_threads(1)
     torch.manual_seed(task.seed)
-    clock, net = Clock(), network(data.MODELS / f"{task.net}.onnx")
-    net = quantized(net, images(data.calibration(1, task.seed)))
-    found = {"ptq": judged(net, clock.read())}
+    source = net(task.net)
+    inputs = torch.from_numpy(np.concatenate([batch[source.input] for batch in source.calibration(task.seed)]))
+    floating = network(source.model, inputs[:2])
+    teacher, clock = deepcopy(floating), Clock()
+    module = quantized(floating, inputs)
+    found = {"ptq": judged(module, source, clock.read())}
     if task.rate:
         clock = Clock()
-        train(net.train(training), task)
-        found["qat"] = judged(net, clock.read())
+        train(module.train(training), teacher, source, task)
+        found["qat"] = judged(module, source, clock.read())
     return found
 
 
-def train(net: nn.Module, task: Task) -> None:
+def train(module: nn.Module, teacher: nn.Module, source: Net, task: Task) -> None:
     """Trains all parameters."""
-    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=task.rate, weight_decay=0)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=task.rate, weight_decay=0)
     warmup = task.settings.get("warmup", 0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, task.steps, warmup))
-    for batch in data.Training(1, task.seed, task.steps):
-        loss = functional.cross_entropy(net(torch.from_numpy(batch["image"])), torch.from_numpy(batch["label"]))
+    for batch in source.training(task.seed, task.steps):
+        inputs = torch.from_numpy(batch[source.input])
+        if source.loss == "cross_entropy":
+            target = torch.from_numpy(batch["label"])
+        else:
+            with torch.no_grad():
+                target = teacher(inputs)
+        loss = LOSSES[source.loss](module(inputs), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+
+
+def _divergence(output: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL divergence from the teacher's classes, both as logits, mean over samples."""
+    return functional.kl_div(output.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+#: Loss of a batch, by name: from the outputs, and the labels or the float network's outputs.
+LOSSES = {"cross_entropy": functional.cross_entropy, "divergence": _divergence, "squared": functional.mse_loss}
 
 
 def _factor(step: int, steps: int, warmup: int) -> float:
@@ -55,28 +74,11 @@ def _factor(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def judged(net: nn.Module, measured: Mapping[str, float]) -> Judged:
+def judged(module: nn.Module, source: Net, measured: Mapping[str, float]) -> Judged:
     """The network's scores, in evaluation mode."""
-    net.eval()
-    test, _ = _scores(net, data.test(1))
-    validation, loss = _scores(net, data.validation(1))
-    return Judged(test=test, validation=validation, loss=loss, **measured)
-
-
-@torch.no_grad()
-def _scores(net: nn.Module, batches: fashion_mnist.Batches) -> tuple[float, float]:
-    """Accuracy and mean cross entropy."""
-    right = loss = 0.0
-    for batch in batches:
-        logits, label = net(torch.from_numpy(batch["image"])), torch.from_numpy(batch["label"])
-        right += float((logits.argmax(1) == label).sum())
-        loss += float(functional.cross_entropy(logits, label, reduction="sum"))
-    return right / len(batches.labels), loss / len(batches.labels)
-
-
-def images(batches: fashion_mnist.Batches) -> torch.Tensor:
-    """All images."""
-    return torch.from_numpy(fashion_mnist.standardise(batches.images, 1))
+    module.eval()
+    with torch.no_grad():
+        return Judged(**source.judge(lambda array: module(torch.from_numpy(array)).numpy()), **measured)
 
 
 def widths(names: list[str], bits: int) -> dict[str, int]:

@@ -8,9 +8,9 @@ from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models import fashion_mnist
+from tools.benchmark_few_bits.nets import Batch, Net, Run, cross_entropy
 
 MODELS = Path(fashion_mnist.__file__).parent
 #: Axis of channels in the images that each network takes.
@@ -18,7 +18,18 @@ NETS = {"resnet20": 1, "separable": 3}
 #: Images of a training batch, and of calibration.
 ROWS, CALIBRATION = 128, 512
 
-Batch = dict[str, NDArray[np.generic]]
+
+def net(name: str) -> Net:
+    """A network with its images."""
+    axis = NETS[name]
+    return Net(
+        MODELS / f"{name}.onnx",
+        "image",
+        "cross_entropy",
+        lambda seed: list(calibration(axis, seed)),
+        lambda seed, steps: Training(axis, seed, steps),
+        lambda run: _judged(run, axis),
+    )
 
 
 @dataclass(frozen=True)
@@ -69,13 +80,16 @@ def test(channel_axis: int) -> fashion_mnist.Batches:
     return fashion_mnist.test() if channel_axis == 1 else fashion_mnist.test_nhwc()
 
 
-def cross_entropy(output: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Loss of each sample, from logits or probabilities."""
-    probable = output.min() >= 0 and output.max() <= 1
-    logits = np.log(np.maximum(output, 1e-12)) if probable else output
-    peak = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - peak).sum(axis=1)) + peak[:, 0]
-    return np.asarray(total - np.take_along_axis(logits, label.reshape(-1, 1), axis=1)[:, 0])
+def _judged(run: Run, channel_axis: int) -> dict[str, float]:
+    right, _ = _scores(run, test(channel_axis))
+    validated, loss = _scores(run, validation(channel_axis))
+    return {"test": right, "validation": validated, "loss": loss}
+
+
+def _scores(run: Run, batches: fashion_mnist.Batches) -> tuple[float, float]:
+    """Accuracy and mean cross entropy."""
+    output = np.concatenate([run(batch["image"]) for batch in batches])
+    return float((output.argmax(1) == batches.labels).mean()), float(cross_entropy(output, batches.labels).mean())
 
 
 def _full(channel_axis: int) -> fashion_mnist.Batches:
