@@ -34,12 +34,15 @@ def network(path: Path, sample: torch.Tensor) -> fx.GraphModule:
         session = _simplified(path, simple)
         net = _convert(_padded(onnx.load(simple))).eval()
     (expected,) = session.run(None, {session.get_inputs()[0].name: sample.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(net(sample), expected, rtol=1e-3, atol=1e-5)
     for node in net.graph.nodes:
         if node.op == "call_module":
-            _settle(net, node)
+            _fix(net, node)
     net.recompile()
+    with torch.no_grad():
+        np.testing.assert_allclose(net(sample), expected, rtol=1e-3, atol=1e-5)
+    for name, module in net.named_children():
+        if isinstance(module, nn.Softmax):
+            net.set_submodule(name, nn.Identity())
     return net
 
 
@@ -72,28 +75,39 @@ def _convert(model: onnx.ModelProto) -> fx.GraphModule:
     return convert(model)
 
 
-def _settle(net: fx.GraphModule, node: fx.Node) -> None:
-    """Takes a Softmax out, and gives a Reshape or Squeeze its constant as numbers: torch.export follows no values of tensors."""
+def _fix(net: fx.GraphModule, node: fx.Node) -> None:
+    """Gives a module its constant as numbers: torch.export does not follow those in tensors."""
     name, constant = str(node.target), node.args[-1]
     kind = type(net.get_submodule(name)).__name__
-    if kind == "Softmax":
-        net.set_submodule(name, nn.Identity())
-    elif kind in ("OnnxReshape", "OnnxSqueezeDynamicAxes") and constant.op == "get_attr":
-        shape = net.get_buffer(str(constant.target)).tolist() if kind == "OnnxReshape" else (0, -1)
-        net.set_submodule(name, _Reshape(shape))
+    if kind in _FIXED and constant.op == "get_attr":
+        net.set_submodule(name, _Fixed(_FIXED[kind], net.get_buffer(str(constant.target)).tolist()))
         node.args = node.args[:1]
 
 
-class _Reshape(nn.Module):
-    """A reshape; 0 stands for the size that was there."""
+def _reshaped(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """0 stands for the size that was there."""
+    return x.reshape([size or x.shape[axis] for axis, size in enumerate(shape)])
 
-    def __init__(self, shape: Sequence[int]) -> None:
+
+#: Modules of onnx2torch whose second input is a constant, and what they do.
+_FIXED: dict[str, Callable[[torch.Tensor, Sequence[int]], torch.Tensor]] = {
+    "OnnxReshape": _reshaped,
+    "OnnxSqueezeDynamicAxes": lambda x, axes: x.squeeze(tuple(axes)),
+}
+
+
+class _Fixed(nn.Module):
+    """A function with a constant for its second argument."""
+
+    def __init__(
+        self, function: Callable[[torch.Tensor, Sequence[int]], torch.Tensor], constant: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.shape = shape
+        self.function, self.constant = function, constant
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The values of `x` in the shape."""
-        return x.reshape([size or x.shape[axis] for axis, size in enumerate(self.shape)])
+        """The function of `x` and the constant."""
+        return self.function(x, self.constant)
 
 
 def layers(net: nn.Module) -> list[str]:
