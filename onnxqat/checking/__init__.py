@@ -27,7 +27,7 @@ RULES: tuple[Callable[[Judged], Iterator[Finding]], ...] = (
     fusing.inside_fused,
     fusing.residual_adds,
     fusing.joined_scales,
-    fusing.joined_signs,
+    fusing.moved_signs,
     floats.bias_scales,
     floats.values_in_float,
     floats.layers_in_float,

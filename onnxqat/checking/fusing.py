@@ -89,12 +89,18 @@ def joined_scales(judged: Judged) -> Iterator[Finding]:
             yield Finding("split", label(node), fact, "give all inputs one scale")
 
 
-def joined_signs(judged: Judged) -> Iterator[Finding]:
-    """Inputs of a Concat have unsigned codes where the runtime loses the zero points that it gives signed ones."""
-    for node, pairs in _joins(judged) if judged.target.joined_unsigned else ():
-        if any(pair is not None and pair.is_signed for pair in pairs):
-            fact = "it joins int8 codes, and on x86 without AMX the layers behind it compute other numbers"
-            yield Finding("refused", label(node), fact, AGAIN.format(judged.target.name))
+def moved_signs(judged: Judged) -> Iterator[Finding]:
+    """What data movement and Concats read has unsigned codes where the runtime loses zero points that it gives signed ones."""
+    target = judged.target
+    beside = next((node for node in judged.model.graph.all_nodes() if node.op_type in target.unsigned_beside), None)
+    if beside is None:
+        return
+    for node in judged.model.graph:
+        pairs = [judged.quantized.get(value) for value in node.inputs if value is not None]
+        signed = [pair for pair in pairs if pair is not None and judged.is_activation(pair) and pair.is_signed]
+        if node.op_type in target.moves | target.joins and signed:
+            fact = f"it reads int8 codes beside {label(beside)}, and on x86 without AMX layers behind it compute other numbers"
+            yield Finding("refused", label(node), fact, AGAIN.format(target.name))
 
 
 def _joins(judged: Judged) -> Iterator[tuple[ir.Node, list[Quantizer | None]]]:

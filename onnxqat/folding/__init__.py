@@ -18,6 +18,7 @@ from onnxqat.folding.half import in_float16
 from onnxqat.folding.tables import fold_table, is_table
 from onnxqat.folding.weights import check_scale, fold_weight, round_weight, separate_readers
 from onnxqat.graph import io
+from onnxqat.graph.apart import keep_biases
 from onnxqat.graph.biases import biases_are_integers, integer_biases
 from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.qdq import Quantizer, quantizers, write_scalars
@@ -84,6 +85,8 @@ def _folded(folded: ir.Model, form: WeightForm) -> ir.Model:
     if biases_are_integers(folded):
         _fold_as_kernels_add(folded, found)
     _fold_weights(folded, weights, form)
+    if (target := _target(folded)) is not None:
+        keep_biases(graph, target.loses_biases)
     check_finite_weights(folded)
     share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)

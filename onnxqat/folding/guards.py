@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from onnxqat.graph.apart import guarded, put_guard
 from onnxqat.graph.constants import constant
-from onnxqat.graph.edit import fresh_name, fresh_value_name, sole_user
+from onnxqat.graph.edit import sole_user
 from onnxqat.graph.movement import origin
 from onnxqat.graph.qdq import Quantizer
 from onnxqat.targets.facts import operators
@@ -29,7 +30,7 @@ def guard_float_layers(graph: ir.Graph) -> None:
     for node in list(graph):
         end = _end_of_layer(node)
         if end is not None and _is_dequantized(node.inputs[0]) and _is_quantized(end):
-            _put_guard(graph, end)
+            put_guard(graph, end)
 
 
 def guard_blocks(graph: ir.Graph, found: Iterable[Quantizer]) -> None:
@@ -38,10 +39,10 @@ def guard_blocks(graph: ir.Graph, found: Iterable[Quantizer]) -> None:
     for node in [node for node in layers if node.op_type in ("Gemm", "MatMul")]:
         data, end = node.inputs[0], _behind_bias(node)
         if data is not None and _is_dequantized(data):
-            node.replace_input_with(0, _guarded(graph, data, node))
+            node.replace_input_with(0, guarded(graph, data, node))
         user = sole_user(end)
         if _is_quantized(end) or (user is not None and user.op_type in JOINED and _is_joined(node, end)):
-            _put_guard(graph, end)
+            put_guard(graph, end)
 
 
 def _behind_bias(node: ir.Node) -> ir.Value:
@@ -81,21 +82,3 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     """Whether the value comes out of a DequantizeLinear, possibly by way of carriers."""
     node = None if value is None else origin(value, operators=ORT_CPU.carries).producer()
     return node is not None and node.op_type == "DequantizeLinear"
-
-
-def _put_guard(graph: ir.Graph, value: ir.Value) -> None:
-    node = value.producer()
-    assert node is not None
-    uses = list(value.uses())
-    output = _guarded(graph, value, node)
-    for use in uses:
-        use.node.replace_input_with(use.idx, output)
-
-
-def _guarded(graph: ir.Graph, value: ir.Value, beside: ir.Node) -> ir.Value:
-    """The value behind a guard that is named after a node which makes or reads it."""
-    guard = ir.node("Max", [value], name=fresh_name(graph, f"{beside.name}_float"))
-    output = guard.outputs[0]
-    output.name, output.type, output.shape = fresh_value_name(graph, str(guard.name)), value.type, value.shape
-    graph.append(guard)  # the caller sorts
-    return output

@@ -34,7 +34,7 @@ from onnxqat.insertion.demands import check_model, settled
 from onnxqat.insertion.groups import Skip
 from onnxqat.insertion.inputs import check_inputs
 from onnxqat.insertion.match import find_groups
-from onnxqat.insertion.origins import is_joined
+from onnxqat.insertion.origins import are_around_middle
 from onnxqat.insertion.place import Grid, Placement, new_grid, place
 from onnxqat.insertion.preparation import check_conversion, prepare, ready_for_blocks, with_all_types, with_float8
 from onnxqat.insertion.preparation.simplify import zero_bias_in_gemm
@@ -239,8 +239,7 @@ def _activation_grid(
         low = np.minimum(low, -high)
     if not table.unsigned_activations and symmetric:
         high = np.maximum(high, -low)  # the lowest code stays free, as in weights
-    unsigned = table.joined_unsigned and any(is_joined(value, table) for value in site.joined)
-    may_be_signed = table.signed_activations and symmetric and not unsigned
+    may_be_signed = table.signed_activations and symmetric and not are_around_middle(site.joined, graph, table)
     signed = not table.unsigned_activations or (may_be_signed and bool(np.any(low < 0)))
     spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=site.axis, float8=site.settings.float8)
     scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)

@@ -44,10 +44,18 @@ def single_sides(groups: Sequence[Group], target: Target) -> tuple[list[Group], 
 
 def _handed(group: Group, groups: Sequence[Group], target: Target) -> list[ir.Value]:
     """Values that an Add reads from kernels that may add it; nothing where it broadcasts."""
-    if len({str(value.shape) for value in inputs(group.node)}) != 1:
+    if _may_broadcast(inputs(group.node)):
         return []
     weighted = {g.writes for g in groups if g.reads and g.quantizes_weight and g.node.op_type in target.accumulates}
     return [value for value in group.reads if value in weighted and sole_user(value) is group.node]
+
+
+def _may_broadcast(values: Sequence[ir.Value]) -> bool:
+    """Whether shapes differ as far as they are known; free sizes have other names behind each convolution."""
+    shapes = [value.shape for value in values]
+    if None in shapes or len({shape.rank() for shape in shapes if shape is not None}) != 1:
+        return True
+    return any(len({size for size in sizes if isinstance(size, int)}) > 1 for sizes in zip(*shapes, strict=True))
 
 
 def _steps(groups: Sequence[Group]) -> dict[ir.Value, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from onnxqat.graph.movement import EXTREMES, moved
@@ -27,11 +29,8 @@ def origins(value: ir.Value, target: Target) -> list[ir.Value]:
     return [value] if node.op_type in EXTREMES and any(map(is_filled, found)) else found
 
 
-def is_joined(value: ir.Value, target: Target) -> bool:
-    """Whether data movement leads the value to an operator that joins it with others."""
-    for node in {use.node for use in value.uses()}:
-        if node.op_type in target.joins:
-            return True
-        if moved(node, target.moves) is value and any(is_joined(output, target) for output in node.outputs):
-            return True
-    return False
+def are_around_middle(values: Collection[ir.Value], graph: ir.Graph, target: Target) -> bool:
+    """Whether codes of values with negative numbers are unsigned for what else is in the graph."""
+    readers = {user.op_type for value in values for user, _ in value.uses()}
+    only_signed = bool(readers) and readers <= target.reads_signed
+    return not only_signed and any(node.op_type in target.unsigned_beside for node in graph.all_nodes())

@@ -35,7 +35,9 @@ class Target:
         symmetric_activations: whether activations have a fixed zero point.
         signed_activations: whether symmetric activations with negative values are int8; uint8 with the zero point in the middle
             otherwise.
-        joined_unsigned: whether they are so, too, where an operator of `joins` reads them.
+        unsigned_beside: operators that make them so, too, wherever they are in the model.
+        loses_biases: layers whose bias it computes wrongly in front of a quantizer where the model computes with its sizes.
+        reads_signed: operators that have kernels for int8 data only, and get it beside these, too.
         shorter_blocks: whether the last block of a weight in blocks may be shorter than the others.
         narrow_weights: leave out the lowest code of symmetric weights below 8 bits; at 8 it is always left out, since ARM
             processors without dot product wrap where two products -128 · -128 meet.
@@ -115,7 +117,9 @@ class Target:
     clips_codes: bool = True
     refusal: Callable[[ir.Node], str] = lambda node: ""
     accumulates_one: bool = False
-    joined_unsigned: bool = False
+    unsigned_beside: frozenset[str] = frozenset()
+    reads_signed: frozenset[str] = frozenset()
+    loses_biases: frozenset[str] = frozenset()
     unsigned_activations: bool = True
     symmetric_only: bool = False
     per_tensor: frozenset[str] = frozenset()

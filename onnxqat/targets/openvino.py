@@ -49,9 +49,12 @@ TARGET = Target(
     reads={},
     pairs_products=True,
     unknown_without_vnni=_follows_no_rule,
-    # On x86 without AMX codes of int8 become uint8, and a Conv behind a Concat loses their zero point: its outputs are wrong by
-    # a fifth and more (2026.4). Codes of uint8 around 128 are right everywhere.
-    joined_unsigned=True,
+    # On x86 without AMX codes of int8 become uint8. Where a Concat is anywhere in the model, even of sizes, quantizers are
+    # aligned across data movement, and layers behind it lose the zero point of these codes: their outputs are wrong by a fifth
+    # and more, or the model does not load (2026.4). Codes of uint8 around 128 are right everywhere.
+    unsigned_beside=operators("Concat"),
+    reads_signed=operators("ConvTranspose"),
+    loses_biases=operators("Conv"),
     # it leaves out quantizers of 16 bits, and computes in float (2026.4)
     activation_bits=frozenset(range(2, 9)),
     simulates=frozenset(),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxqat.errors import InputError, MissingExtraError, short_reason
 from onnxqat.graph import files, io
+from onnxqat.graph.apart import keep_biases
 from onnxqat.graph.sizes import fixed_sizes
 from onnxqat.names import RuntimeName
 from onnxqat.targets import TARGETS
@@ -27,6 +28,10 @@ Arrays = dict[str, NDArray[Any]]
 PACKAGES: dict[RuntimeName, str] = {one.runtime: one.package for one in TARGETS.values()}
 #: Runtime of a model that names no target, and runtime of each target (`onnxqat.target`).
 RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", **{one.name: one.runtime for one in TARGETS.values()}}
+#: Layers whose biases a runtime computes wrongly in front of a quantizer, deployed and simulated.
+LOSE_BIASES: dict[RuntimeName, frozenset[str]] = {
+    one.runtime: one.loses_biases for one in TARGETS.values() if one.loses_biases
+}
 #: ONNX Runtime 1.19.2 and 1.24.4 give 0 for 0.75, 1.32.0 gives 1.
 _PROBE = """<ir_version: 9, opset_import: ["": 19]>
 probe (float[1] x) => (float[1] y) <float one = {1}, int8 zero = {0}>
@@ -74,6 +79,9 @@ class Host:
                 f"{name} model: {self.version()} cuts float16 values off where QuantizeLinear rounds them; name the Python of an "
                 "environment with onnxruntime 1.32 or newer (--interpreter)"
             )
+        if simulate and (layers := LOSE_BIASES.get(self.runtime)):
+            model = model.clone()
+            keep_biases(model.graph, layers)
         path, rows, simulate = self._write(name, model), _fixed_rows(model), simulate or bool(self.stands_for)
         self._call("load", name, name=name, path=path, threads=self.threads, simulate=simulate, rows=rows)
         return Path(path)

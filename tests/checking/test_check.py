@@ -149,7 +149,7 @@ def joined(point: str) -> str:
             "openvino",
             joined("zx"),
             "refused",
-            "it joins int8 codes, and on x86 without AMX the layers behind it",
+            "it reads int8 codes beside Concat 'k', and on x86 without AMX layers behind it",
         ),
         ("openvino", joined("zu"), "", ""),
         ("ort-cpu", BIASED, "refused", "the scale of its bias is not input scale times weight scale"),

@@ -109,3 +109,45 @@ signal.raise_signal(signal.SIGINT)
 """
     ended = subprocess.run([sys.executable, "-c", program, tmp_path / "m.onnx"], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
+
+
+#: Data movement from t [4,4,8,8], and where the codes of a node's output are moved.
+MOVED = {
+    "Tile": "k = Tile(t, twice)",
+    "Gather": "k = Gather<axis=2>(t, rows)",
+    "pool": "k = MaxPool<kernel_shape=[2,2]>(t)",
+    "sum, transposed": "u = Conv(t, v) s = Add(t, u) k = Transpose<perm=[0,1,3,2]>(s)",
+    "gate, transposed": "u = Sigmoid(t) s = Mul(t, u) k = Transpose<perm=[0,1,3,2]>(s)",
+}
+
+
+@pytest.mark.parametrize("nodes", MOVED.values(), ids=MOVED)
+def test_layers_behind_data_movement_are_right_beside_a_concat(nodes):
+    """Where a Concat is anywhere in the model, OpenVINO loses zero points that it gives int8 codes itself."""
+    body = f"j = Concat<axis=1>(x, x) a = Conv(j, w) t = Conv(a, v) {nodes} y = Conv(k, v)"
+    weights = {"w": random(4, 8, 1, 1), "v": random(4, 4, 1, 1, seed=1)}
+    constants = {"twice": np.array([1, 1, 2, 1]), "rows": np.array([0, 2, 3])}
+    used = {name: array for name, array in constants.items() if name in nodes}
+    proto = model(f"(float[4,4,8,8] x) => (float[A,B,C,D] y) {{ {body} }}", **weights, **used)
+    quantized = insert(proto, batches(proto), Config(target="openvino"))
+    (output,) = verify(quantized, fold(quantized), batches(proto, 1), runtime="openvino").outputs
+    assert output.steps < 1.5
+
+
+@pytest.mark.parametrize("between", ["", "Relu"])
+def test_convolution_keeps_its_bias_in_a_model_that_computes_with_its_sizes(between):
+    """OpenVINO reads the sizes in front of the bias, and adds that of the first channel to all of them."""
+    proto = model(
+        f"""(float[N,3,8,8] x) => (float[A,B] y) {{ c = Conv(x, w, b) a = {between or "Identity"}(c) d = Conv(a, v)
+        s = Shape(x) n = Gather(s, zero) m = Mul(n, two) u = Concat<axis=0>(m, rest) y = Reshape(d, u) }}""",
+        w=random(8, 3, 1, 1),
+        b=random(8, scale=1),
+        v=random(8, 8, 1, 1),
+        zero=np.array([0]),
+        two=np.array([2]),
+        rest=np.array([-1]),
+    )
+    quantized = insert(proto, batches(proto), Config(target="openvino"))
+    found = verify(quantized, fold(quantized), batches(proto, 1), runtime="openvino")
+    assert found.outputs[0].steps < 1.5
+    assert found.integer_count() == (2, 2)

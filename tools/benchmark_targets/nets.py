@@ -163,4 +163,6 @@ WAYS = {
     "qnn": _QNN("`qnn`", own=by_onnxruntime),
     "qnn-auto": _QNN("`qnn`, `--sixteen auto`", settings={"sixteen": "auto"}, pretrained=False),
     "qnn-16": _QNN("`qnn`, 16 bits", settings={"activation_bits": 16}, pretrained=False),
+    "xnnpack": Way("`xnnpack`", "xnnpack", "ort", "run"),
+    "webgpu": Way("`webgpu`", "webgpu", "ort", "run"),
 }
