@@ -67,7 +67,17 @@ def test_without_training_a_cell_is_filled_as_far_as_it_goes(results):
     kept, ran = results
     run("affine", kept, budget=Budget(steps=0))
     assert [(task.seed, task.rate) for task in ran] == [(0, 0), (1, 0), (2, 0)]
-    assert "| resnet20 | onnxqat, affine | W2A2 | 80.00 ± 0.00 |  |  | 70 |" in table(kept, BUDGET)
+    assert "| resnet20 | onnxqat, affine | W2A2 | 80.00 ± 0.00 |  |  | 70 |" in table(kept, BUDGET.seeds)
+
+
+def test_five_epochs_have_a_line_of_their_own(results):
+    kept, _ = results
+    run("affine", kept)
+    run("affine", kept, budget=Budget([0], 2300))
+    lines = [line for line in table(kept, [0]).splitlines() if "affine" in line]
+    assert [line.split(" | ")[1] for line in lines] == ["onnxqat, affine", "onnxqat, affine, five epochs"]
+    run("mean", kept)
+    assert "mean, five epochs" not in table(kept, [0])
 
 
 def test_contestants_differ_in_their_tasks(results):
@@ -82,7 +92,7 @@ def test_table_gives_mean_and_deviation_over_seeds_and_the_digest_its_best_peer(
     for name in ("affine", "reconstruct", "brevitas", "lsq-kept"):
         run(name, kept)
     run("onnxruntime", kept, bits=8)
-    text = table(kept, BUDGET)
+    text = table(kept, BUDGET.seeds)
     assert "| resnet20 | onnxqat, affine | W2A2 | 80.00 ± 0.00 | 92.00 ± 0.10 | 0.001 | 70 | 70 | 800 | 800 |" in text
     assert "| resnet20 | ONNX Runtime, static | W8A8 | 80.00 ± 0.00 |  |  | 70 |  | 800 |  |" in text
     row = "| resnet20, W2A2 | 93.09 | 80.00 ± 0.00 | 92.00 ± 0.10 | 80.00 ± 0.00 | **92.07 ± 0.10** | 92.00 ± 0.10, Brevitas,"
@@ -94,7 +104,7 @@ def test_lines_without_a_result_stay_in_the_table(results):
     run("affine", kept)
     old = "| resnet20 | LSQ in PyTorch | W2A2 | 90.00 |  |  | 9 |  | 500 |  | another |"
     replaced = "| resnet20 | onnxqat, affine | W2A2 | 1.00 |  |  | 9 |  | 500 |  | another |"
-    text = table(kept, BUDGET, "\n".join([*table(kept, BUDGET).splitlines()[:2], old, replaced]))
+    text = table(kept, BUDGET.seeds, "\n".join([*table(kept, BUDGET.seeds).splitlines()[:2], old, replaced]))
     assert [line.split(" | ")[1:4] for line in text.splitlines()[2:]] == [
         ["onnxqat, affine", "W2A2", "80.00 ± 0.00"],
         ["LSQ in PyTorch", "W2A2", "90.00"],

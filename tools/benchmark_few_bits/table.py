@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -26,25 +25,27 @@ Beside other tools, at equal budgets: Fashion-MNIST, weights and activations at 
 | network, width | float | not trained | trained | reconstructed | and then trained | best peer, trained | LSQ in PyTorch, best |
 | --- | --: | --- | --- | --- | --- | --- | --- |"""
 STAGES = ("ptq", "qat")
+#: Training steps of a budget, and what the table calls it beside the name of a contestant.
+BUDGETS = {100: "", 2300: ", five epochs"}
 #: In the order of the lines.
-CELLS = list(product(FLOAT, WIDTHS, CONTESTANTS.values()))
+CELLS = list(product(FLOAT, WIDTHS, CONTESTANTS.values(), BUDGETS))
 #: Those whose best is in the digest.
 PEERS, LSQ = ("brevitas", "brevitas-kept", "nncf", "torchao"), ("lsq", "lsq-kept")
 
 
-def table(results: Results, budget: Budget, earlier: str = "") -> str:
+def table(results: Results, seeds: Sequence[int], earlier: str = "") -> str:
     """All cells that have been measured; those without a result keep their line of the `earlier` table."""
     lines = {tuple(_cells(line)[:3]): line for line in earlier.splitlines()[2:] if line.startswith("|")}
-    for net, bits, contestant in CELLS:
-        if runs := _runs(contestant, net, bits, budget, results):
-            lines[_head(net, contestant, bits)] = _line(net, contestant, bits, runs)
-    ordered = (lines[head] for net, bits, contestant in CELLS if (head := _head(net, contestant, bits)) in lines)
+    for cell in CELLS:
+        if runs := _runs(*cell, seeds, results):
+            lines[_head(*cell)] = _line(cell, runs)
+    ordered = (lines[head] for cell in CELLS if (head := _head(*cell)) in lines)
     return "\n".join([HEADER, *ordered])
 
 
-def _head(net: str, contestant: Contestant, bits: int) -> tuple[str, str, str]:
+def _head(net: str, bits: int, contestant: Contestant, steps: int) -> tuple[str, str, str]:
     """The cells by which a line is known."""
-    return net, contestant.title, f"W{bits}A{bits}"
+    return net, contestant.title + BUDGETS[steps], f"W{bits}A{bits}"
 
 
 def _cells(line: str) -> list[str]:
@@ -52,14 +53,15 @@ def _cells(line: str) -> list[str]:
 
 
 def _runs(
-    contestant: Contestant, net: str, bits: int, budget: Budget, results: Results
+    net: str, bits: int, contestant: Contestant, steps: int, seeds: Sequence[int], results: Results
 ) -> Sequence[tuple[float, Result]]:
-    """Runs of a cell; those without training where not all rates have been tried."""
-    trained = contestant.done(net, bits, budget, results)
-    return trained or contestant.done(net, bits, replace(budget, steps=0), results)
+    """Runs of a cell; those without training where not all rates have been tried, on the line of the first budget."""
+    trained = contestant.done(net, bits, Budget(seeds, steps), results) if contestant.rates.get(bits) else []
+    return trained or (contestant.done(net, bits, Budget(seeds, 0), results) if not BUDGETS[steps] else [])
 
 
-def _line(net: str, contestant: Contestant, bits: int, runs: Sequence[tuple[float, Result]]) -> str:
+def _line(cell: tuple[str, int, Contestant, int], runs: Sequence[tuple[float, Result]]) -> str:
+    net = cell[0]
     found = {stage: [run[stage] for _, run in runs if stage in run] for stage in STAGES}
     rate = f"{runs[0][0]:g}" if found["qat"] else ""
     cells = [
@@ -69,7 +71,7 @@ def _line(net: str, contestant: Contestant, bits: int, runs: Sequence[tuple[floa
         *(_mean(found[stage], "peak") for stage in STAGES),
         " and ".join(sorted({str(one["processor"]).partition(",")[0] for stage in STAGES for one in found[stage]})),
     ]
-    return "| " + " | ".join([*_head(net, contestant, bits), *cells]) + " |"
+    return "| " + " | ".join([*_head(*cell), *cells]) + " |"
 
 
 def score(net: str, stages: Sequence[Mapping[str, float]], seeds: int) -> str:
