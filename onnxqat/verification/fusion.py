@@ -126,8 +126,9 @@ def reported(model: ir.Model) -> Iterator[tuple[int, ir.Node]]:
 
 
 def _is_guard(node: ir.Node) -> bool:
-    """Whether the node only keeps a layer in float (see `fold.guards`)."""
-    return node.op_type == "Max" and len(node.inputs) == 1
+    """Whether the node only keeps a layer from what is behind it (see `graph.apart`)."""
+    without_slope = node.op_type == "LeakyRelu" and node.attributes.get_float("alpha", 0.01) == 1
+    return without_slope or (node.op_type == "Max" and len(node.inputs) == 1)
 
 
 def quantized_by_runtime(node: ir.Node, runtime: str) -> str:

@@ -109,7 +109,7 @@ def _pretrained(model: RealModel) -> Net:
         return data().test if name == "test" else data().train[:CALIBRATION_BATCHES]
 
     classes = {"ocr": 2, "super_resolution": None, "sentences": None}.get(model.name, 1)
-    count = {"super_resolution": 2, "orientation": 50, "sentences": 50}.get(model.name, 200)
+    count = {"super_resolution": 2, "orientation": 50, "sentences": 50, "file_type": 50}.get(model.name, 200)
     return Net(
         model.title, lambda: model.path, part, lambda *made: data().score(*made), count, False, classes, model.unit
     )

@@ -18,9 +18,9 @@ from onnxqat.graph import io
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, forget_names, fresh_value_name, replace_value
 from onnxqat.graph.opsets import upgraded
-from onnxqat.graph.subgraph import subgraph
+from onnxqat.graph.subgraph import between, read, subgraph
 from onnxqat.graph.types import infer
-from onnxqat.insertion.groups import inputs
+from onnxqat.insertion.groups import inputs, is_float
 from onnxqat.insertion.patterns.decomposed import Whole, find_wholes
 from onnxqat.runtime import Inference
 
@@ -29,6 +29,7 @@ Floats = NDArray[np.float32]
 #: Opset in which each function is an operator.
 _FIRST_OPSET = {"Gelu": 20, "LayerNormalization": 17}
 _TOLERANCE = 1e-4
+_BATCH = 2
 
 
 def with_single_nodes(model: ir.Model, single: frozenset[str]) -> ir.Model:
@@ -73,7 +74,7 @@ def _normalization_node(model: ir.Model, whole: Whole) -> ir.Node | None:
     scale, shift = (_of_channels(held, kind, channels) for kind in ("Mul", "Add"))
     if epsilon is None or scale is None:
         return None
-    x = np.random.default_rng(0).normal(1, 2, [2] * (shape.rank() - 1) + [channels]).astype(np.float32)
+    x = np.random.default_rng(0).normal(1, 2, [_BATCH] * (shape.rank() - 1) + [channels]).astype(np.float32)
     deviation = np.sqrt(x.var(axis=-1, keepdims=True) + epsilon)
     wanted = (x - x.mean(axis=-1, keepdims=True)) / deviation * scale + (0 if shift is None else shift)
     if not _computes(model, whole, x, wanted):
@@ -90,17 +91,28 @@ def _of_channels(held: list[tuple[str, Floats]], kind: str, channels: int) -> Fl
 
 
 def _computes(model: ir.Model, whole: Whole, x: Floats, wanted: NDArray[np.floating]) -> bool:
-    """Whether the nodes compute these numbers from x, and from nothing else that is computed."""
-    nodes = [node for node in model.graph if node in whole.nodes]
-    known = {whole.reads, *(value for node in nodes for value in node.outputs)}
-    if any(value not in known and constant(value) is None for node in nodes for value in inputs(node)):
+    """Whether the nodes compute these numbers from x, and from nothing else that is computed but sizes of the model's inputs."""
+    nodes = between(model.graph, {whole.reads}, [whole.writes])
+    if any(is_float(value) for node in nodes if node not in whole.nodes for value in node.outputs):
         return False
-    proto = io.to_proto(subgraph(model, nodes, [whole.reads], [whole.writes]))
+    known = {whole.reads, *(value for node in nodes for value in node.outputs)}
+    sized = dict.fromkeys(v for node in nodes for v in read(node) if v not in known and v.is_graph_input())
+    if any(value.dtype is None or value.shape is None for value in sized):
+        return False
+    proto = io.to_proto(subgraph(model, nodes, [whole.reads, *sized], [whole.writes]))
     del proto.graph.value_info[:]
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.ClearField("shape")
-    found = next(iter(Inference(proto)({str(whole.reads.name): x}).values()))
+    found = next(iter(Inference(proto)({str(whole.reads.name): x, **dict(map(_zeros, sized))}).values()))
     return found.shape == wanted.shape and bool(np.abs(found - wanted).max() < _TOLERANCE)
+
+
+def _zeros(value: ir.Value) -> tuple[str, NDArray[np.generic]]:
+    """Name and zeros of a value; free sizes are that of the batch on which functions are compared."""
+    assert value.dtype is not None
+    assert value.shape is not None
+    sizes = [size if isinstance(size, int) else _BATCH for size in value.shape]
+    return str(value.name), np.zeros(sizes, value.dtype.numpy())
 
 
 def _put(graph: ir.Graph, whole: Whole, node: ir.Node) -> None:
