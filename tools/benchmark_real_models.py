@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from typing import Any
 from tools.packages import FOLDER
 from tools.readme import BENCHMARKS, README, cells, digest, line, replace_section, section
 from tools.real_models.recipes import MODELS, RealModel
-from tools.real_models.run import PostTraining, Result, post_training, run
+from tools.real_models.run import PostTraining, Result, correction_cost, post_training, run
 
 KEPT = FOLDER.parent / "real_models_results.json"
 
 WIDTHS = ("eight", "low")
 #: What is measured without training.
 POST = "post"
+#: What is measured of the correction of outputs alone; the rest of the model's result at few bits stays.
+COST = "cost"
 POST_TEXT = """\
 The same models without training: `insert --weight-bits 4 --reconstruct`, so weights have 4 bits and a scale per channel, 8 bits
 in the first and the last layer, and activations 8. It reads the training data without labels. The difference to float comes with
@@ -50,7 +52,7 @@ def main() -> None:
     names = [model.name for model in MODELS]
     parser.add_argument("names", nargs="*", choices=[*names, []], metavar="NAME", help=", ".join(names))
     parser.add_argument(
-        "--only", choices=[*WIDTHS, POST], help="run one of the widths; the others keep their last results"
+        "--only", choices=[*WIDTHS, POST, COST], help="run one of the widths; the others keep their last results"
     )
     parser.add_argument("--interpreter", type=Path, help="Python of an environment whose onnxruntime verifies")
     parser.add_argument("--table", action="store_true", help="run nothing")
@@ -61,6 +63,9 @@ def main() -> None:
     for model in [] if arguments.table else [m for m in MODELS if m.name in (arguments.names or names)]:
         data = model.data()
         for width in [arguments.only] if arguments.only else [*WIDTHS, POST]:
+            if width == COST:
+                _keep(model.name, "low", replace(_kept()[0][model.name]["low"], cost=correction_cost(model, data)))
+                continue
             if width == POST:
                 result: Result | PostTraining = post_training(model, data)
             else:

@@ -69,6 +69,7 @@ def reconstruct(
     output: options.Output,
     *,
     steps: Annotated[int, typer.Option(help="Optimizer steps for each block.")] = 100,
+    finish: Annotated[int, typer.Option(help="Steps for the whole network, after the blocks; 0: none.")] = 100,
     lr: Annotated[float, typer.Option(help="Largest learning rate, relative to the size of the parameters.")] = 5e-3,
     samples: Annotated[int, typer.Option(help="Samples to read, 256 to 1,024; labels are not needed.")] = 512,
     batch_size: options.BatchSize = 64,
@@ -89,7 +90,9 @@ def reconstruct(
 
     source = sources.read(data, batch_size, options.form(reading))
     original = with_fixed_inputs(float_model, fixed_inputs(fix_input))
-    found = search(model, original, source, steps=steps, lr=lr, samples=samples, seed=seed, **asdict(execution))
+    found = search(
+        model, original, source, steps=steps, finish=finish, lr=lr, samples=samples, seed=seed, **asdict(execution)
+    )
     outputs.write(found, output)
 
 

@@ -30,7 +30,7 @@ def borders(model: ir.Model, named: Container[str | None]) -> list[ir.Value]:
         named: names of the float model's nodes; a block ends only behind one of these.
     """
     layers, behind = weighted(model), behind_layers(model)
-    ends, used_by = _ends(model.graph), readers(model.graph)
+    ends, used_by = last(model.graph), readers(model.graph)
     done: set[ir.Node] = set()
     alive: set[ir.Value] = set()
     found, count = [], 0
@@ -62,7 +62,8 @@ def behind_layers(model: ir.Model) -> set[ir.Value]:
     return found
 
 
-def _ends(graph: ir.Graph) -> set[ir.Value]:
+def last(graph: ir.Graph) -> set[ir.Value]:
+    """The values that end the last blocks: the outputs, or what their Softmax reads."""
     ends = set()
     for output in graph.outputs:
         node = output.producer()
