@@ -1,4 +1,9 @@
-"""Times the deployed models of real networks as `insert` and as `insert --for latency` make them, over float, in each runtime."""
+"""Times the deployed models of real networks as `insert` and as `insert --for latency` make them, over float, in each runtime.
+
+    python -m tools.benchmark_latency [MODEL ...] [--target ort-cpu|openvino] [--interpreter PYTHON] [--readme]
+
+Models are calibrated on the batch that they are timed on; float and deployed run in turn, and the ratio is a median over rounds.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +18,14 @@ import onnx
 import onnxqat
 from onnxqat import Config, InputError
 from onnxqat.process.processor import processor
-from tools.readme import ROOT, line
+from tools.readme import BENCHMARKS, ROOT, keep_lines, line, replace_section, section
 from tools.real_models.recipes import MODELS
 
 DEMO = ("resnet20", "separable")
 TARGETS = {"ort-cpu": "ONNX Runtime", "openvino": "OpenVINO"}
 HEADER = (
-    "| model | runtime | layers | left in float | as inserted | for latency | minutes |\n"
-    "| --- | --- | --: | --: | --: | --: | --: |"
+    "| model | runtime | layers | left in float | as inserted | for latency | minutes | processor |\n"
+    "| --- | --- | --: | --: | --: | --: | --: | --- |"
 )
 
 
@@ -30,13 +35,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="MODEL", help="names of files; all unless given")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="all unless given")
     parser.add_argument("--interpreter", help="interpreter with the onnxruntime to time in; this one unless given")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--readme", action="store_true", help="write lines into docs/benchmarks.md, each as soon as it is measured"
+    )
+    asked, known = parser.parse_args(), [*DEMO, *(model.name for model in MODELS)]
     print(HEADER)
-    for name in asked.names or [*DEMO, *(model.name for model in MODELS)]:
+    for name in asked.names or known:
         for target in asked.target or TARGETS:
-            interpreter = asked.interpreter if target == "ort-cpu" else None
-            print(row(name, target, interpreter), flush=True)
-    print(f"\nMeasured on {processor()}.")
+            found = row(name, target, asked.interpreter if target == "ort-cpu" else None)
+            print(found, flush=True)
+            if asked.readme:
+                table = keep_lines(section("latency", BENCHMARKS), HEADER, [found], known, key=2)
+                replace_section("latency", table, BENCHMARKS)
 
 
 def row(name: str, target: str, interpreter: str | None) -> str:
@@ -46,11 +56,11 @@ def row(name: str, target: str, interpreter: str | None) -> str:
     try:
         found = onnxqat.faster(path, [batch], Config(target=target), interpreter=interpreter)
     except InputError as error:
-        return line([*shown, str(error), "", "", "", ""])
+        return line([*shown, "", str(error), "", "", "", processor()])
     minutes = (time.perf_counter() - start) / 60
     ratios = [_ratio(path, batch, config, interpreter) for config in (Config(target=target), found.config)]
     shown += [str(found.layers), str(len(found.floats)), *(f"{ratio:.2f}" for ratio in ratios), f"{minutes:.0f}"]
-    return line(shown)
+    return line([*shown, processor()])
 
 
 def _ratio(path: Path, batch: Any, config: Config, interpreter: str | None) -> float:

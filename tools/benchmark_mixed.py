@@ -13,48 +13,59 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 import onnxqat
 from models import fashion_mnist
 from onnxqat import Config, Override
+from onnxqat.graph import io
+from onnxqat.graph.constants import constant
 from onnxqat.process.processor import processor
+from onnxqat.runtime.toggles import readers
+from onnxqat.search.timing import unread
 from onnxqat.training.optimize.schedules import Cosine
 from tools.packages import FOLDER
-from tools.readme import BENCHMARKS, replace_section
-from tools.real_models.model import Batch, Data, Examples, share_right
+from tools.readme import BENCHMARKS, line, replace_section
+from tools.real_models.model import Batch, Data, Examples, labels_of, outputs_of, share_right
 from tools.real_models.recipes import MODELS
-from tools.real_models.run import judged
+from tools.real_models.run import first_output
+from tools.real_models.run import kept as made
 
 ROOT = Path(__file__).parents[1]
 KEPT = FOLDER.parent / "mixed.jsonl"
-#: Mean width, steps and rate of each network; the rate suits the uniform model.
+#: Mean width, steps and rate of each network: the uniform model loses at this width on training data, and the rate suits it.
 SUBJECTS = {
     "resnet20": (3, 40, 1e-3),
-    "separable": (4, 40, 1e-3),
-    "pitch": (4, 40, 1e-3),
+    "separable": (3, 40, 1e-3),
+    "super_resolution": (3, 40, 1e-3),
     "orientation": (4, 40, 1e-3),
-    "file_type": (3, 40, 1e-3),
+    "sentences": (3, 40, 1e-3),
 }
 SEEDS = (0, 1)
+#: Batches of test images that the demo's networks are judged on.
+IMAGES = 79
 WAYS = ("uniform", "random", "mixed")
 
 
+@cache
 def data_of(name: str) -> Data:
-    """The network's data, with a score in percent."""
+    """The network's data, with a score in percent or dB."""
     real = {model.name: model for model in MODELS}
     if name in real:
         return real[name].data()
     layout = "_nhwc" if name == "separable" else ""
     train, test = (getattr(fashion_mnist, f"{split}{layout}")() for split in ("train", "test"))
     read = [Examples({"image": one["image"]}, []) for one in islice(iter(train), 40)]
-    judged_on = [Examples({"image": one["image"]}, list(one["label"])) for one in islice(iter(test), 32)]
+    judged_on = [Examples({"image": one["image"]}, list(one["label"])) for one in islice(iter(test), IMAGES)]
     return Data(read, judged_on, share_right)
 
 
@@ -69,30 +80,24 @@ def configuration(name: str, way: str, seed: int, data: Data) -> tuple[Config, f
     mean, config = SUBJECTS[name][0], Config(weight_granularity="per_tensor", first_last_bits=None)
     if way == "uniform":
         return config.model_copy(update={"weight_bits": mean}), float(mean), 0.0
+    if way == "random":
+        return shuffled(io.load(onnxqat.insert(path_of(name), data.inputs()[:1], unread(config))), config, mean, seed)
     start = time.process_time()
     found = onnxqat.mixed_precision(path_of(name), data.inputs(), config, bits=float(mean), seed=seed)
-    if way == "mixed":
-        return found.config, found.bits, time.process_time() - start
-    nodes = {weight: str(rule.name) for weight, rule in zip(found.widths, found.config.overrides, strict=True)}
-    return shuffled(nodes, path_of(name), config, mean, seed)
+    return found.config, found.bits, time.process_time() - start
 
 
-def shuffled(nodes: Mapping[str, str], path: Path, config: Config, mean: int, seed: int) -> tuple[Config, float, float]:
-    """Widths drawn at random, each layer's alike, until their mean is within 0.05 below the budget.
-
-    `nodes` are names of weights, each with the node that reads it.
-    """
-    elements = {one.name: int(np.prod(one.dims)) for one in onnx.load(path).graph.initializer}
-    sizes = np.array([elements[name] for name in nodes], float)
+def shuffled(qdq: ir.Model, config: Config, mean: int, seed: int) -> tuple[Config, float, float]:
+    """Widths drawn at random, each layer's alike, until their mean is within 0.05 below the budget."""
+    read = ((names, constant(quantizer.source)) for quantizer, names in readers(qdq))
+    sizes = {names: array.size for names, array in read if array is not None}
     random = np.random.default_rng((seed, 7))
     while True:
-        bits = random.integers(2, 9, len(sizes))
-        share = float((bits * sizes).sum() / sizes.sum())
+        widths = dict(zip(sizes, random.integers(2, 9, len(sizes)), strict=True))
+        share = sum(int(widths[names]) * size for names, size in sizes.items()) / sum(sizes.values())
         if mean - 0.05 < share <= mean:
-            chosen = [
-                Override(name=node, weight_bits=int(width)) for node, width in zip(nodes.values(), bits, strict=True)
-            ]
-            return config.model_copy(update={"overrides": tuple(chosen)}), share, 0.0
+            rules = (Override(name=node, weight_bits=int(bits)) for names, bits in widths.items() for node in names)
+            return config.model_copy(update={"overrides": tuple(rules)}), share, 0.0
 
 
 def trained(qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch], plan: tuple[int, float, int]) -> Any:
@@ -110,39 +115,77 @@ def trained(qdq: onnx.ModelProto, teacher: onnx.ModelProto, batches: list[Batch]
 def measured(name: str, way: str, seed: int) -> dict[str, Any]:
     """One line of results."""
     data, teacher = data_of(name), onnx.load(path_of(name))
-    _, steps, rate = SUBJECTS[name]
-    config, bits, seconds = configuration(name, way, seed, data)
-    qdq = onnxqat.insert(teacher, data.inputs()[:16], config)
-    model = trained(qdq, teacher, data.inputs(), (steps, rate, seed))
-    scores = {"inserted": judged(onnxqat.fold(qdq), data), "trained": judged(onnxqat.fold(model), data)}
-    whole = judged(teacher, data)
+    mean, steps, rate = SUBJECTS[name]
+    folder = KEPT.with_suffix("") / f"{name}, {mean}, {way}, {seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "settings.json").exists():
+        config, *facts = configuration(name, way, seed, data)
+        (folder / "facts.json").write_text(json.dumps(facts))
+        (folder / "settings.json").write_text(config.model_dump_json(exclude_defaults=True))
+    config, (bits, seconds) = (
+        Config.from_json(folder / "settings.json"),
+        json.loads((folder / "facts.json").read_text()),
+    )
+    qdq = made(folder / "inserted.onnx", partial(onnxqat.insert, teacher, data.inputs()[:16], config))
+    plan = steps, rate, seed
+    model = made(folder / f"{plan}.onnx", partial(trained, qdq, teacher, data.inputs(), plan))
+    whole = answers(name)
     about = {"name": name, "way": way, "seed": seed, "bits": round(bits, 3), "seconds": round(seconds, 1)}
-    return {**about, "float": whole, **scores, "processor": processor()}
+    found = {**about, "plan": list(SUBJECTS[name]), "float": data.score(whole, labels_of(data.test))}
+    for stage, each in (("inserted", qdq), ("trained", model)):
+        outputs = outputs_of(first_output(onnxqat.fold(each)), data.test)
+        found[stage] = data.score(outputs, labels_of(data.test))
+        found[f"distance_{stage}"] = distance(whole, outputs)
+    return {**found, "processor": processor()}
+
+
+@cache
+def answers(name: str) -> list[NDArray[Any]]:
+    """The float model's outputs on the data that it is judged on."""
+    return outputs_of(first_output(onnx.load(path_of(name))), data_of(name).test)
+
+
+def distance(whole: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
+    """Squared error of a model's outputs over the square of the float model's, which has far less chance in it than a score."""
+    apart = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(whole, outputs, strict=True))
+    return apart / sum(float(np.square(a, dtype=np.float64).sum()) for a in whole)
 
 
 def kept() -> dict[tuple[str, str, int], dict[str, Any]]:
-    """What has been measured."""
+    """What has been measured with the plan as it is."""
     lines = KEPT.read_text().splitlines() if KEPT.exists() else []
     found = [json.loads(line) for line in lines]
-    return {(one["name"], one["way"], one["seed"]): one for one in found}
+    return {
+        (one["name"], one["way"], one["seed"]): one
+        for one in found
+        if one.get("plan") == list(SUBJECTS.get(one["name"], ()))
+    }
 
 
 def table(found: Mapping[tuple[str, str, int], dict[str, Any]]) -> Iterator[str]:
     """Lines of the table; a network that is not complete has none."""
-    yield "| network | float | bits | way | inserted, both seeds | trained, both seeds | search |"
-    yield "| --- | --: | --: | --- | --: | --: | --: |"
+    yield (
+        "| network | float | bits | way | inserted, both seeds | trained | over uniform | distance, trained | search |"
+    )
+    yield "| --- | --: | --: | --- | --: | --: | --: | --: | --: |"
     for name in SUBJECTS:
         if not all((name, way, seed) in found for way in WAYS for seed in SEEDS):
             continue
         for way in WAYS:
             lines = [found[name, way, seed] for seed in SEEDS]
-            scores = [" / ".join(f"{one[stage]:.2f}" for one in lines) for stage in ("inserted", "trained")]
-            bits, search = (
-                " / ".join(f"{one[key]:.{d}f}" for one in lines) for key, d in (("bits", 2), ("seconds", 0))
-            )
-            shown = f"{search} s" if way == "mixed" else ""
+            over = [one["trained"] - found[name, WAYS[0], one["seed"]]["trained"] for one in lines]
             head = f"{name} | {lines[0]['float']:.2f}" if way == WAYS[0] else " | "
-            yield f"| {head} | {bits} | {way} | {scores[0]} | {scores[1]} | {shown} |"
+            shown = [_both(lines, "bits", ".2f"), way, _both(lines, "inserted", ".2f"), _both(lines, "trained", ".2f")]
+            shown.append(" / ".join(f"{one:+.2f}" for one in over) if way != WAYS[0] else "")
+            shown += [
+                _both(lines, "distance_trained", ".2g"),
+                f"{_both(lines, 'seconds', '.0f')} s" if way == "mixed" else "",
+            ]
+            yield line([head, *shown])
+
+
+def _both(lines: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
+    return " / ".join(f"{one[key]:{form}}" for one in lines)
 
 
 def main() -> None:
@@ -150,15 +193,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(SUBJECTS)}; all if none is named")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md too")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    for name in arguments.names or SUBJECTS:
+    for name in [] if arguments.table else arguments.names or SUBJECTS:
         for seed in SEEDS:
             for way in WAYS:
                 if (name, way, seed) not in kept():
-                    line = json.dumps(measured(name, way, seed))
+                    text = json.dumps(measured(name, way, seed))
                     with KEPT.open("a") as file:
-                        file.write(line + "\n")
-                    print(line, flush=True)
+                        file.write(text + "\n")
+                    print(text, flush=True)
     lines = list(table(kept()))
     print("\n".join(lines))
     if arguments.write:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ OPTIONS = {8: ["--lr", "1e-5"], 4: ["--weight-bits", "4", "--activation-bits", "
 HEADER = "| model | | accuracy | size | latency | nodes on integer kernels |\n| --- | --- | --- | --- | --- | --- |"
 
 
-def run(model: str, bits: int, folder: Path) -> dict[str, Any]:
-    """Calls the command line as a user would; returns the report that it writes."""
+def run(model: str, bits: int, folder: Path, options: Sequence[str]) -> dict[str, Any]:
+    """Calls the command line with these options as a user would; returns the report that it writes."""
     data = [
         part
         for option, split in (("data", "train"), ("validation", "validation"), ("test", "test"))
         for part in (f"--{option}", f"models.fashion_mnist:{split}{LAYOUTS[model]}")
     ]
     deployed, report = folder / f"{model}.int{bits}.onnx", folder / f"{model}.int{bits}.json"
-    command = ["run", f"models/{model}.onnx", *data, "--epochs", "1", *OPTIONS[bits], "--json", str(report)]
+    command = ["run", f"models/{model}.onnx", *data, *options, "--json", str(report)]
     print("$ onnxqat", *command, "-o", deployed.name, flush=True)
     subprocess.run([sys.executable, "-m", "onnxqat", *command, "-o", str(deployed)], cwd=ROOT, check=True)
     found: dict[str, Any] = json.loads(report.read_text())
@@ -70,7 +71,9 @@ def main() -> None:
     lines = [HEADER]
     with tempfile.TemporaryDirectory() as folder:
         for model in LAYOUTS:
-            lines += rows(model, *(run(model, bits, Path(folder)) for bits in OPTIONS))
+            lines += rows(
+                model, *(run(model, bits, Path(folder), ["--epochs", "1", *OPTIONS[bits]]) for bits in OPTIONS)
+            )
     table = "\n".join([*lines, "", f"Measured on {processor()}."])
     print(f"\n{table}\n\n{time.monotonic() - start:.0f} s")
     if arguments.readme:

@@ -41,6 +41,22 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def keep_lines(earlier: str, header: str, found: Iterable[str], order: Iterable[str], key: int = 1) -> str:
+    """The table with the lines found in place of earlier ones of the same first cells, in the order of their first cell.
+
+    Args:
+        earlier: text with the table as it was.
+        header: its first two lines.
+        found: new lines.
+        order: first cells.
+        key: how many cells tell lines apart.
+    """
+    rows = [row for row in earlier.splitlines() if row.startswith("|") and row not in header.splitlines()]
+    lines = {tuple(cells(row)[:key]): row for row in [*rows, *found]}
+    places = {name: place for place, name in enumerate(order)}
+    return "\n".join([header, *(lines[one] for one in sorted(lines, key=lambda one: places.get(one[0], len(places))))])
+
+
 def line(shown: Iterable[str]) -> str:
     """A line of a table, the inverse of `cells`."""
     return f"| {' | '.join(shown)} |"

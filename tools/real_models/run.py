@@ -131,7 +131,7 @@ def run(model: RealModel, recipe: Recipe, data: Data, interpreter: Path | None =
     folder.mkdir(parents=True, exist_ok=True)
     calibration = data.inputs()[:CALIBRATION_BATCHES]
     plain, inserted = (
-        _kept(folder / name, partial(onnxqat.insert, proto, calibration, config))
+        kept(folder / name, partial(onnxqat.insert, proto, calibration, config))
         for name, config in (("plain", recipe.uncorrected), ("inserted", recipe.config))
     )
     trained, rate, blocks = best(inserted, proto, data.inputs(), recipe, folder)
@@ -173,15 +173,15 @@ def best(
     for blocks in recipe.blocks:
         start = qdq
         if blocks:
-            start = _kept(folder / f"{blocks}", partial(onnxqat.reconstruct, qdq, teacher, read, steps=blocks))
+            start = kept(folder / f"{blocks}", partial(onnxqat.reconstruct, qdq, teacher, read, steps=blocks))
         for rate in recipe.rates:
-            model = _kept(folder / f"{blocks}, {rate}", partial(trained, start, rate))
+            model = kept(folder / f"{blocks}, {rate}", partial(trained, start, rate))
             tried.append((float(_facts(model)[LOSS]), rate, blocks, model))
     _, rate, blocks, model = min(tried, key=lambda one: one[0])
     return model, rate, blocks
 
 
-def _kept(path: Path, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+def kept(path: Path, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
     """The model that an earlier run has left there; else one is made and left. It notes the processor's seconds in itself."""
     if not path.exists():
         start = time.process_time()
