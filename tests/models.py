@@ -105,19 +105,37 @@ def quantized_by_onnxruntime(
     proto: onnx.ModelProto, folder: Path, data: Iterable[dict[str, np.ndarray]] | None = None, **settings: object
 ) -> onnx.ModelProto:
     """The Q/DQ model of uint8 and int8 that ONNX Runtime's own tool makes with the data, or `batches`, by way of files."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    onnx.save(proto, folder / "m.onnx")
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    reader = _reader(batches(proto) if data is None else data)
+    quantize_static(folder / "m.onnx", folder / "q.onnx", reader, quant_format=QuantFormat.QDQ, **types | settings)
+    return onnx.load(folder / "q.onnx")
+
+
+def quantized_by_onnxruntime_for_qnn(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """The Q/DQ model that ONNX Runtime's own tool makes with its configuration for QNN."""
+    from onnxruntime.quantization import quantize
+    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+
+    onnx.save(proto, folder / "m.onnx")
+    quantize(folder / "m.onnx", folder / "q.onnx", get_qnn_qdq_config(folder / "m.onnx", _reader(batches(proto))))
+    return onnx.load(folder / "q.onnx")
+
+
+def _reader(data: Iterable[dict[str, np.ndarray]]) -> object:
+    """Batches as ONNX Runtime's tools read them."""
+    from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.rest = iter(batches(proto) if data is None else data)
+            self.rest = iter(data)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.rest, None)
 
-    onnx.save(proto, folder / "m.onnx")
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(folder / "m.onnx", folder / "q.onnx", Reader(), quant_format=QuantFormat.QDQ, **types | settings)
-    return onnx.load(folder / "q.onnx")
+    return Reader()
 
 
 def decibels(expected: np.ndarray, found: np.ndarray) -> float:

@@ -153,7 +153,8 @@ def insert(
         warn_of_overflow(original, [str(skip.node.name) for skip in skips], sample)
     calibrated = config.activation_range.samples != 0
     if workers.is_first and calibrated and not config.has_few_bits:
-        warn_of_losses(original, prepared, names, weighted, sample)
+        may_be_wide = 16 in table.activation_bits - table.simulates and not config.has_wide_activations
+        warn_of_losses(original, prepared, names, weighted, sample, may_be_wide=may_be_wide)
     return checked(io.to_proto(prepared))
 
 

@@ -16,7 +16,7 @@ from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.folding import fold
 from onnxqat.insertion import insert
 from onnxqat.targets import TARGETS
-from tests.models import batches, model, quantized_by_onnxruntime
+from tests.models import batches, model, quantized_by_onnxruntime, quantized_by_onnxruntime_for_qnn
 from tests.models import random as r
 
 BODY = "c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) d = Conv<pads=[1,1,1,1]>(r, u, e) s = Add(d, x) q = Relu(s)"
@@ -79,6 +79,25 @@ def test_model_of_another_tool_for_the_cpu_is_refused_for_tensorrt_by_name(tmp_p
 
 def test_model_of_another_tool_for_the_cpu_has_nothing_to_say_on_the_cpu(tmp_path):
     assert not onnxqat.check(quantized_by_onnxruntime(network(), tmp_path), "ort-cpu").refused
+
+
+ENCODER = """(float[2,4,8] x) => (float[2,4,8] y) { m = MatMul(x, w) n = LayerNormalization(m, s, b) g = Sigmoid(n)
+    h = Softmax(n) a = Mul(g, h) t = Tanh(a) c = Concat<axis=1>(t, a) z = Slice(c, zero, four, one) y = MatMul(z, w) }"""
+ENCODER_WEIGHTS = {
+    "w": r(8, 8),
+    "s": r(8),
+    "b": r(8),
+    "zero": np.array([0]),
+    "four": np.array([4]),
+    "one": np.array([1]),
+}
+
+
+@pytest.mark.parametrize("proto", [network(), model(ENCODER, **ENCODER_WEIGHTS)], ids=["network", "encoder"])
+def test_model_of_onnxruntime_for_qnn_has_nothing_to_say_there_and_is_refused_for_tensorrt(proto, tmp_path):
+    theirs = quantized_by_onnxruntime_for_qnn(proto, tmp_path)
+    assert not list(onnxqat.check(theirs, "qnn"))
+    assert onnxqat.check(theirs, "tensorrt").refused
 
 
 CLIPPED = f"{pair('d', 'x')} q = Clip(d_q, zx, zx) e = DequantizeLinear(q, sx, zx) y = Conv(e, wd)"

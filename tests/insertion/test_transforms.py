@@ -119,6 +119,14 @@ def test_transform_is_quantized_where_an_override_asks_for_it_and_what_is_lost_i
     assert record.message.endswith("leave the layers before it in float (ignore: 'Conv')")
 
 
+def test_where_kernels_of_16_bits_are_the_remedy_for_what_is_lost_is_to_use_them(caplog):
+    proto = spectral(SPECTROGRAMS["squares by Mul"])
+    with caplog.at_level(logging.WARNING):
+        insert(proto, loud(proto), QUANTIZED.model_copy(update={"target": "qnn", "fixed_inputs": {"N": 2}}))
+    lost = [record.message for record in caplog.records if "of their signal" in record.message]
+    assert "; use 16 bits (activation_bits: 16, or sixteen: auto" in lost[0]
+
+
 def loud(proto: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
     """A tone, beside which everything else is small."""
     tone = 100 * np.sin(np.arange(512) * 0.7)

@@ -27,7 +27,13 @@ ELEMENTS = 2**16
 
 
 def warn_of_losses(
-    original: ir.Model, quantized: ir.Model, names: dict[ir.Value, str], weighted: Sequence[ir.Node], batch: Batch
+    original: ir.Model,
+    quantized: ir.Model,
+    names: dict[ir.Value, str],
+    weighted: Sequence[ir.Node],
+    batch: Batch,
+    *,
+    may_be_wide: bool,
 ) -> None:
     """Compares the quantized values of both models on a batch; one warning names where the signal is lost first.
 
@@ -37,6 +43,7 @@ def warn_of_losses(
         names: what each quantized value is called in the float model.
         weighted: the quantized layers, which the user may leave in float instead.
         batch: inputs.
+        may_be_wide: whether values that lose most may have 16 bits instead.
     """
     outputs = {q.source: q.output for q in quantizers(quantized) if q.source in names}
     before = {str(value.name): value for node in original.graph for value in node.outputs}
@@ -51,11 +58,14 @@ def warn_of_losses(
         first, ratio = lost[0]
         node = first.producer()
         layers = [] if node is None else _layers_above(node, set(weighted))
+        wider = (
+            "use 16 bits (activation_bits: 16, or sixteen: auto for those that lose most), or " if may_be_wide else ""
+        )
         log.warning(
             "%d of %d quantized values keep less than %g dB of their signal, the first %r of %s (%.1f dB); "
-            "leave the layers before it in float (ignore: %s)",
+            "%sleave the layers before it in float (ignore: %s)",
             len(lost), len(pairs), LEAST, names[first], "the input" if node is None else label(node), ratio,
-            ", ".join(layers) or "none is quantized",
+            wider, ", ".join(layers) or "none is quantized",
         )  # fmt: skip
 
 
