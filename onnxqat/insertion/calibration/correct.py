@@ -201,10 +201,8 @@ def _change(node: ir.Node, factor: Floats, shift: Floats) -> Callable[[NDArray[A
 
     def changed(output: NDArray[Any]) -> NDArray[Any]:
         along = [1 if shared or i != channel_axis(node) % output.ndim else -1 for i in range(output.ndim)]
-        output *= factor.astype(np.float32).reshape(along)
-        if node.op_type != "MatMul":
-            output += shift.astype(np.float32).reshape(along)
-        return output
+        scaled = output * factor.astype(np.float32).reshape(along)
+        return scaled if node.op_type == "MatMul" else scaled + shift.astype(np.float32).reshape(along)
 
     return changed
 

@@ -1,4 +1,4 @@
-"""Runs a model over batches part by part, while it changes between the parts: what a later part reads is kept in files."""
+"""Runs a model over batches part by part, while it changes between the parts: what a later part reads is kept."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from onnxqat.runtime import Inference
 
 Array = NDArray[Any]
 
+#: Bytes of values that are kept in memory; what is beyond lies in files.
+IN_MEMORY = 2**27
+
 
 class Parts:
     """Values of a model over batches; each node runs once, however many values are asked for one after the other.
@@ -31,13 +34,13 @@ class Parts:
         model: the model; a node must not change once it has run, its initializers may.
         wanted: the nodes whose outputs will be asked for, in order of execution.
         batches: the inputs.
-        folder: an empty one; it holds what is alive of all batches.
+        folder: an empty one; it holds what is alive of all batches and has no room in memory.
         ends: values that are asked for at last, all together.
         threads: number of cores, each of which runs a batch of its own; 0: all.
 
     Attributes:
         count: number of batches.
-        kept: the values that lie in files: the model's inputs, and those that nodes to come read.
+        kept: the values that are kept: the model's inputs, and those that nodes to come read.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Parts:
         threads: int = 0,
     ) -> None:
         self._model, self._folder, self._ends = model, folder, ends
+        self._memory: dict[tuple[ir.Value, int], Array] = {}
+        self._room = IN_MEMORY
         nodes = between(model.graph, (), {value for node in wanted for value in node.outputs} | set(ends))
         self._constant = constant_nodes(nodes)
         self._readers = readers(nodes)
@@ -79,7 +84,7 @@ class Parts:
         for value in [value for value in self.kept if not self._is_alive(value)]:
             self.kept.remove(value)
             for number in range(self.count):
-                self._file(value, number).unlink()
+                self._drop(value, number)
 
     def ends(self, every: int = 1) -> Iterator[dict[str, Array]]:
         """The values in `ends` by name, of one of so many batches, when all nodes that are wanted have run."""
@@ -124,7 +129,17 @@ class Parts:
         return self._folder / f"{id(value)}_{number}.npy"
 
     def _store(self, value: ir.Value, number: int, array: Array) -> None:
-        np.save(self._file(value, number), array)
+        if (value, number) in self._memory or array.nbytes <= self._room:
+            self._room -= 0 if (value, number) in self._memory else array.nbytes
+            self._memory[value, number] = array
+        else:
+            np.save(self._file(value, number), array)
+
+    def _drop(self, value: ir.Value, number: int) -> None:
+        if (value, number) in self._memory:
+            self._room += self._memory.pop((value, number)).nbytes
+        else:
+            self._file(value, number).unlink()
 
     def inputs(self) -> Iterator[Batch]:
         """The model's inputs, batch by batch."""
@@ -132,6 +147,8 @@ class Parts:
 
     def load(self, value: ir.Value, number: int) -> Array:
         """A value, as it is kept of a batch."""
+        if (value, number) in self._memory:
+            return self._memory[value, number]
         loaded: Array = np.load(self._file(value, number), allow_pickle=False)
         return loaded
 

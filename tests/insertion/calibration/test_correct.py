@@ -268,6 +268,13 @@ def test_model_that_answers_in_integers_is_corrected():
     )
 
 
+def test_values_that_memory_has_no_room_for_lie_in_files(monkeypatch):
+    proto, config = INTEGER["residual"], Config(**LOW, output_correction="affine", correction_samples=12)
+    found = insert(proto, batches(proto), config)
+    monkeypatch.setattr("onnxqat.insertion.calibration.parts.IN_MEMORY", 1000)
+    assert insert(proto, batches(proto), config) == found
+
+
 def test_data_that_can_be_read_once_is_enough():
     proto = model("(float[N,6] x) => (float[N,3] y) { y = Gemm(x, w, b) }", w=random(6, 3), b=random(3, seed=1))
     config = Config(weight_bits=4, first_last_bits=None, output_correction="affine")
