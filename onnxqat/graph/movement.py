@@ -55,8 +55,19 @@ def origin(value: ir.Value, known: Container[ir.Value] = (), operators: frozense
 
 
 def quantizer_above(value: ir.Value | None, produced_by: Mapping[ir.Value, Quantizer]) -> Quantizer | None:
-    """The quantizer whose scale `value` has: its producer, or the one above data movement."""
-    return None if value is None else produced_by.get(origin(value, produced_by))
+    """The quantizer whose scale `value` has: its producer, or the one above data movement, or any of those that a Concat joins.
+
+    Values that a Concat joins on several grids have none.
+    """
+    if value is None:
+        return None
+    source = origin(value, produced_by)
+    node = source.producer()
+    if source in produced_by or node is None or node.op_type != "Concat":
+        return produced_by.get(source)
+    joined = [quantizer_above(part, produced_by) for part in node.inputs]
+    one_grid = None not in joined and len({part.same_grid_key for part in joined if part is not None}) == 1
+    return joined[0] if one_grid else None
 
 
 def _mode(node: ir.Node, default: str) -> str:

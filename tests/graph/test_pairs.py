@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
+from onnxqat import Config, fold, insert
 from onnxqat.graph import io
 from onnxqat.graph.pairs import paired_layers
 from tests.models import model, random
@@ -202,3 +204,22 @@ def test_data_may_be_moved_between_its_quantizer_and_the_layer():
     (layer,) = paired_layers(io.load(model(body, **weights, zx=np.uint8(3))))
     assert layer.data.scale.name == "sx"
     assert np.array_equal(layer.weight.codes, np.ones((2, 2, 1, 1)))
+
+
+@pytest.mark.parametrize(("second", "paired"), [("sx", True), ("sz", False)])
+def test_data_may_be_joined_on_one_grid_between_its_quantizers_and_the_layer(second, paired):
+    body = f"""(float[N,2] x, float[N,2] z) => (float[N,2] y) {{ q = QuantizeLinear(x, sx, zx) d = DequantizeLinear(q, sx, zx)
+        p = QuantizeLinear(z, {second}, zx) e = DequantizeLinear(p, {second}, zx) j = Concat<axis=1>(d, e)
+        w = DequantizeLinear(c, sw, zw) y = MatMul(j, w) }}"""
+    weights = {"c": np.zeros((4, 2), np.int8), "sw": np.float32(1), "zw": np.int8(0), "zx": np.uint8(128)}
+    scales = {"sx": np.float32(0.1)} | ({} if paired else {"sz": np.float32(0.2)})
+    assert bool(paired_layers(io.load(model(body, **weights, **scales)))) == paired
+
+
+def test_weights_behind_a_concat_cannot_saturate_in_openvino():
+    body = "a = Conv(x, u) b = Conv(x, v) c = Concat<axis=1>(a, b) y = Conv(c, w)"
+    weights = {"u": random(2, 2, 1, 1), "v": random(2, 2, 1, 1), "w": np.full((2, 4, 1, 1), 0.5, np.float32)}
+    proto = model(f"(float[N,2,4,4] x) => (float[N,2,4,4] y) {{ {body} }}", **weights)
+    deployed = fold(insert(proto, [{"x": random(8, 2, 4, 4)}], Config(target="openvino")))
+    (codes,) = [numpy_helper.to_array(one) for one in deployed.graph.initializer if tuple(one.dims) == (2, 4, 1, 1)]
+    assert codes.reshape(2, 2, 2).astype(int).sum(axis=2).max() * 255 <= 2**15 - 1
