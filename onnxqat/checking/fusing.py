@@ -90,7 +90,7 @@ def joined_scales(judged: Judged) -> Iterator[Finding]:
 
 
 def moved_signs(judged: Judged) -> Iterator[Finding]:
-    """What data movement and Concats read has unsigned codes where the runtime loses zero points that it gives signed ones."""
+    """Inputs of data movement and of Concats have unsigned codes where the runtime loses zero points of signed ones."""
     target = judged.target
     beside = next((node for node in judged.model.graph.all_nodes() if node.op_type in target.unsigned_beside), None)
     if beside is None:

@@ -87,7 +87,7 @@ def preset(name: str) -> Preset:
 
 
 def sparing(name: str | None, metric: str, drop: float | None) -> dict[str, Any]:
-    """What `mixed_precision` is asked for by a preset that spares layers; nothing where it spares none.
+    """Arguments for `mixed_precision` from a preset that spares layers; none where it spares none.
 
     Args:
         name: name of the preset; None: there is none.

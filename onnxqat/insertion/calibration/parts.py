@@ -101,7 +101,7 @@ class Parts:
     def _computed(
         self, nodes: list[ir.Node], outputs: list[ir.Value], numbers: range
     ) -> Iterator[tuple[int, dict[str, Array]]]:
-        """What nodes compute of what is kept, batch by batch, as many at once as there are threads."""
+        """Outputs of nodes from what is kept, batch by batch, as many at once as there are threads."""
         if not (outputs and numbers):
             yield from ((number, {}) for number in numbers)
             return

@@ -21,7 +21,7 @@ def judged_drop(
     metric: str | Function,
     transform: sources.Transform | None = None,
 ) -> float:
-    """How much worse than the float model a Q/DQ model is when deployed.
+    """Drop of a Q/DQ model, when deployed, from the float model.
 
     Raises:
         InputError: nothing can be judged.
