@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -48,26 +48,20 @@ class Preset:
 
 
 _RECONSTRUCTED = "1e-4 of 1e-4, 3e-4 and 1e-3 by 1,000 validation images, on ResNet-20 at 2 bits after reconstruction"
+_INT8 = Preset(
+    8,
+    8,
+    reconstruct=False,
+    lr=1e-5,
+    epochs=3,
+    estimator="mse",
+    found="ResNet-20: three epochs at 1e-4 cost 0.2 points, an epoch at 1e-5 nothing; six pretrained models take 1e-5",
+)
 #: The presets by name.
 PRESETS = {
-    "int8": Preset(
-        8,
-        8,
-        reconstruct=False,
-        lr=1e-5,
-        epochs=3,
-        estimator="mse",
-        found="ResNet-20: three epochs at 1e-4 cost 0.2 points, an epoch at 1e-5 nothing; six pretrained models take 1e-5",
-    ),
-    "int8-mixed": Preset(
-        8,
-        8,
-        reconstruct=False,
-        lr=1e-5,
-        epochs=3,
-        estimator="mse",
-        found="as int8; the layers in float are measured on the data of the call",
-        spares=True,
+    "int8": _INT8,
+    "int8-mixed": replace(
+        _INT8, found="as int8; the layers in float are measured on the data of the call", spares=True
     ),
     "w4a8": Preset(4, 8, reconstruct=True, lr=1e-4, epochs=3, estimator="mse", found=f"as w2a2: {_RECONSTRUCTED}"),
     "w4a4": Preset(4, 4, reconstruct=True, lr=1e-4, epochs=3, estimator="mse", found=f"as w2a2: {_RECONSTRUCTED}"),
