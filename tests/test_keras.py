@@ -259,6 +259,18 @@ def test_quantization_begins_at_its_epochs():
     assert {one.key: one.value for one in left}["onnxqat.activation_start_epoch"] == "2"
 
 
+def test_a_restored_model_quantizes_what_the_saved_one_did(tmp_path):
+    wrapped, other = (onnxqat.keras.as_model(inserted(Config(activation_start_epoch=1))) for _ in range(2))
+    wrapped.schedule.epoch_step()
+    expected = wrapped.predict(X, verbose=0)
+    assert not np.array_equal(other.predict(X, verbose=0), expected)
+    wrapped.save(tmp_path / "saved.keras")
+    wrapped.save_weights(tmp_path / "saved.weights.h5")
+    other.load_weights(tmp_path / "saved.weights.h5")
+    for restored in (other, keras.models.load_model(tmp_path / "saved.keras")):
+        np.testing.assert_array_equal(restored.predict(X, verbose=0), expected)
+
+
 def test_statistics_of_every_epoch_reach_tensorboard(wrapped, tmp_path):
     compiled(wrapped).fit(X, LABEL, epochs=2, verbose=0, callbacks=onnxqat.keras.callbacks(wrapped, log_dir=tmp_path))
     events = EventAccumulator(str(tmp_path))

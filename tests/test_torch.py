@@ -619,6 +619,17 @@ def test_assigned_storage_is_what_runs(module):
     np.testing.assert_array_equal(module(X).detach().numpy(), outputs(to_model(module), {"x": BATCH["x"]})[0])
 
 
+@pytest.mark.parametrize("around", [lambda one: one, torch.nn.Sequential], ids=["alone", "in a module"])
+def test_a_restored_module_quantizes_what_the_saved_one_did(around):
+    module, restored = (
+        as_module(quantized(BODY, onnxqat.Config(activation_start_epoch=1), **WEIGHTS)) for _ in range(2)
+    )
+    module.schedule.epoch_step()
+    assert not torch.equal(module(X), restored(X))
+    around(restored).load_state_dict(around(module).state_dict())
+    assert torch.equal(module(X), restored(X))
+
+
 def test_scales_that_step_over_zero_are_put_back():
     module = as_module(
         onnxqat.insert(

@@ -22,7 +22,7 @@ from onnxqat.training.loop.staging import Stage
 from onnxqat.training.running.values import Value, as_value
 from onnxqat.training.training_graph.build import load_qdq
 from onnxqat.training.training_graph.halves import Halves, cotangent, gradient
-from onnxqat.training.wrapped import Wrapped
+from onnxqat.training.wrapped import EPOCH, Wrapped
 
 Array = NDArray[Any]
 
@@ -122,6 +122,20 @@ class Graph(keras.layers.Layer):  # type: ignore[misc]
         """The whole model, so that a saved Keras model needs no other file."""
         graph = base64.b64encode(zlib.compress(self._proto)).decode()
         return {**super().get_config(), "graph": graph, "execution": dict(self._execution)}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the epoch too where quantizers begin later."""
+        super().save_own_variables(store)
+        if self.wrapped.schedule.is_staged:
+            store[EPOCH] = np.asarray(self.wrapped.schedule.epoch)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Enters the epoch that was saved."""
+        kept = {key: store[key] for key in store.keys()}  # noqa: SIM118 - Keras's stores do not iterate
+        epoch = kept.pop(EPOCH, None)
+        super().load_own_variables(kept)
+        if epoch is not None:
+            self.wrapped.schedule.epoch_step(int(np.asarray(epoch)))
 
     def _trackable_children(self, save_type: str = "checkpoint", **others: Any) -> Any:
         """Refuses `tf.saved_model.save`: what it writes would call into a process that is gone."""

@@ -26,7 +26,7 @@ from onnxqat.training.execution import Execution
 from onnxqat.training.resume.float_state import reason_to_refuse
 from onnxqat.training.statistics import Statistics, statistics
 from onnxqat.training.training_graph.parameters import Kind
-from onnxqat.training.wrapped import QuantizationSchedule, Wrapped
+from onnxqat.training.wrapped import EPOCH, QuantizationSchedule, Wrapped
 
 
 class QdqModule(torch.nn.Module):  # type: ignore[misc]
@@ -199,8 +199,17 @@ class QdqModule(torch.nn.Module):  # type: ignore[misc]
             check_batch(given, signature)  # says which is missing or unknown
         return {name: _widened(given[name], dtype) for name, dtype in self._dtypes.items()}
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Saves the epoch too where quantizers begin later."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.schedule.is_staged:
+            destination[prefix + EPOCH] = torch.tensor(self.schedule.epoch)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Refuses a float model's state where a normalization was folded into this one's weights: they would not fit."""
+        epoch = state_dict.pop(prefix + EPOCH, None)
+        if epoch is not None:
+            self.schedule.epoch_step(int(epoch))
         keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
         given = {
             self._names[key]: state_dict[f"{prefix}{key}"].detach().cpu().numpy() for key in keys if key in self._names

@@ -16,6 +16,10 @@ from onnxqat.training.optimize.update import scale_bounds
 from onnxqat.training.running.values import Floats
 from onnxqat.training.training_graph.halves import Function
 
+#: Key of the epoch beside the parameters that a framework saves: where quantizers begin later, what is restored must quantize
+#: what the saved one did.
+EPOCH = "schedule_epoch"
+
 
 class QuantizationSchedule:
     """Start epochs of quantization, stepped by a loop that is not `Trainer`'s: once at the end of each epoch.
