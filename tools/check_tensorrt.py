@@ -1,142 +1,128 @@
-"""Deployed models of the target tensorrt in TensorRT itself: `tools/check_tensorrt.sh`, which makes the environment.
+"""Deployed models of the target tensorrt in TensorRT itself: `tools/check_tensorrt.sh`, which makes the environments.
 
-Each network is inserted, folded with float16 around its integers, and built as a strongly typed engine; so is its float model in
-float16. Printed are the findings of `check`, the precisions of the engine's layers, both times, and how far the engine's answers
-are from those of the Q/DQ model. Nothing of this has run on a GPU yet.
+`--make` inserts, trains and folds the networks of `tools.benchmark_targets`, with float16 around their integers or fp8 numbers,
+and puts each beside its float model in float16, its data, and the answers of its simulation. `tools/tensorrt_engines.py` builds
+and runs strongly typed engines of them, on a machine with a GPU. `--judge` scores their answers; with `--docs` it writes the
+table of docs/targets.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
+import onnx_ir as ir
 
 import onnxqat
-from models import fashion_mnist
 from onnxqat.folding.half import in_float16
 from onnxqat.graph import io
 from onnxqat.runtime import Inference
-from tools.networks import bert, resnet18, unet
+from onnxqat.runtime.conversion import modern
+from tools.benchmark_targets.measure import FOLDER, agreement, first_of, judged, quantized, rms
+from tools.benchmark_targets.nets import NETS, WAYS
+from tools.readme import ROOT, keep_lines, line, replace_section, section
+from tools.real_models.model import Examples
 
-Batch = dict[str, NDArray[Any]]
-BATCH, RUNS = 32, 100
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A float model, and a batch of data to calibrate and compare with.
-
-    Attributes:
-        title: its name.
-        model: the float model.
-        batch: the data.
-    """
-
-    title: str
-    model: onnx.ModelProto
-    batch: Batch
+PAGE = ROOT / "docs" / "targets.md"
+HEADER = (
+    "| net | target | layers that read 8 bits | over float16's time | trained | engine | same answers | rms | TensorRT |\n"
+    "| --- | --- | --: | --: | --: | --: | --: | --: | --- |"
+)
+WAYS_HERE = ("tensorrt", "tensorrt-fp8")
+#: Of test data for one network.
+BYTES = 24 * 2**20
 
 
-def subjects() -> Iterator[Subject]:
-    """A trained classifier, and known structures with random weights."""
-    images = next(iter(fashion_mnist.test()))["image"][:BATCH]
-    yield Subject("ResNet-20", onnx.load(Path(fashion_mnist.__file__).with_name("resnet20.onnx")), {"image": images})
-    for title, model in (("ResNet-18", resnet18()), ("BERT-like", bert()), ("U-Net-like", unet())):
-        value = model.graph.input[0]
-        shape = [size.dim_value for size in value.type.tensor_type.shape.dim][1:]
-        data = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
-        yield Subject(title, model, {value.name: data})
-
-
-def engine_of(model: onnx.ModelProto, batch: Batch) -> Any:
-    """The strongly typed engine of a model, for the shapes of the batch."""
-    import tensorrt as trt
-
-    logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # what TensorRT 11 always does
-    network = builder.create_network(0 if flags is None else 1 << int(flags))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model.SerializeToString()):
-        raise SystemExit("\n".join(str(parser.get_error(n)) for n in range(parser.num_errors)))
-    settings, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    for name, array in batch.items():
-        profile.set_shape(name, *[array.shape] * 3)
-    settings.add_optimization_profile(profile)
-    return trt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(network, settings))
-
-
-def precisions(engine: Any) -> Counter[str]:
-    """Number of layers by the type of what they write first."""
-    import tensorrt as trt
-
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = json.loads(text)["Layers"]
-    formats = [one["Outputs"][0]["Format/Datatype"] for one in layers if isinstance(one, dict) and one.get("Outputs")]
-    return Counter(str(found).split()[-1] for found in formats)
-
-
-def run_on(engine: Any, batch: Batch) -> tuple[NDArray[np.float32], float]:
-    """The first output, and milliseconds of a run."""
-    import torch
-
-    context, stream = engine.create_execution_context(), torch.cuda.Stream()
-    tensors = {name: torch.from_numpy(array).cuda() for name, array in batch.items()}
-    for name, tensor in tensors.items():
-        context.set_input_shape(name, tuple(tensor.shape))
-    names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
-    outputs = [name for name in names if name not in tensors]
-    tensors |= {name: torch.empty(tuple(context.get_tensor_shape(name)), device="cuda") for name in outputs}
-    for name, tensor in tensors.items():
-        context.set_tensor_address(name, tensor.data_ptr())
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for turn in range(2 * RUNS):
-        if turn == RUNS:
-            start.record(stream)
-        context.execute_async_v3(stream.cuda_stream)
-    end.record(stream)
-    stream.synchronize()
-    return tensors[outputs[0]].cpu().numpy(), start.elapsed_time(end) / RUNS
-
-
-def report(subject: Subject, build: Callable[[onnx.ModelProto, Batch], Any] | None) -> Iterator[str]:
-    """Lines about one network."""
-    qdq = onnxqat.insert(subject.model, [subject.batch], onnxqat.Config(target="tensorrt"))
-    deployed = onnxqat.fold(qdq, float16=True)
+def make(net: str, way: str, folder: Path) -> str:
+    """Writes the models of a network and their data; returns a line about it."""
+    chosen = folder / f"{net}.{way}"
+    chosen.mkdir(parents=True, exist_ok=True)
+    qdq, data = quantized(net, way), chosen_data(net, way)
+    deployed, model = onnxqat.fold(qdq, float16=True), modern(ir.load(NETS[net].path()))
+    onnxqat.save(deployed, chosen / "strong.int8.onnx")
+    onnxqat.save(io.to_proto(in_float16(model.clone())), chosen / "strong.float.onnx")
+    if way == "tensorrt":  # version 8 knows no fp8
+        onnxqat.save(onnxqat.fold(qdq, weights="float"), chosen / "weak.int8.onnx")
+        onnxqat.save(io.to_proto(model), chosen / "weak.float.onnx")
+    arrays = {f"{n}:{name}": array for n, batch in enumerate(data) for name, array in batch.inputs.items()}
+    np.savez_compressed(chosen / "data.npz", **arrays)
+    simulation = Inference(io.load(qdq))
+    expected = {str(n): next(iter(simulation(dict(batch.inputs)).values())) for n, batch in enumerate(data)}
+    np.savez_compressed(chosen / "expected.npz", **expected)
     findings = onnxqat.check(deployed)
-    told = {kind: len(findings.of(kind)) for kind in ("refused", "split", "float")}
-    yield f"{subject.title}: check {told}"
-    if build is None:
-        return
-    engine = build(deployed, subject.batch)
-    found, taken = run_on(engine, subject.batch)
-    half = io.to_proto(in_float16(io.load(subject.model)))
-    _, plain = run_on(build(half, subject.batch), subject.batch)
-    expected = next(iter(Inference(io.load(qdq))(subject.batch).values()))
-    off = float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
-    same = float((found.argmax(-1) == expected.argmax(-1)).mean())
-    yield f"  layers {dict(precisions(engine))}"
-    yield f"  {taken:.3f} ms, float16 {plain:.3f} ms"
-    yield f"  answers off by {off:.2%} of their root mean square; the largest is the same in {same:.2%}"
+    return f"{chosen.name}: check { ({kind: len(findings.of(kind)) for kind in ('refused', 'split', 'float')}) }"
+
+
+def chosen_data(net: str, way: str) -> list[Examples]:
+    """The first test data, as much as travels well."""
+    data = judged(net, way)
+    size = sum(array[0].nbytes for array in data[0].inputs.values())
+    return first_of(data, max(4, BYTES // size))
+
+
+def judge(folder: Path) -> Iterator[tuple[str, str]]:
+    """Key and line of each network whose engine has run."""
+    for net, way in keys():
+        file = folder / f"{net}.{way}" / "engine.json"
+        if file.exists():
+            yield f"{net}/{way}", line(_cells(net, way, json.loads(file.read_text()), file.parent))
+
+
+def keys() -> list[tuple[str, str]]:
+    """Every network on every way to TensorRT."""
+    return [(net, way) for net in NETS for way in WAYS_HERE if NETS[net].trained or WAYS[way].pretrained]
+
+
+def _cells(net: str, way: str, engine: dict[str, Any], folder: Path) -> list[str]:
+    subject, head = NETS[net], [NETS[net].title, WAYS[way].title]
+    where = f"{engine['tensorrt']}, {engine['gpu']}"
+    if "refused" in engine:
+        return [*head, "refused", *[""] * 5, where]
+    expected, found = (_arrays(folder / f"{name}.npz") for name in ("expected", "outputs"))
+    labels = [label for batch in chosen_data(net, way) for label in batch.labels]
+    scores = [f"{subject.score(each, labels):.1f} {subject.unit}" for each in (expected, found)]
+    same = agreement(expected, found, subject.classes)
+    kinds = [types.split(" -> ")[0] for types in engine["layers"].values() if "N/A" not in types]
+    integer = sum(bool({"int8", "fp8"} & {*kind.split("+")}) for kind in kinds)
+    return [
+        *head,
+        f"{integer} of {len(kinds)}" if kinds else "not told",
+        f"{engine['milliseconds'] / engine['float_milliseconds']:.2f}",
+        *scores,
+        "" if same is None else f"{same:.2f} %",
+        f"{rms(expected, found):.2g}",
+        where,
+    ]
+
+
+def _arrays(file: Path) -> list[np.ndarray]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return [arrays[str(number)] for number in range(len(arrays.files))]
 
 
 def main() -> None:
-    """Prints the report."""
+    """Makes, or judges."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--without-engines", action="store_true", help="make and check the models alone")
-    arguments = parser.parse_args()
-    for subject in subjects():
-        for line in report(subject, None if arguments.without_engines else engine_of):
-            print(line, flush=True)
+    parser.add_argument("--make", action="store_true", help="write models and data")
+    parser.add_argument("--judge", action="store_true", help="score what the engines answered")
+    parser.add_argument("--docs", action="store_true", help="and write the table into docs/targets.md")
+    parser.add_argument("--only", nargs="*", metavar="NET/TARGET", default=["/".join(key) for key in keys()])
+    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "tensorrt")
+    asked = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if asked.make:
+        for key in asked.only:
+            print(make(*key.split("/"), asked.folder), flush=True)
+    if asked.judge:
+        found = dict(judge(asked.folder))
+        table = keep_lines(section("tensorrt", PAGE), HEADER, found.values(), [NETS[net].title for net in NETS], key=2)
+        print(table)
+        if asked.docs:
+            replace_section("tensorrt", table, PAGE)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Builds TensorRT engines of deployed models on a GPU; prints their layers' precisions, times beside float16, and answers beside the
-# simulation. Where no GPU is, the models are made and checked, and no engine is built.
-# usage: tools/check_tensorrt.sh [python to make the environment with; where no GPU is, python to run with]
+# Models of the target tensorrt in TensorRT itself: types of the engines' layers, times beside float16, answers beside the simulation.
+# Where no GPU is, TensorRT-RTX, which compiles for GPUs that are elsewhere, builds the engines, and none is run; .cache/tensorrt can
+# then go, with tools/tensorrt_engines.py, to a machine with a GPU, and what that writes come back to `tools.check_tensorrt --judge`.
+# usage: tools/check_tensorrt.sh [python that makes the models] [python to make the environment of TensorRT with]
 set -eu
 cd "$(dirname "$0")/.."
+python="${1:-.venv/bin/python}"
+"$python" -m tools.check_tensorrt --make --only {resnet20,separable,bert,unet,lstm}/tensorrt{,-fp8}
+environment=.venv-tensorrt
+"${2:-python3}" -m venv "$environment"
 if command -v nvidia-smi > /dev/null && nvidia-smi -L 2> /dev/null | grep -q GPU; then
-    environment=.venv-tensorrt
-    "${1:-python3}" -m venv "$environment"
-    "$environment/bin/pip" install --quiet torch tensorrt
-    "$environment/bin/pip" install --quiet .
-    exec "$environment/bin/python" -m tools.check_tensorrt
+    "$environment/bin/pip" install --quiet torch tensorrt numpy
+    "$environment/bin/python" tools/tensorrt_engines.py .cache/tensorrt
+    exec "$python" -m tools.check_tensorrt --judge
 fi
-echo "no GPU is here: the models are made and checked, and no engine is built"
-exec "${1:-.venv/bin/python}" -m tools.check_tensorrt --without-engines
+"$environment/bin/pip" install --quiet numpy tensorrt-rtx-cu13-bindings==1.7.1.116 tensorrt-rtx-cu13-libs==1.7.1.116
+exec "$environment/bin/python" tools/tensorrt_engines.py --build .cache/tensorrt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,14 +140,20 @@ def _takes_half(node: ir.Node, opset: int) -> bool:
         return False
     schema = onnx.defs.get_schema(node.op_type, opset)
     allowed = {one.type_param_str: set(one.allowed_type_strs) for one in schema.type_constraints}
-    read = [(schema.inputs, index, value) for index, value in enumerate(node.inputs) if not _is_for_float(node, index)]
-    written = [(schema.outputs, index, value) for index, value in enumerate(node.outputs)]
-    wide = [
-        formals[min(index, len(formals) - 1)]
-        for formals, index, value in (*read, *written)
+    given = [one for one in enumerate(node.inputs) if not _is_for_float(node, one[0])]
+    read, written = _type_names(schema.inputs, given), _type_names(schema.outputs, enumerate(node.outputs))
+    # an attribute alone gives what ConstantOfShape and RandomNormal write its type, and a Cast's is set
+    follows = node.op_type == "Cast" or written <= read
+    return follows and all("tensor(float16)" in allowed.get(name, ()) for name in read | written)
+
+
+def _type_names(formals: Sequence[Any], values: Iterable[tuple[int, ir.Value | None]]) -> set[str]:
+    """What the schema calls the types of those values that are float32."""
+    return {
+        formals[min(index, len(formals) - 1)].type_str
+        for index, value in values
         if value is not None and value.dtype == _FLOAT
-    ]
-    return all("tensor(float16)" in allowed.get(formal.type_str, ()) for formal in wide)
+    }
 
 
 def _is_for_float(node: ir.Node, index: int) -> bool:

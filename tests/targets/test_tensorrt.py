@@ -169,6 +169,14 @@ def test_float16_model_has_no_float32_inside_and_keeps_its_inputs_and_outputs():
     np.testing.assert_allclose(found, outputs(qdq, batch)[0], atol=0.05)
 
 
+@stock.needs_stock
+def test_float16_model_reads_what_an_attribute_gives_its_type_through_a_cast():
+    nodes = "c = Conv<pads=[1,1,1,1]>(x, w, b) h = Shape(c) z = ConstantOfShape<value=float[1] {2.0}>(h) y = Add(c, z)"
+    qdq = quantized(nodes)
+    half, batch = fold(qdq, float16=True), batches(qdq, 1)[0]
+    np.testing.assert_allclose(stock.executed(half, batch)[0][0], outputs(qdq, batch)[0], atol=0.05)
+
+
 def test_scale_too_small_for_float16_is_refused():
     qdq = quantized("y = Conv(x, w)")
     (scale,) = [i for i in qdq.graph.initializer if i.name == "x_scale"]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxqat.graph.constants import constant
-from onnxqat.graph.edit import constant_value, sole_user
+from onnxqat.graph.edit import constant_value, replace_value, sole_user
 from onnxqat.insertion.groups import inputs, is_float
 from onnxqat.insertion.preparation.simplify import given, put_in_place
 
@@ -40,10 +40,15 @@ def bound_activations(graph: ir.Graph) -> None:
 
 
 def _write_alone(graph: ir.Graph, node: ir.Node, bound: _Bound) -> None:
-    """Min and Max without a partner."""
-    if node.op_type == "Max" and bound.low == 0.0:
+    """Min and Max without a partner; one that bounds nothing passes its data on, since TensorRT refuses it as a Clip."""
+    if node.op_type not in ("Min", "Max"):
+        return
+    if bound.low == -np.inf or bound.high == np.inf:
+        replace_value(graph, node.outputs[0], bound.data)
+        graph.remove(node, safe=True)
+    elif bound.low == 0.0:
         put_in_place(graph, node, ir.node("Relu", [bound.data], name=node.name))
-    elif node.op_type in ("Min", "Max"):
+    else:
         limits = _limits(graph, node, bound.low, bound.high)
         put_in_place(graph, node, ir.node("Clip", [bound.data, *limits], name=node.name))
 

@@ -142,6 +142,12 @@ def test_bounded_activations_take_one_form(nodes, expected):
     assert [n.op_type for n in result.graph.node] == ["Conv", expected, "Conv"]
 
 
+@pytest.mark.parametrize(("nodes", "bound"), [("Max(lo, a)", -np.inf), ("Min(a, lo)", np.inf)])
+def test_a_bound_that_bounds_nothing_is_left_out(nodes, bound):
+    result = prepared(image(f"a = Conv(x, w, b) k = {nodes} y = Conv(k, v, d)", lo=np.float32(bound)))
+    assert [n.op_type for n in result.graph.node] == ["Conv", "Conv"]
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 @pytest.mark.parametrize("keepdims", [0, 1])
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
