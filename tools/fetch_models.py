@@ -28,6 +28,11 @@ _PHOTOS = {
     "skimage/data/retina.jpg": "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
     "skimage/data/hubble_deep_field.jpg": "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
 }
+#: In colour, of which the others that are trained on have little.
+_COLOURED = {
+    "sklearn/datasets/images/china.jpg": "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29",
+    "sklearn/datasets/images/flower.jpg": "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638",
+}
 
 PACKAGES = {
     "ocr": Package(
@@ -73,6 +78,7 @@ PACKAGES = {
         {"sentences.onnx": "export_bert"},
     ),
     "photos": Package("scikit-image==0.26.0", _PHOTOS, {f"photos/{Path(p).name}": p for p in _PHOTOS}, {}),
+    "coloured": Package("scikit-learn==1.9.1", _COLOURED, {f"photos/{Path(p).name}": p for p in _COLOURED}, {}),
 }  # fmt: skip
 
 

