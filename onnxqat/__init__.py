@@ -38,13 +38,13 @@ _HOMES = {
     "data": "onnxqat.data",
     "evaluate": "onnxqat.verification.run",
     "export_training": "onnxqat.training.portable.export",
-    "faster": "onnxqat.search.latency",
+    "faster": "onnxqat.search.latency.choice",
     "fold": "onnxqat.folding",
     "gradients": "onnxqat.training.gradients",
     "insert": "onnxqat.insertion",
     "layers": "onnxqat.search.layers.measure",
     "mixed_precision": "onnxqat.search.mixed.search",
-    "reconstruct": "onnxqat.search.reconstruct",
+    "reconstruct": "onnxqat.search.reconstruction.reconstruct",
     "save": "onnxqat.graph.io",
     "sensitivity": "onnxqat.search.sensitivity.trials",
     "verify": "onnxqat.verification.run",
@@ -67,10 +67,10 @@ if TYPE_CHECKING:
     from onnxqat.folding import fold as fold
     from onnxqat.graph.io import save as save
     from onnxqat.insertion import insert as insert
-    from onnxqat.search.latency import faster as faster
+    from onnxqat.search.latency.choice import faster as faster
     from onnxqat.search.layers.measure import layers as layers
     from onnxqat.search.mixed.search import mixed_precision as mixed_precision
-    from onnxqat.search.reconstruct import reconstruct as reconstruct
+    from onnxqat.search.reconstruction.reconstruct import reconstruct as reconstruct
     from onnxqat.search.sensitivity.trials import sensitivity as sensitivity
     from onnxqat.training.execution import Execution as Execution
     from onnxqat.training.gradients import gradients as gradients

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -167,6 +167,16 @@ class Config(Frozen):
         excluded = (rule for override in self.overrides for rule in override.exclude)
         unified = (rule for group in self.unified_scales for rule in group)
         return (*self.only, *self.ignore, *self.overrides, *excluded, *unified)
+
+    def adding(self, overrides: Iterable[Override] = (), ignore: Iterable[Select] = ()) -> Config:
+        """The settings with these rules behind their own."""
+        added = {"overrides": (*self.overrides, *overrides), "ignore": (*self.ignore, *ignore)}
+        return Config(**{**dict(self), **added})
+
+    def uncalibrated(self) -> Config:
+        """The settings without what reads the data: ranges are not found, and outputs not corrected."""
+        ranges = self.activation_range.model_copy(update={"samples": 0})
+        return self.model_copy(update={"activation_range": ranges, "output_correction": "none"})
 
     @classmethod
     def from_nncf(cls, source: str | Path | dict[str, Any]) -> Config:

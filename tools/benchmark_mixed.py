@@ -32,7 +32,6 @@ from onnxqat.graph import io
 from onnxqat.graph.constants import constant
 from onnxqat.process.processor import processor
 from onnxqat.runtime.toggles import readers
-from onnxqat.search.timing import unread
 from onnxqat.training.optimize.schedules import Cosine
 from tools.packages import FOLDER
 from tools.readme import BENCHMARKS, line, replace_section
@@ -82,7 +81,9 @@ def configuration(name: str, way: str, seed: int, data: Data) -> tuple[Config, f
     if way == "uniform":
         return config.model_copy(update={"weight_bits": mean}), float(mean), 0.0
     if way == "random":
-        return shuffled(io.load(onnxqat.insert(path_of(name), data.inputs()[:1], unread(config))), config, mean, seed)
+        return shuffled(
+            io.load(onnxqat.insert(path_of(name), data.inputs()[:1], config.uncalibrated())), config, mean, seed
+        )
     start = time.process_time()
     found = onnxqat.mixed_precision(path_of(name), data.inputs(), config, bits=float(mean), seed=seed)
     return found.config, found.bits, time.process_time() - start

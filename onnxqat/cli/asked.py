@@ -81,7 +81,7 @@ def quickened(
     """
     if wanted is not None:
         _check_alone("--for latency")
-        from onnxqat.search.latency import faster
+        from onnxqat.search.latency.choice import faster
 
         found = faster(model, data, config, **asdict(given))
         outputs.console.print(f"latency: {found}")

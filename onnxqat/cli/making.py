@@ -52,7 +52,7 @@ def insert(
     outputs.write_config(config, write_config)
     qdq = stage(model, source, config, sample_axis=sample_axis, distributed=launched())
     if asked.reconstructs(reconstruct, quantization):
-        from onnxqat.search.reconstruct import reconstruct as search
+        from onnxqat.search.reconstruction.reconstruct import reconstruct as search
 
         qdq = search(qdq, with_fixed_inputs(model, config.fixed_inputs), source)
     outputs.write(qdq, output)
@@ -86,7 +86,7 @@ def reconstruct(
     from onnxqat.data import sources
     from onnxqat.insertion.preparation.fixed import with_fixed_inputs
     from onnxqat.pipeline.request import fixed_inputs
-    from onnxqat.search.reconstruct import reconstruct as search
+    from onnxqat.search.reconstruction.reconstruct import reconstruct as search
 
     source = sources.read(data, batch_size, options.form(reading))
     original = with_fixed_inputs(float_model, fixed_inputs(fix_input))

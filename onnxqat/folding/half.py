@@ -148,7 +148,7 @@ def _takes_half(node: ir.Node, opset: int) -> bool:
 
 
 def _type_names(formals: Sequence[Any], values: Iterable[tuple[int, ir.Value | None]]) -> set[str]:
-    """What the schema calls the types of those values that are float32."""
+    """Names of the types, in the schema, of those values that are float32."""
     return {
         formals[min(index, len(formals) - 1)].type_str
         for index, value in values

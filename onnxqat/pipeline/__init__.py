@@ -31,7 +31,7 @@ from onnxqat.pipeline.recovery import Keeping, fit
 from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
 from onnxqat.search.raising import Step
-from onnxqat.search.reconstruct import reconstruct
+from onnxqat.search.reconstruction.reconstruct import reconstruct
 from onnxqat.training.health import preflight
 from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Constant, Cosine, Rate

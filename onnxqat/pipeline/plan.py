@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 import onnx
 
 from onnxqat.config import Config
-from onnxqat.config_parts import Range
 from onnxqat.data import sources
 from onnxqat.graph import io
 from onnxqat.insertion import insert
+from onnxqat.terminal.quiet import quiet
 
 
 def planned(
@@ -27,12 +25,5 @@ def planned(
     Raises:
         InputError: what `insert` would refuse.
     """
-    unread = Range(**{**dict(config.activation_range), "samples": 0})
-    settings = {"activation_range": unread, "output_correction": "none"}
-    stage = logging.getLogger("onnxqat.insertion")
-    level = stage.level
-    stage.setLevel(logging.ERROR)  # it would say what it did, and that ranges are missing
-    try:
-        return insert(model, source, Config(**{**dict(config), **settings}), sample_axis=sample_axis)
-    finally:
-        stage.setLevel(level)
+    with quiet("onnxqat.insertion"):  # it would say what it did, and that ranges are missing
+        return insert(model, source, config.uncalibrated(), sample_axis=sample_axis)

@@ -15,9 +15,9 @@ from onnxqat.insertion import insert
 from onnxqat.pipeline import Outcome, calibrating, ready, run, untrained
 from onnxqat.pipeline.recovery import Keeping
 from onnxqat.pipeline.request import Data, Judge, Training
-from onnxqat.search.quiet import quiet
-from onnxqat.search.raising import raised
+from onnxqat.search.raising.steps import raised
 from onnxqat.terminal.plain import cells
+from onnxqat.terminal.quiet import quiet
 from onnxqat.verification.judge import Verdict
 from onnxqat.verification.measures import measure, shown
 

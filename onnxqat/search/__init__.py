@@ -1,1 +1,1 @@
-"""Searches: what combines stages to find better parameters, or settings, than one stage alone."""
+"""Searches, and what they measure: stages are combined to find better parameters, or settings, than one stage alone."""

@@ -14,7 +14,7 @@ import onnxqat
 from onnxqat import Config, InputError, Select
 from onnxqat.graph.qdq import quantizers
 from onnxqat.pipeline import summary
-from onnxqat.search.latency import settled
+from onnxqat.search.latency.choice import settled
 from onnxqat.verification.host import Host
 from onnxqat.verification.report import Latency, Size
 from tests.classifier import write

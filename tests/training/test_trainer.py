@@ -14,7 +14,7 @@ from onnxqat.config import Config
 from onnxqat.errors import InputError, TrainingError, UnsupportedModelError
 from onnxqat.folding import fold
 from onnxqat.insertion import insert
-from onnxqat.search.reconstruct import reconstruct
+from onnxqat.search.reconstruction.reconstruct import reconstruct
 from onnxqat.training.callbacks.ready_made import Callback, EarlyStopping, JsonLines
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Cosine

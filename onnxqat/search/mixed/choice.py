@@ -22,8 +22,7 @@ from onnxqat.runtime.toggles import readers
 from onnxqat.search.mixed import FLOAT, Budget, Mixed, counted
 from onnxqat.search.mixed.assign import assigned
 from onnxqat.search.mixed.fisher import losses
-from onnxqat.search.quiet import quiet
-from onnxqat.search.timing import unread
+from onnxqat.terminal.quiet import quiet
 from onnxqat.verification.rows import in_parts
 
 #: Probes at least, where there are few samples: their mean has a standard error of about a sixth.
@@ -73,12 +72,12 @@ class Choice:
         errors: dict[str, dict[int, Any]] = {}
         nodes: dict[str, tuple[str, ...]] = {}
         plain: ir.Model | None = None
-        for bits in widths if widths != [FLOAT] else [8, FLOAT]:
-            if bits == FLOAT:
-                continue
+        for bits in [bits for bits in widths if bits != FLOAT] or [8]:
             with quiet("onnxqat.insertion"):
                 quantized = io.load(
-                    insert(model, data, unread(config.model_copy(update={"weight_bits": bits})), transform=transform)
+                    insert(
+                        model, data, config.uncalibrated().model_copy(update={"weight_bits": bits}), transform=transform
+                    )
                 )
             plain = plain or without_quantizers(quantized)
             for quantizer, names in readers(quantized):
@@ -139,10 +138,7 @@ class Choice:
         rules = {node: bits for name, bits in chosen.items() for node in self.nodes[name]}
         overrides = tuple(Override(name=node, weight_bits=bits) for node, bits in rules.items() if bits != FLOAT)
         floats = tuple(Select(name=node) for node, bits in rules.items() if bits == FLOAT)
-        given = dict(self.config)
-        return Config(
-            **{**given, "overrides": (*self.config.overrides, *overrides), "ignore": (*self.config.ignore, *floats)}
-        )
+        return self.config.adding(overrides, floats)
 
 
 def _spread(errors: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:

@@ -28,13 +28,13 @@ from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 from onnxqat.metrics.table import Function
 from onnxqat.names import RuntimeName
 from onnxqat.runtime.toggles import readers
+from onnxqat.search.latency.timing import Floats, Trials, leaving, trials
 from onnxqat.search.mixed import FLOAT, Mixed, counted
 from onnxqat.search.mixed.assign import Costs, assigned
 from onnxqat.search.mixed.judging import judged_drop
-from onnxqat.search.quiet import quiet
 from onnxqat.search.sensitivity.trials import sensitivity
-from onnxqat.search.timing import Floats, Trials, leaving, trials, unread
 from onnxqat.terminal.progress import track
+from onnxqat.terminal.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def within_drop(
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     with quiet("onnxqat"):
-        whole = io.load(insert(model, data, unread(config), transform=transform))
+        whole = io.load(insert(model, data, config.uncalibrated(), transform=transform))
     return _result(whole, config, frozenset(ranked[:high]), noise)
 
 

@@ -21,7 +21,7 @@ from onnxqat.search.mixed.assign import check_solver
 from onnxqat.search.mixed.choice import Choice
 from onnxqat.search.mixed.floats import within_drop, within_latency
 from onnxqat.search.mixed.judging import judged_drop
-from onnxqat.search.quiet import quiet
+from onnxqat.terminal.quiet import quiet
 
 log = logging.getLogger(__name__)
 

@@ -91,10 +91,7 @@ class Sensitivity:
             raised: dict[str, Any] = {_FIELDS[part]: bits for part, bits in widths.items() if bits != asked[part]}
             if raised and "weights" in parts:  # other nodes read 8 bits anyway
                 overrides.append(Override(name=node, **raised))
-        given = dict(self.config)
-        return Config(
-            **{**given, "overrides": (*self.config.overrides, *overrides), "ignore": (*self.config.ignore, *floats)}
-        )
+        return self.config.adding(overrides, floats)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain dicts, lists, numbers and strings."""

@@ -21,9 +21,9 @@ from onnxqat.insertion import insert
 from onnxqat.metrics.table import Function, Metric, Tally, named
 from onnxqat.runtime.toggles import Toggles, readers
 from onnxqat.search.layers.values import EXACT, Noise
-from onnxqat.search.quiet import quiet
 from onnxqat.search.sensitivity import Cost, Sensitivity, check_widths
 from onnxqat.terminal.progress import track
+from onnxqat.terminal.quiet import quiet
 from onnxqat.verification.rows import in_parts
 from onnxqat.verification.run import decisions_of
 

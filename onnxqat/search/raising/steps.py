@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -12,6 +11,7 @@ import onnx
 from onnxqat.config import Config
 from onnxqat.config_parts import Select
 from onnxqat.graph import io
+from onnxqat.search.raising import Raised, Step
 from onnxqat.search.sensitivity.trials import sensitivity
 from onnxqat.verification.judge import Verdict
 
@@ -21,43 +21,6 @@ log = logging.getLogger(__name__)
 ESTIMATORS = ("mse", "percentile", "min_max")
 #: Layers that are left in float, the costliest first and half of them at most, before training is worth more.
 FLOATS = (1, 2, 4, 8)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step on the way.
-
-    Attributes:
-        what: what it changed.
-        drop: loss against the float model after it, in the metric's unit.
-        score: the deployed model's score.
-        holds: whether that is no more than allowed.
-    """
-
-    what: str
-    drop: float
-    score: float
-    holds: bool
-
-
-@dataclass(frozen=True)
-class Raised:
-    """Result of `raised`.
-
-    Attributes:
-        config: the best settings that were found.
-        model: the Q/DQ model by these settings.
-        path: the steps, in order.
-    """
-
-    config: Config
-    model: onnx.ModelProto
-    path: tuple[Step, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the model loses no more than allowed, without training."""
-        return any(step.holds for step in self.path)
 
 
 def raised(

@@ -24,8 +24,8 @@ from onnxqat.insertion import insert
 from onnxqat.insertion.preparation.fixed import with_fixed_inputs
 from onnxqat.names import RuntimeName
 from onnxqat.runtime.toggles import readers
-from onnxqat.search.quiet import quiet
 from onnxqat.targets import TARGETS
+from onnxqat.terminal.quiet import quiet
 from onnxqat.verification.host import RUNTIME_OF, Host, opened
 
 log = logging.getLogger(__name__)
@@ -164,16 +164,9 @@ class Trials:
     def inserted(self, floats: Floats) -> ir.Model:
         """The Q/DQ model, whose ranges are not calibrated: they do not change how long it takes."""
         with quiet("onnxqat"):
-            return io.load(insert(self.model, self.batches, leaving(unread(self.config), floats)))
-
-
-def unread(config: Config) -> Config:
-    """The settings without what reads data: ranges are not calibrated, and outputs not corrected."""
-    ranges = config.activation_range.model_copy(update={"samples": 0})
-    return config.model_copy(update={"activation_range": ranges, "output_correction": "none"})
+            return io.load(insert(self.model, self.batches, leaving(self.config.uncalibrated(), floats)))
 
 
 def leaving(config: Config, floats: Floats) -> Config:
     """The settings with these layers in float as well."""
-    ignored = tuple(Select(name=name) for name in sorted(floats))
-    return Config(**{**dict(config), "ignore": (*config.ignore, *ignored)})
+    return config.adding(ignore=[Select(name=name) for name in sorted(floats)])

@@ -24,10 +24,10 @@ from onnxqat.graph import files, io
 from onnxqat.graph.without import ADAPTED, RECONSTRUCTION
 from onnxqat.insertion.preparation import prepare
 from onnxqat.runtime import checked
-from onnxqat.search.blocks import borders
-from onnxqat.search.learning import Blocks, Learning, maker
-from onnxqat.search.quiet import quiet
+from onnxqat.search.reconstruction.blocks import borders
+from onnxqat.search.reconstruction.learning import Blocks, Learning, maker
 from onnxqat.terminal.progress import track
+from onnxqat.terminal.quiet import quiet
 from onnxqat.training.execution import Options
 from onnxqat.training.training_graph.build import load_qdq
 

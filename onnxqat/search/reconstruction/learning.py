@@ -18,7 +18,7 @@ from onnxqat.data.batch import Batch
 from onnxqat.graph import io
 from onnxqat.graph.subgraph import between, constant_nodes, read, subgraph
 from onnxqat.insertion.calibration.parts import Parts
-from onnxqat.search.blocks import behind_layers, last, weighted
+from onnxqat.search.reconstruction.blocks import behind_layers, last, weighted
 from onnxqat.training.execution import Options
 from onnxqat.training.optimize.optimizers import AdamW
 from onnxqat.training.optimize.schedules import Cosine

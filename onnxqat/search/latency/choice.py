@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from onnxqat.config import Config
@@ -17,46 +16,14 @@ from onnxqat.data import sources
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.names import RuntimeName
-from onnxqat.search.timing import FASTER, Floats, leaving, trials
+from onnxqat.search.latency import Faster
+from onnxqat.search.latency.timing import FASTER, Floats, leaving, trials
 from onnxqat.terminal.progress import track
 
 #: Time of one choice of layers as a multiple of another's.
 Ratio = Callable[[Floats, Floats], float]
 #: Into how many stretches the layers are cut at most.
 PIECES = 32
-
-
-@dataclass(frozen=True)
-class Faster:
-    """Result of `onnxqat.faster`.
-
-    Attributes:
-        config: settings that leave these layers in float; `insert` takes it, and a file of it can be edited.
-        floats: names of the layers that are in float because they are faster so.
-        layers: how many layers could have been integers.
-        ratio: time of the deployed model over that of the float model.
-        before: the same with all layers in integers.
-        runtime: name and version of the runtime.
-
-    Example:
-        ```python
-        found = onnxqat.faster("model.onnx", "train.npz")
-        print(found.floats, found.ratio)
-        ```
-    """
-
-    config: Config
-    floats: tuple[str, ...]
-    layers: int
-    ratio: float
-    before: float
-    runtime: str
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.floats)} of {self.layers} layers stay in float; {self.ratio:.2f} of float's time in {self.runtime}, "
-            f"{self.before:.2f} with all in integers"
-        )
 
 
 def faster(
