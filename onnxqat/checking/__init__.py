@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
-from onnxqat.checking import codes, floats, fusing
+from onnxqat.checking import codes, floats, foreign, fusing
 from onnxqat.checking.findings import Finding, Findings
 from onnxqat.checking.judged import Judged
 from onnxqat.errors import InputError, UnsupportedModelError
@@ -55,7 +55,7 @@ def check(model: io.ModelLike, target: str | None = None) -> Findings:
     Raises:
         InputError: there is no such target, or the model names none.
     """
-    loaded = io.load(model)
+    loaded = io.load(model, foreign=True)
     named = target or loaded.metadata_props.get(TARGET)
     if named is None:
         raise InputError(f"target: the model names none; say which (--target {'|'.join(TARGETS)})")
@@ -69,7 +69,7 @@ def check(model: io.ModelLike, target: str | None = None) -> Findings:
 def judged(model: ir.Model, target: Target) -> Findings:
     """The findings about a model, which gets inferred types."""
     infer(model)
-    found = list(floats.refusals(model, target))
+    found = [*floats.refusals(model, target), *foreign.operators(model, target)]
     try:
         held = quantizers(model)
     except UnsupportedModelError:

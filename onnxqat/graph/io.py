@@ -19,7 +19,7 @@ from onnxqat.graph.codes import move_floats
 from onnxqat.graph.indices import check_indices
 from onnxqat.graph.limits import check_depth, check_growth
 from onnxqat.graph.operands import check_operands
-from onnxqat.graph.opsets import lowered
+from onnxqat.graph.opsets import is_foreign, lowered
 from onnxqat.graph.sparse import dense
 from onnxqat.graph.types import check_ranks
 from onnxqat.graph.validity import check_valid
@@ -37,7 +37,7 @@ OLDEST_IR = 8
 OLDEST_OPSET = 13
 
 
-def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
+def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET, foreign: bool = False) -> ir.Model:
     """Loads and checks a model: readable, standard operators only, opset in range or lowered, external data in place.
 
     The result is the caller's to change: the argument is never modified. Model-local functions are inlined, external data is
@@ -46,6 +46,7 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     Args:
         model: path of an ONNX file, or a model in memory.
         oldest_opset: smallest opset of the default domain to let through.
+        foreign: whether to let operators through that are not ONNX's own.
 
     Raises:
         InputError: the file is missing, not ONNX, cut off, of an opset that is too old or cannot be lowered, or its external data
@@ -65,7 +66,9 @@ def load(model: ModelLike, *, oldest_opset: int = OLDEST_OPSET) -> ir.Model:
     _use_short_domain(loaded)
     if loaded.functions:
         _inline(loaded)
-    _check_operators(loaded)
+    if not foreign:
+        _check_foreign(loaded)
+    _check_versions(loaded)
     check_depth(loaded)
     check_attributes(loaded)
     check_indices(loaded)
@@ -195,7 +198,7 @@ def _reason(error: BaseException) -> str:
     return lines[0][:200]
 
 
-def _check_operators(model: ir.Model) -> None:
+def _check_foreign(model: ir.Model) -> None:
     custom = Counter(f"{n.domain}::{n.op_type}" for n in model.graph.all_nodes() if n.domain not in ("", "ai.onnx"))
     if custom:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(custom.items()))
@@ -203,15 +206,17 @@ def _check_operators(model: ir.Model) -> None:
             f"custom operators {listed}: only standard ONNX operators are handled; export without them"
         )
 
-    unknown = {
-        n.op_type for n in model.graph.all_nodes() if n.domain in ("", "ai.onnx") and not onnx.defs.has(n.op_type)
-    }
+    unknown = {n.op_type for n in model.graph.all_nodes() if is_foreign(n)}
     if unknown:
         raise UnsupportedModelError(
             f"operators {', '.join(sorted(unknown))} have no ONNX form; replace the layers that make them"
         )
+
+
+def _check_versions(model: ir.Model) -> None:
     version = opset(model)
-    newer = {n.op_type for n in model.graph.all_nodes() if version > 0 and not onnx.defs.has(n.op_type, version)}
+    own = {n.op_type for n in model.graph.all_nodes() if not is_foreign(n)}
+    newer = {name for name in own if version > 0 and not onnx.defs.has(name, version)}
     if newer:
         raise InputError(
             f"model: operators {', '.join(sorted(newer))} do not exist in opset {version}; export the model again"

@@ -23,6 +23,11 @@ CONVERTED_OPSET = 17
 SMALL = 1024
 
 
+def is_foreign(node: ir.Node) -> bool:
+    """Whether the operator is none of ONNX's own, in any version of its default domain."""
+    return node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type)
+
+
 def upgraded(model: ir.Model, version: int) -> ir.Model:
     """A copy of the model in a newer opset (see `upgrade`).
 
@@ -50,7 +55,7 @@ def lowered(model: ir.Model, version: int) -> ir.Model:
         InputError: an operator has no such form; the message names all of them.
     """
     found = model.opset_imports[""]
-    new = {node.op_type for node in model.graph.all_nodes() if not onnx.defs.has(node.op_type, version)}
+    new = {n.op_type for n in model.graph.all_nodes() if not is_foreign(n) and not onnx.defs.has(n.op_type, version)}
     functions = [("", name) for name in new if _has_body(name, found)]
     if functions:
         _state_defaults(model, new, found)
@@ -65,7 +70,7 @@ def lowered(model: ir.Model, version: int) -> ir.Model:
 
 def _check_exist(model: ir.Model, found: int, version: int, change: str, remedy: str) -> None:
     """Raises InputError if operators of the model do not exist in an opset; the message names all of them."""
-    stuck = Counter(node.op_type for node in model.graph.all_nodes() if not _exists(node, version))
+    stuck = Counter(n.op_type for n in model.graph.all_nodes() if not is_foreign(n) and not _exists(n, version))
     if stuck:
         raise InputError(
             f"model: opset {found} cannot be {change} to {version}, because of {_listed(stuck)}; export it with {remedy}"

@@ -75,6 +75,7 @@ class Target:
         products: types of codes, of data and weight, that its layers multiply.
         one_scale: operators whose kernels take no weight with more than one scale.
         int32_biases: whether a model with biases as int32 codes is taken.
+        contrib: whether it loads operators of ONNX Runtime alone, which its optimizations write (domain com.microsoft).
         float8: the same facts for models whose codes are numbers of E4M3; None: there are no kernels for them.
         weight_only: whether activations are never quantized: there is no kernel for QuantizeLinear.
         simulated: whether the runtime only shows the answers, quantizers computed in float, and others execute the model.
@@ -132,6 +133,7 @@ class Target:
     int32_biases: bool = True
     weight_only: bool = False
     simulated: bool = False
+    contrib: bool = False
     float8: Target | None = None
 
     def for_codes(self, found: Iterable[Quantizer]) -> Target:

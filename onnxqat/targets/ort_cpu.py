@@ -46,4 +46,5 @@ TARGET = Target(
     pairs_products=False,
     unknown_without_vnni=lambda node, rank: False,
     products=frozenset({("uint8", "int8"), ("uint8", "uint8"), ("int8", "int8")}),
+    contrib=True,
 )

@@ -79,6 +79,7 @@ TARGET = Target(
     narrow_operands={"MatMul": 1},
     least_range=1e-4,
     static=True,
+    contrib=True,
     clips_codes=False,
     refusal=_refusal,
     products=frozenset((data, weight) for data in ("uint8", "uint16") for weight in ("int8", "uint8", "int4")),

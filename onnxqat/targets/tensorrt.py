@@ -30,7 +30,7 @@ SCALED = 4
 
 _AVERAGES = operators("AveragePool GlobalAveragePool")
 #: Operators with integers of their own, for which the parser has no importer.
-_NOT_IMPORTED = operators("QLinearConv QLinearMatMul ConvInteger MatMulInteger DynamicQuantizeLinear QLinearAdd QGemm")
+_NOT_IMPORTED = operators("QLinearConv QLinearMatMul ConvInteger MatMulInteger DynamicQuantizeLinear")
 
 
 def _too_small(node: ir.Node) -> str:

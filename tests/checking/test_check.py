@@ -16,7 +16,7 @@ from onnxqat.errors import InputError, UnsupportedModelError
 from onnxqat.folding import fold
 from onnxqat.insertion import insert
 from onnxqat.targets import TARGETS
-from tests.models import batches, model, quantized_by_onnxruntime, quantized_by_onnxruntime_for_qnn
+from tests.models import batches, model, quantized_by_onnxruntime, quantized_by_onnxruntime_for_qnn, session
 from tests.models import random as r
 
 BODY = "c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) d = Conv<pads=[1,1,1,1]>(r, u, e) s = Add(d, x) q = Relu(s)"
@@ -202,6 +202,50 @@ def test_operators_with_integers_of_their_own_are_refused_for_tensorrt(tmp_path)
     assert any(
         re.search("DynamicQuantizeLinear.*: is not imported; give a model with QuantizeLinear", one) for one in told
     )
+
+
+ENCODED = """(float[2,4,8] x) => (float[2,4,8] y) { m = MatMul(x, w) n = LayerNormalization(m, s, b) a = Add(n, x)
+    k = LayerNormalization(a, s, b) t = Transpose<perm=[0,2,1]>(k) p = MatMul(k, t) y = MatMul(p, k) }"""
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "told"),
+    [
+        (
+            "tensorrt",
+            "refused",
+            "alone, which TensorRT does not have; export the model again without ONNX Runtime's opt",
+        ),
+        (
+            "openvino",
+            "refused",
+            "alone, which OpenVINO does not have; export the model again without ONNX Runtime's opt",
+        ),
+        (
+            "qnn",
+            "split",
+            "alone, which QNN leaves to the CPU; export the model again without ONNX Runtime's optimizations",
+        ),
+        ("ort-cpu", "", ""),
+    ],
+)
+def test_operators_of_onnxruntime_alone_are_told_one_by_one(target, kind, told, tmp_path):
+    for proto in (deployed("ort-cpu"), model(ENCODED, **{name: ENCODER_WEIGHTS[name] for name in "wsb"})):
+        session(proto, optimized=tmp_path / "optimized.onnx")
+        own = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node if n.domain]
+        found = [one for one in onnxqat.check(tmp_path / "optimized.onnx", target) if "ONNX Runtime alone" in one.fact]
+        assert own
+        assert [(one.kind, one.fact.split()[0]) for one in found] == [(kind, name) for name in own if kind]
+        assert all(told in str(one) for one in found)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_custom_operator_is_refused_by_name(target):
+    proto = model("(float[2] x) => (float[2] y) { y = Relu(x) }")
+    proto.graph.node[0].MergeFrom(onnx.NodeProto(op_type="Own", domain="my.domain", name="own"))
+    proto.opset_import.add(domain="my.domain", version=1)
+    (refused,) = [one for one in onnxqat.check(proto, target).refused if "size" not in one.fact]
+    assert "Own 'own': Own of domain 'my.domain' is a custom operator" in str(refused)
 
 
 def test_free_size_is_refused_for_the_npu():
