@@ -174,9 +174,9 @@ class Config(Frozen):
         return Config(**{**dict(self), **added})
 
     def uncalibrated(self) -> Config:
-        """The settings without what reads the data: ranges are not found, and outputs not corrected."""
+        """The settings without what reads the data: no ranges, no corrected outputs, no choice of activations with 16 bits."""
         ranges = self.activation_range.model_copy(update={"samples": 0})
-        return self.model_copy(update={"activation_range": ranges, "output_correction": "none"})
+        return self.model_copy(update={"activation_range": ranges, "output_correction": "none", "sixteen": None})
 
     @classmethod
     def from_nncf(cls, source: str | Path | dict[str, Any]) -> Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnx
 
 from onnxqat.config import Config
@@ -10,11 +12,13 @@ from onnxqat.graph import io
 from onnxqat.insertion import insert
 from onnxqat.terminal.quiet import quiet
 
+log = logging.getLogger(__name__)
+
 
 def planned(
     model: io.ModelLike, source: sources.Source, config: Config, sample_axis: int | None = None
 ) -> onnx.ModelProto:
-    """The Q/DQ model that `insert` would make, but for its scales: of the data, only the first batch is read.
+    """The Q/DQ model that `insert` would make, but for its scales and for `Config.sixteen`: only the first batch is read.
 
     Args:
         model: the float model.
@@ -25,5 +29,7 @@ def planned(
     Raises:
         InputError: what `insert` would refuse.
     """
+    if config.sixteen is not None:
+        log.info("plan: which activations have 16 bits is measured when the model is made; they are shown with 8")
     with quiet("onnxqat.insertion"):  # it would say what it did, and that ranges are missing
         return insert(model, source, config.uncalibrated(), sample_axis=sample_axis)

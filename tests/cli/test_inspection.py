@@ -78,6 +78,14 @@ def test_dry_run_shows_what_would_be_quantized_and_writes_nothing(call, files, c
     assert call(command, files / "m.onnx", data, files / "none.npz", *options)[0] == 2
 
 
+def test_dry_run_says_that_16_bits_are_measured_later(call, files):
+    options = ("--sixteen", "auto", "--dry-run", "-o", files / "o.onnx")
+    status, said, log = call("insert", files / "m.onnx", "--calibration", files / "a.npz", *options)
+    assert status == 0
+    assert "which activations have 16 bits is measured" in log
+    assert "16 bits" not in said
+
+
 def test_time_that_training_takes_is_told_after_a_few_steps(call, files, monkeypatch):
     monkeypatch.setattr(ready_made, "LONG", -1.0)
     call("train", files / "q.onnx", "--data", files / "a.npz", "--batch-size", 8, "--epochs", 1, "-o", files / "o.onnx")

@@ -36,8 +36,8 @@ def network():
     return model(NET, **WEIGHTS)
 
 
-def widths(qdq):
-    return {q.source.name: q.bits for q in quantizers(ir.from_proto(qdq)) if q.is_weight}
+def widths(qdq, *, of_weights=True):
+    return {q.source.name: q.bits for q in quantizers(ir.from_proto(qdq)) if q.is_weight == of_weights}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -66,13 +66,16 @@ def test_loss_of_a_weight_is_the_quadratic_form_of_the_fisher_information():
 
 
 def test_widths_meet_the_budget_lose_less_than_uniform_ones_and_are_those_of_the_model(network):
-    config = Config(first_last_bits=None, activation_bits=8)
+    config = Config(first_last_bits=None, activation_bits=6)
     mixed = onnxqat.mixed_precision(network, DATA, config, bits=5.0, samples=16)
     uniform = onnxqat.mixed_precision(network, DATA, config, bits=5.0, widths=[5], samples=16)
     assert set(uniform.widths.values()) == {5}
     assert mixed.bits <= 5.0
     assert mixed.loss < uniform.loss
-    assert widths(onnxqat.insert(network, DATA, mixed.config)) == mixed.widths
+    made, plain = (onnxqat.insert(network, DATA, settings) for settings in (mixed.config, config))
+    assert widths(made) == mixed.widths
+    assert widths(made, of_weights=False) == widths(plain, of_weights=False)  # activations keep theirs
+    assert 6 in widths(made, of_weights=False).values()
 
 
 def test_size_counts_everything_and_float_is_a_width(network):

@@ -40,7 +40,8 @@ Budget = Annotated[
         metavar="size=X|bits=X|drop=X|latency=X",
         help="Choose a width, 2 to 8, for each layer's weights: size=0.2 of float, codes counted as packed; bits=4.5 on average; "
         "or drop=0.5, the smallest model that loses no more points, dB or percent before training. Or the layers that stay in "
-        "float: latency=0.7, those that lose most and leave the model so fast, of float's time in the runtime on this machine.",
+        "float: latency=0.7, those that lose most and leave the model so fast, of float's time in the runtime on this machine. "
+        "Activations keep the width of the settings; those that only a layer in float reads are in float too.",
         show_default=False,
     ),
 ]

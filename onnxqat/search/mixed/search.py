@@ -51,9 +51,9 @@ def mixed_precision(  # noqa: PLR0913  (the public interface is this flat)
 
     The distance is estimated to second order from gradients of the float model, without labels (HAWQ-V2, Dong et al. 2020), and
     the widths are chosen by an exact integer program. First and last layers keep `Config.first_last_bits`; activations keep
-    their width. For `latency`, and for `drop` where `widths` are the settings' and 32, a layer is as the settings have it or in
-    float, its activations too: what the quantizers of each alone cost (see `sensitivity`) is weighed against its time in the
-    runtime, and the choice is measured as a whole. Needs the extra `search`.
+    the settings' widths, 16 bits by `Config.sixteen` included. For `latency`, and for `drop` where `widths` are the settings'
+    and 32, a layer is as the settings have it or in float, its activations too: what the quantizers of each alone cost (see
+    `sensitivity`) is weighed against its time in the runtime, and the choice is measured as a whole. Needs the extra `search`.
 
     Args:
         model: the float model.
@@ -129,7 +129,8 @@ def _smallest(
     nearest = dropped(best)
     if nearest > drop:
         raise InputError(
-            f"budget: drop={drop:g} cannot be reached by weights alone; the nearest is {nearest:.3g}, at {best}"
+            f"budget: drop={drop:g} cannot be reached by weights alone; the nearest is {nearest:.3g}, at {best}; give "
+            "activations more bits, or leave layers in float (preset int8-mixed)"
         )
     while high - low > STEP:
         middle = (low + high) / 2
