@@ -17,6 +17,14 @@ T = TypeVar("T")
 console = Terminal(stderr=True)
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it: seconds below 2 minutes, minutes below 2 hours."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
 def track(items: Iterable[T], what: str) -> Iterator[T]:
     """Iterates with a progress bar where standard error is a terminal, silently elsewhere (the stages log one line each)."""
     if not sys.stderr.isatty() or rank() > 0:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import onnxqat
 from onnxqat.terminal.plain import Terminal, cells
+from onnxqat.terminal.progress import duration
 from onnxqat.training.callbacks import ready_made
 from tests.models import model, random
 
@@ -97,4 +98,4 @@ def test_time_that_training_takes_is_told_after_a_few_steps(call, files, monkeyp
 
 @pytest.mark.parametrize(("seconds", "words"), [(3, "3 s"), (119, "119 s"), (150, "2 min"), (7300, "2 h")])
 def test_times_are_said_in_the_unit_that_people_use(seconds, words):
-    assert ready_made.in_words(seconds) == words
+    assert duration(seconds) == words

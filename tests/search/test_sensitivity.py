@@ -86,11 +86,12 @@ def test_command_prints_writes_and_its_configuration_is_one_for_insert(tmp_path,
     data = ("--data", folder / "data.npz")
     files = {"--json": folder / "s.json", "--report": folder / "s.html", "--write-config": folder / "c.json"}
     options = [part for pair in files.items() for part in pair]
-    status, said, _ = call(
+    status, said, log = call(
         "sensitivity", folder / "float.onnx", *data, "--width", 8, "--weight-bits", 3, "--activation-bits", 3, *options
     )
     assert status == 0
     assert "weights" in said
+    assert "sensitivity: 4 values at up to 2 widths, about" in log
     assert json.loads((folder / "s.json").read_text())["costs"][0]["snr"] < 30
     assert "Sensitivity" in (folder / "s.html").read_text()
     calibration = ("--calibration", folder / "data.npz", "--config", folder / "c.json")

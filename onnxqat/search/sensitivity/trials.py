@@ -22,7 +22,7 @@ from onnxqat.metrics.table import Function, Metric, Tally, named
 from onnxqat.runtime.toggles import Toggles, readers
 from onnxqat.search.layers.values import EXACT, Noise
 from onnxqat.search.sensitivity import Cost, Sensitivity, check_widths
-from onnxqat.terminal.progress import track
+from onnxqat.terminal.progress import duration, track
 from onnxqat.terminal.quiet import quiet
 from onnxqat.verification.rows import in_parts
 from onnxqat.verification.run import decisions_of
@@ -33,6 +33,8 @@ Array = NDArray[Any]
 LABEL = "label"
 #: Samples in one run of the model, and samples that ranges come from where the configuration does not say.
 ROWS, CALIBRATED = 32, 256
+#: Values after which the time of the others is told; the first sets up more than it computes.
+TIMED = 3
 
 
 def sensitivity(
@@ -47,6 +49,8 @@ def sensitivity(
     transform: sources.Transform | None = None,
 ) -> Sensitivity:
     """Measures what quantizing each weight and each activation alone costs, all else in float.
+
+    The model runs on the samples once for each value and width; after the first three the time that all take is logged.
 
     Args:
         model: the float model.
@@ -76,17 +80,26 @@ def sensitivity(
     ranges = source if calibration is None else calibration
     subject: _Subject | None = None
     costs: dict[tuple[str, int], Cost] = {}
-    for bits in asked:
+    for number, bits in enumerate(asked):
         with quiet("onnxqat.insertion"):
             quantized = io.load(insert(model, ranges, _uniform(config, bits), transform=transform))
         if subject is None:
             subject = _Subject.of(quantized, source, metric, samples, transform)
-        for cost in subject.costs(quantized, set(costs)):
+        known, started = set(costs), time.perf_counter()
+        for cost in subject.costs(quantized, known):
             costs[cost.value, cost.bits] = cost
+            if number == 0 and len(costs) == TIMED:
+                _foretell(len(list(readers(quantized))), len(asked), (time.perf_counter() - started) / TIMED)
     assert subject is not None
     order = {value: number for number, value in enumerate(dict.fromkeys(value for value, _ in costs))}
     ranked = sorted(costs.values(), key=lambda cost: (order[cost.value], -cost.bits))
     return Sensitivity(subject.rows, config, subject.metric, subject.score, tuple(ranked))
+
+
+def _foretell(values: int, widths: int, seconds: float) -> None:
+    """Says how long all takes, from the time of one value."""
+    about = duration(seconds * values * widths)
+    log.info("sensitivity: %d values at up to %d widths, about %s", values, widths, about)
 
 
 def _uniform(config: Config, bits: int) -> Config:
@@ -150,10 +163,10 @@ class _Subject:
 
     def costs(self, quantized: ir.Model, known: set[tuple[str, int]]) -> Iterator[Cost]:
         """Costs of the quantizers of a model, but for those that are known."""
-        toggles, started = Toggles(quantized), time.perf_counter()
+        toggles = Toggles(quantized)
         found = {str(q.source.name): (q, names) for q, names in readers(quantized)}
         wanted = [name for name in toggles.names if (name, found[name][0].bits) not in known]
-        for number, name in enumerate(track(wanted, "sensitivity")):
+        for name in track(wanted, "sensitivity"):
             quantizer, nodes = found[name]
             outputs = [_first(toggles([name], part)) for part in self.parts]
             noise = Noise()
@@ -162,9 +175,6 @@ class _Subject:
             score = None if self.judged is None else _score(self.judged, outputs, self.parts)
             snr = EXACT if noise.decibels is None else noise.decibels
             yield Cost(name, nodes, "weights" if quantizer.is_weight else "activations", quantizer.bits, snr, score)
-            if number == 0:
-                seconds = (time.perf_counter() - started) * len(wanted)
-                log.info("sensitivity: %d values at %d bits, about %.0f s", len(wanted), quantizer.bits, seconds)
 
 
 def _limited(batches: Iterator[dict[str, Array]], model: ir.Model, samples: int) -> Iterator[dict[str, Array]]:

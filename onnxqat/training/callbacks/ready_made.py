@@ -18,7 +18,7 @@ from onnxqat.errors import InputError
 from onnxqat.graph import files
 from onnxqat.graph.aside import put_aside
 from onnxqat.metrics.table import Metric
-from onnxqat.terminal.progress import console
+from onnxqat.terminal.progress import console, duration
 from onnxqat.training.own import check_own, elsewhere
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Progress(Callback):
             return
         self._told, left = True, (position.steps - position.step) * (now - self._begun[1]) / done
         if left > LONG:
-            log.info("training: %d more steps, about %s", position.steps - position.step, in_words(left))
+            log.info("training: %d more steps, about %s", position.steps - position.step, duration(left))
 
     def on_epoch_end(self, trainer: Trainer, metrics: Metrics) -> None:
         """Logs the epoch's numbers."""
@@ -223,14 +223,6 @@ class JsonLines(Callback):
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-
-
-def in_words(seconds: float) -> str:
-    """A time as people say it: seconds below 2 minutes, minutes below 2 hours."""
-    for unit, name in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} s"
 
 
 def checked_callbacks(callbacks: Sequence[Callback]) -> Sequence[Callback]:
