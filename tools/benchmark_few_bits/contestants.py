@@ -118,7 +118,7 @@ CONTESTANTS = {
     "brevitas-kept": Contestant("Brevitas, normalization kept", "brevitas", {"keep": True}, _at(LOW_RATES, 4, 3, 2)),
     "lsq": Contestant("LSQ in PyTorch", "lsq"),
     "lsq-kept": Contestant("LSQ in PyTorch, normalization kept", "lsq", {"keep": True}),
-    "nncf": Contestant("NNCF", "nncf", {}, _at(RATES, 8)),
+    "nncf": Contestant("NNCF", "nncf", {}, _at(RATES, 8), not_on=("orientation",)),
     "onnxruntime": Contestant("ONNX Runtime, static", "onnxruntime", {}, _at((), 8)),
     "torchao": Contestant("torchao, PT2E", "torchao", {}, _at(RATES, 8), not_on=("orientation", "super_resolution")),
 }
