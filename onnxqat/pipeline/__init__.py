@@ -59,7 +59,7 @@ class Outcome:
     Attributes:
         float_score: metric of the float model; None without labels.
         inserted_score: metric of the model deployed right after insertion (post-training quantization).
-        trained: the Q/DQ model after training.
+        trained: the Q/DQ model after training; where none was needed, the one before it.
         deployed: the deployed model that it was folded into.
         report: how the two compare in a runtime, and with the float model.
         inserted: the Q/DQ model before training.
@@ -80,6 +80,11 @@ class Outcome:
     judged_on: str
     path: tuple[Step, ...] = ()
 
+    @property
+    def was_trained(self) -> bool:
+        """Whether the model was trained, rather than deployed as it was inserted."""
+        return self.trained is not self.inserted
+
     def to_json(self) -> str:
         """The numbers as JSON text."""
         scores: dict[str, Any] = {
@@ -89,7 +94,8 @@ class Outcome:
         }
         if self.path:
             scores["path"] = [asdict(step) for step in self.path]
-        return json.dumps({**scores, **self.report.to_dict()}, indent=2, allow_nan=False)
+        found = {**scores, **self.report.to_dict()}
+        return json.dumps(found if self.was_trained else found | {"trained": None}, indent=2, allow_nan=False)
 
 
 def run(
@@ -185,7 +191,8 @@ def _concluded(
     report = judge.compare((trained, deployed), model, judged)
     inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
     report = _judged(report, inserted_score, enforced=judge.max_drop is not None or not config.has_few_bits)
-    known = {"float": before, "inserted": inserted_score, "trained": report.trained, "deployed": report.deployed}
+    known = {"float": before, "inserted": inserted_score, "deployed": report.deployed}
+    known |= {} if trained is inserted else {"trained": report.trained}
     keeping.note(noted(deployed, scores(report.metric, data.judged_on, **known)))
     report = replace(report, size=replace(report.size, deployed=deployed.ByteSize()))  # with its notes
     return Outcome(before, inserted_score, trained, deployed, report, inserted, model, config, data.judged_on)
@@ -301,9 +308,11 @@ def summary(outcome: Outcome) -> Table:
     floats = (f"{size.float_model / 1e3:.0f} kB", f"{latency.float_model:.2f} ms", "")
     integers = (f"{size.deployed / 1e3:.0f} kB", f"{latency.deployed:.2f} ms", f"{integer} of {total}")
     table.add_row("float", shown(report.metric, outcome.float_score), *floats)
-    table.add_row("inserted, deployed", shown(report.metric, outcome.inserted_score))
-    table.add_row("trained", shown(report.metric, report.trained))
-    table.add_row("trained, deployed", shown(report.metric, report.deployed), *integers)
+    state = "trained" if outcome.was_trained else "inserted"
+    if outcome.was_trained:
+        table.add_row("inserted, deployed", shown(report.metric, outcome.inserted_score))
+    table.add_row(state, shown(report.metric, report.trained))
+    table.add_row(f"{state}, deployed", shown(report.metric, report.deployed), *integers)
     if latency.ratio > SLOWER:
         slower = f"The deployed model takes {latency.ratio:.2f} of float's time here"
         table.caption = f"{slower}; --for latency chooses layers to leave in float."

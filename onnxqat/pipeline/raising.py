@@ -35,7 +35,7 @@ def run_raising(
             "--raise-precision: works in one process; start it without torchrun, and train with what it writes"
         )
     model, config, training, judge = ready(model, data, config, training, judge)
-    judged = data.read(data.test or data.validation)
+    judged = data.read(data.validation or data.test)  # where there is a choice, test data has no say in the settings
 
     def inserted(settings: Config) -> onnx.ModelProto:
         with quiet("onnxqat.insertion"):
@@ -59,15 +59,15 @@ def run_raising(
 
 
 def path_table(outcome: Outcome) -> Table:
-    """One row for each step, and one for training where it came to that."""
+    """One row for each step, and one for training where it came to that, which the report judges."""
     report, path = outcome.report, outcome.path
     table = Table("step", report.metric, "drop", "holds", title="raising precision", title_justify="left")
     unit = measure(report.metric).unit
     for step in path:
         row = (step.what, shown(report.metric, step.score), f"{step.drop:.3g} {unit}", "yes" if step.holds else "no")
         table.add_row(*cells(*row))
-    if not any(step.holds for step in path) and report.verdict is not None:
+    if outcome.was_trained and report.verdict is not None:
         holds = "no" if report.verdict.drop > report.verdict.allowed else "yes"
         score = shown(report.metric, report.verdict.deployed_score)
-        table.add_row(*cells("trained", score, f"{report.verdict.drop:.3g} {unit}", holds))
+        table.add_row(*cells(f"trained, on {outcome.judged_on}", score, f"{report.verdict.drop:.3g} {unit}", holds))
     return table

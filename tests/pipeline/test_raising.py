@@ -17,7 +17,9 @@ def folder(tmp_path_factory):
     """A network, and data with the network's own answers for labels."""
     made, network, rows = tmp_path_factory.mktemp("raising"), model(NET, **WEIGHTS), random(256, 8, scale=1.0)
     onnx.save(network, made / "float.onnx")
-    np.savez(made / "data.npz", x=rows, label=outputs(network, {"x": rows})[0].argmax(axis=1))
+    answers = outputs(network, {"x": rows})[0].argmax(axis=1)
+    np.savez(made / "data.npz", x=rows, label=answers)
+    np.savez(made / "wrong.npz", x=rows, label=(answers + 1) % 3)
     return made
 
 
@@ -39,10 +41,21 @@ def test_what_holds_as_configured_is_neither_changed_nor_trained(folder, call):
     status, said, _, found = run(call, folder, "--max-drop", 20)
     assert status == 0
     assert [step["what"] for step in found["path"]] == ["as configured"]
-    assert "raising precision" in said
+    summary, _, path = said.rpartition("raising precision")
+    assert "as configured" in path
+    assert "inserted, deployed" in summary
+    assert "trained" not in summary.rpartition("summary")[2] + path
+    assert found["trained"] is None
     plain = onnxqat.fold(onnxqat.insert(folder / "float.onnx", folder / "data.npz"))
     rows = {"x": np.load(folder / "data.npz")["x"]}
     np.testing.assert_array_equal(outputs(onnx.load(folder / "out.onnx"), rows)[0], outputs(plain, rows)[0])
+
+
+def test_validation_data_decides_and_test_data_judges(folder, call):
+    other = ("--validation", folder / "data.npz", "--test", folder / "wrong.npz")
+    _, said, _, found = run(call, folder, "--max-drop", 20, *other)
+    assert found["path"][0]["score"] > 0.5 > found["deployed"]
+    assert "judged on test data" in said
 
 
 def test_the_costliest_layers_stay_in_float_until_it_holds(folder, call):

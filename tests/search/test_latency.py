@@ -133,7 +133,7 @@ def test_summary_of_a_run_says_where_the_deployed_model_is_slower(ratio, said):
         metric="accuracy", trained=0.9, deployed=0.9, size=Size(1, 4), latency=times, integer_count=lambda: (1, 1)
     )
     caption = summary(
-        SimpleNamespace(report=report, judged_on="test data", float_score=0.9, inserted_score=0.9)
+        SimpleNamespace(report=report, judged_on="test data", float_score=0.9, inserted_score=0.9, was_trained=True)
     ).caption
     assert caption is None if said is None else said in caption
 

@@ -64,8 +64,8 @@ RaisePrecision = Annotated[
     bool,
     Option(
         "--raise-precision",
-        help="Raise precision step by step until no more than --max-drop is lost: other range estimators, corrected outputs, the "
-        "costliest layers in float, and training only if that is not enough.",
+        help="Raise precision step by step until no more than --max-drop is lost on --validation (or --test, or --data): other "
+        "range estimators, corrected outputs, the costliest layers in float, and training only if that is not enough.",
     ),
 ]
 
