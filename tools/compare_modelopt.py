@@ -30,7 +30,7 @@ from tools.real_models.model import Batch
 from tools.real_models.recipes import MODELS, RealModel
 
 TENSORRT = TARGETS["tensorrt"]
-COMPARED = TENSORRT.weighted | TENSORRT.integer | TENSORRT.joins
+COMPARED = TENSORRT.operators.kernels | TENSORRT.operators.joins
 SAMPLES = 4
 
 

@@ -30,11 +30,11 @@ def _of_one(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind, str, s
             f"scale {quantizer.scale.name!r} is not a positive number everywhere",
             "train or calibrate again",
         )
-    if quantizer.clip is not None and not target.clips_codes:
+    if quantizer.clip is not None and not target.limits.clips_codes:
         yield "refused", "a Clip of integers stands between its nodes", "fold the model, and use 8 bits for activations"
-    if target.symmetric_only and quantizer.zero_points.any():
+    if target.limits.symmetric_only and quantizer.zero_points.any():
         yield "refused", f"its zero point is not 0, as {target.title} demands", AGAIN
-    if target.weight_only:
+    if target.weights.only:
         if quantizer.quantize is not None:
             yield "split", f"{target.title} has no kernel for QuantizeLinear, and leaves it to the CPU", AGAIN
         elif quantizer.dtype == ir.DataType.INT32 and quantizer.zero_point is not None:
@@ -47,10 +47,10 @@ def _of_one(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind, str, s
 
 def _of_activation(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind, str, str]]:
     target = judged.target
-    kind: Kind = "refused" if target.symmetric_only or target.whole else "float"
+    kind: Kind = "refused" if target.limits.symmetric_only or target.placement.whole else "float"
     if quantizer.axis is not None:
         yield kind, f"its scale is per channel, and {target.title} takes one for an activation", AGAIN
-    taken = {data for data, _ in target.products}
+    taken = {data for data, _ in target.weights.products}
     called = quantizer.dtype.name.lower()
     given = quantizer.zero_point is not None  # without one, each runtime takes its own type
     if given and called not in taken:
@@ -60,7 +60,7 @@ def _of_activation(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind,
 def _of_weight(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind, str, str]]:
     target = judged.target
     if quantizer.dtype == ir.DataType.INT32:
-        if not target.int32_biases:
+        if not target.biases.reads_int32:
             yield (
                 "refused",
                 f"{target.title} takes biases as floats, without a DequantizeLinear",
@@ -68,12 +68,12 @@ def _of_weight(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind, str
             )
         return
     if quantizer.block:
-        if quantizer.block not in target.block_sizes:
-            sizes = " and ".join(map(str, sorted(target.block_sizes))) or "no blocks"
+        if quantizer.block not in target.weights.block_sizes:
+            sizes = " and ".join(map(str, sorted(target.weights.block_sizes))) or "no blocks"
             fact = f"its blocks are of {quantizer.block}, and {target.title} takes {sizes}"
-            yield "refused" if target.symmetric_only else "float", fact, AGAIN
+            yield "refused" if target.limits.symmetric_only else "float", fact, AGAIN
         return
-    if target.whole and quantizer.zero_points.any() and quantizer.axis is not None:
+    if target.placement.whole and quantizer.zero_points.any() and quantizer.axis is not None:
         yield "refused", "its scales are per channel, and a zero point is not 0", AGAIN
     yield from _of_products(judged, quantizer)
 
@@ -83,16 +83,13 @@ def _of_products(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind, s
     target = judged.target
     for use in quantizer.output.uses():
         node = use.node
-        if node.op_type not in target.weighted or use.idx != 1:
+        if node.op_type not in target.operators.weighted or use.idx != 1:
             continue
         axis = _channel_axis(node, quantizer)
-        if quantizer.axis not in (None, axis) or (quantizer.axis is not None and node.op_type in target.one_scale):
-            kind: Kind = "refused" if target.symmetric_only else "float"
-            taken = (
-                "one scale"
-                if node.op_type in target.one_scale
-                else f"one scale, or a scale for each index of axis {axis}"
-            )
+        one_scale = node.op_type in target.weights.one_scale
+        if quantizer.axis not in (None, axis) or (quantizer.axis is not None and one_scale):
+            kind: Kind = "refused" if target.limits.symmetric_only else "float"
+            taken = "one scale" if one_scale else f"one scale, or a scale for each index of axis {axis}"
             yield (
                 kind,
                 f"the weight of {label(node)} has scales along axis {quantizer.axis}, and the kernel takes {taken}",
@@ -100,10 +97,10 @@ def _of_products(judged: Judged, quantizer: Quantizer) -> Iterator[tuple[Kind, s
             )
         data = judged.quantized.get(node.inputs[0])  # type: ignore[arg-type]
         pair = (data.dtype.name.lower(), quantizer.dtype.name.lower()) if data is not None else None
-        known = pair is not None and pair[0] in {one for one, _ in target.products}
-        if pair is not None and known and pair not in target.products:
+        known = pair is not None and pair[0] in {one for one, _ in target.weights.products}
+        if pair is not None and known and pair not in target.weights.products:
             fact = f"{label(node)} multiplies {pair[0]} data with {pair[1]} weights, for which {target.title} has no kernel"
-            yield "refused" if target.symmetric_only or target.whole else "float", fact, AGAIN
+            yield "refused" if target.limits.symmetric_only or target.placement.whole else "float", fact, AGAIN
 
 
 def _channel_axis(node: ir.Node, quantizer: Quantizer) -> int:

@@ -34,19 +34,19 @@ _BIAS_TOLERANCE = 0.01
 
 def refusals(model: ir.Model, target: Target) -> Iterator[Finding]:
     """Reasons that keep the runtime from loading the model, whatever its quantizers."""
-    for name, value, axis in free_sizes(model.graph) if target.static else ():
+    for name, value, axis in free_sizes(model.graph) if target.limits.static else ():
         if name not in fixed_sizes(model):
             fact = f"size {name!r} of axis {axis} is free, and {target.title} takes fixed sizes only"
             yield Finding("refused", f"input {value.name!r}", fact, f"fix it: insert with --fix-input '{name}=1'")
     for node in model.graph:
-        if fact := target.refusal(node):
+        if fact := target.limits.refusal(node):
             *facts, remedy = fact.split("; ")
             yield Finding("refused", label(node), "; ".join(facts) or remedy, remedy if facts else "")
 
 
 def bias_scales(judged: Judged) -> Iterator[Finding]:
     """An int32 bias has the scale of the products that it is added to."""
-    if not judged.target.integer_bias or judged.target.whole:
+    if not judged.target.biases.integer or judged.target.placement.whole:
         return
     for node in judged.weighted:
         bias = judged.quantized.get(node.inputs[2]) if len(node.inputs) > 2 else None  # type: ignore[arg-type]
@@ -74,14 +74,14 @@ def layers_in_float(judged: Judged) -> Iterator[Finding]:
 
 def _layer_in_float(judged: Judged, node: ir.Node) -> Iterator[Finding]:
     target, weight = judged.target, judged.weight_of(node)
-    if judged.reads_integers(node) or (isinstance(weight, Quantizer) and (target.weight_only or weight.block)):
+    if judged.reads_integers(node) or (isinstance(weight, Quantizer) and (target.weights.only or weight.block)):
         return
-    why = judged.purpose(node) or target.too_small(node)
+    why = judged.purpose(node) or target.limits.too_small(node)
     if why:
         yield Finding("float", label(node), why)
         return
     sides = list(zip(("data", "weight"), node.inputs, strict=False))
-    if target.weight_only:
+    if target.weights.only:
         sides = sides[1:]
     else:
         sides = [(side, value) for side, value in sides if not is_integer(value, judged.quantized, target)]
@@ -91,9 +91,9 @@ def _layer_in_float(judged: Judged, node: ir.Node) -> Iterator[Finding]:
 
 def values_in_float(judged: Judged) -> Iterator[Finding]:
     """Float values where all are to be integers: what reads them, or writes them, runs in float or on the CPU."""
-    if not judged.target.whole:
+    if not judged.target.placement.whole:
         return
-    taken = judged.target.weighted | judged.target.integer | judged.target.moves
+    taken = judged.target.operators.kernels | judged.target.operators.moves
     nodes = [
         node for node in judged.model.graph if node.op_type in taken and node.outputs[0].dtype == ir.DataType.FLOAT
     ]

@@ -21,9 +21,9 @@ def operators(model: ir.Model, target: Target) -> Iterator[Finding]:
         if not _of_onnxruntime(node):
             fact = f"{node.op_type} of domain {node.domain!r} is a custom operator, which {target.title} does not have"
             yield Finding("refused", label(node), fact, "export the model without it")
-        elif not target.contrib:
+        elif not target.limits.contrib:
             yield Finding("refused", label(node), f"{alone}, which {target.title} does not have", _REMEDY)
-        elif target.whole:
+        elif target.placement.whole:
             yield Finding("split", label(node), f"{alone}, which {target.title} leaves to the CPU", _REMEDY)
 
 

@@ -37,8 +37,8 @@ def inside_fused(judged: Judged) -> Iterator[Finding]:
         user = None if pair is None else sole_user(pair.output)
         if (
             user is not None
-            and user.op_type in judged.target.absorbs - judged.target.fixed.keys()
-            and not judged.target.whole
+            and user.op_type in judged.target.operators.absorbs - judged.target.ranges.fixed.keys()
+            and not judged.target.placement.whole
         ):
             fact = f"a pair stands between it and {label(user)}, which would be one kernel"
             yield Finding("split", label(node), fact, f"leave out the pair, or place one behind {label(user)}")
@@ -47,14 +47,14 @@ def inside_fused(judged: Judged) -> Iterator[Finding]:
 def residual_adds(judged: Judged) -> Iterator[Finding]:
     """Of a residual Add, the side that a kernel adds itself has no pair, and the other has one."""
     target = judged.target
-    if not target.accumulates:
+    if not target.placement.accumulates:
         return
-    layers = {judged.behind(node): node for node in judged.weighted if node.op_type in target.accumulates}
+    layers = {judged.behind(node): node for node in judged.weighted if node.op_type in target.placement.accumulates}
     for add in judged.model.graph:
         if add.op_type != "Add" or len({str(value.shape) for value in add.inputs if value is not None}) != 1:
             continue
         bare = [v for v in add.inputs if v in layers and sole_user(v) is add and judged.reads_integers(layers[v])]
-        if bare and target.accumulates_one:
+        if bare and target.placement.accumulates_one:
             others = [v for v in add.inputs if v is not bare[0]]
             if not all(is_integer(value, judged.quantized, target) for value in others):
                 fact = f"its short cut {others[0].name!r} is float, so that {label(layers[bare[0]])} writes float"  # type: ignore[union-attr]
@@ -91,14 +91,14 @@ def joined_scales(judged: Judged) -> Iterator[Finding]:
 
 def moved_signs(judged: Judged) -> Iterator[Finding]:
     """Inputs of data movement and of Concats have unsigned codes where the runtime loses zero points of signed ones."""
-    target = judged.target
-    beside = next((node for node in judged.model.graph.all_nodes() if node.op_type in target.unsigned_beside), None)
+    target, unsigned = judged.target, judged.target.activations.unsigned_beside
+    beside = next((node for node in judged.model.graph.all_nodes() if node.op_type in unsigned), None)
     if beside is None:
         return
     for node in judged.model.graph:
         pairs = [judged.quantized.get(value) for value in node.inputs if value is not None]
         signed = [pair for pair in pairs if pair is not None and judged.is_activation(pair) and pair.is_signed]
-        if node.op_type in target.moves | target.joins and signed:
+        if node.op_type in target.operators.moves | target.operators.joins and signed:
             fact = f"it reads int8 codes beside {label(beside)}, and on x86 without AMX layers behind it compute other numbers"
             yield Finding("refused", label(node), fact, AGAIN.format(target.name))
 
@@ -106,7 +106,7 @@ def moved_signs(judged: Judged) -> Iterator[Finding]:
 def _joins(judged: Judged) -> Iterator[tuple[ir.Node, list[Quantizer | None]]]:
     """Nodes that join values, each with the quantizers that these come from; None: float."""
     for node in judged.model.graph:
-        if node.op_type in judged.target.joins:
+        if node.op_type in judged.target.operators.joins:
             read = [value for value in node.inputs if value is not None]
             roots = [root for value in read for root in sources(value, judged.quantized, judged.target)]
             yield node, [judged.quantized.get(root) for root in roots]

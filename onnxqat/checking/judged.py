@@ -33,7 +33,7 @@ class Judged:
     def weighted(self) -> Iterator[ir.Node]:
         """Layers with a constant weight that the target has integer kernels for."""
         for node in self.model.graph:
-            if node.op_type in self.target.weighted and self.weight_of(node) is not None:
+            if node.op_type in self.target.operators.weighted and self.weight_of(node) is not None:
                 yield node
 
     def weight_of(self, node: ir.Node) -> Quantizer | ir.Value | None:
@@ -66,7 +66,7 @@ class Judged:
         if user is not None and self.is_bias_of_product(user):
             value = user.outputs[0]
             user = sole_user(value)
-        while user is not None and user.op_type in self.target.absorbs:
+        while user is not None and user.op_type in self.target.operators.absorbs:
             value = user.outputs[0]
             user = sole_user(value)
         return value

@@ -18,10 +18,10 @@ def sources(value: ir.Value, quantized: Quantizers, target: Target) -> list[ir.V
     producer = value.producer()
     if value in quantized or producer is None:
         return [value]
-    if producer.op_type in target.joins:
+    if producer.op_type in target.operators.joins:
         data = [source for source in producer.inputs if source is not None]
         return list(dict.fromkeys(above for source in data for above in sources(source, quantized, target)))
-    above = moved(producer, target.moves | {"Identity"})
+    above = moved(producer, target.operators.moves | {"Identity"})
     return [value] if above is None else sources(above, quantized, target)
 
 

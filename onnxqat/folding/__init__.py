@@ -86,7 +86,7 @@ def _folded(folded: ir.Model, form: WeightForm) -> ir.Model:
         _fold_as_kernels_add(folded, found)
     _fold_weights(folded, weights, form)
     if (target := _target(folded)) is not None:
-        keep_biases(graph, target.loses_biases)
+        keep_biases(graph, target.biases.lost_by)
     check_finite_weights(folded)
     share_zero_points(found)
     passes.RemoveUnusedNodesPass()(folded)
@@ -104,7 +104,7 @@ def _fold_weights(model: ir.Model, weights: Iterable[Quantizer], form: WeightFor
         elif form == "float" and not quantizer.block:
             round_weight(model.graph, quantizer)
         else:
-            fold_weight(model.graph, quantizer, packs=target is None or target.packs_codes)
+            fold_weight(model.graph, quantizer, packs=target is None or target.weights.packs_codes)
     passes.RemoveUnusedNodesPass()(model)
     for quantizer in quantizers(model):
         if quantizer.is_weight:
@@ -118,8 +118,8 @@ def _fold_as_kernels_add(model: ir.Model, found: Sequence[Quantizer]) -> None:
         fold_bias(model.graph, bias)
     for quantizer in found:
         if not quantizer.is_weight:
-            fold_activation(model.graph, quantizer, clips_codes=target is None or target.clips_codes)
-    if target is None or not target.whole:
+            fold_activation(model.graph, quantizer, clips_codes=target is None or target.limits.clips_codes)
+    if target is None or not target.placement.whole:
         guard_float_layers(model.graph)
         guard_blocks(model.graph, found)
 

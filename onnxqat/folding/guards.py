@@ -73,12 +73,12 @@ def _end_of_layer(node: ir.Node) -> ir.Value | None:
 def _is_quantized(value: ir.Value) -> bool:
     """Whether only a QuantizeLinear reads the value, possibly by way of carriers."""
     user = sole_user(value)
-    while user is not None and user.op_type in ORT_CPU.carries:
+    while user is not None and user.op_type in ORT_CPU.operators.carries:
         user = sole_user(user.outputs[0])
     return user is not None and user.op_type == "QuantizeLinear"
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
     """Whether the value comes out of a DequantizeLinear, possibly by way of carriers."""
-    node = None if value is None else origin(value, operators=ORT_CPU.carries).producer()
+    node = None if value is None else origin(value, operators=ORT_CPU.operators.carries).producer()
     return node is not None and node.op_type == "DequantizeLinear"

@@ -149,11 +149,11 @@ def insert(
         len(skips),
     )
     check_answers(prepared, sample)
-    if table.whole and workers.is_first:
+    if table.placement.whole and workers.is_first:
         warn_of_overflow(original, [str(skip.node.name) for skip in skips], sample)
     calibrated = config.activation_range.samples != 0
     if workers.is_first and calibrated and not config.has_few_bits:
-        may_be_wide = 16 in table.activation_bits - table.simulates and not config.has_wide_activations
+        may_be_wide = 16 in table.widths.taken - table.widths.simulated and not config.has_wide_activations
         warn_of_losses(original, prepared, names, weighted, sample, may_be_wide=may_be_wide)
     return checked(io.to_proto(prepared))
 
@@ -235,13 +235,13 @@ def _activation_grid(
     ranges = [observer.range(2**site.bits, symmetric=symmetric) for observer in observers]
     low: NDArray[Any] = np.min([low for low, _ in ranges], axis=0)
     high: NDArray[Any] = np.max([high for _, high in ranges], axis=0)
-    high = np.maximum(high, low + table.least_range)
+    high = np.maximum(high, low + table.ranges.least)
     if site.settings.signed:
         low = np.minimum(low, -high)
-    if not table.unsigned_activations and symmetric:
+    if not table.activations.unsigned and symmetric:
         high = np.maximum(high, -low)  # the lowest code stays free, as in weights
-    may_be_signed = table.signed_activations and symmetric and not are_around_middle(site.joined, graph, table)
-    signed = not table.unsigned_activations or (may_be_signed and bool(np.any(low < 0)))
+    may_be_signed = table.activations.signed and symmetric and not are_around_middle(site.joined, graph, table)
+    signed = not table.activations.unsigned or (may_be_signed and bool(np.any(low < 0)))
     spec = Spec(site.bits, signed=signed, symmetric=symmetric, axis=site.axis, float8=site.settings.float8)
     scale, zero_point = scale_and_zero_point(low, high, *spec.bounds, symmetric=symmetric)
     return new_grid(graph, stem, spec, scale, zero_point)
@@ -251,7 +251,7 @@ def _note(model: ir.Model, skips: Iterable[Skip], table: Target, config: Config)
     """Leaves in the model what later stages and readers need: target, stages of training, why nodes stay in float."""
     model.metadata_props[TARGET] = table.name
     model.metadata_props[OVERFLOW_FIX] = config.overflow_fix
-    model.metadata_props[DEPLOYED_AS] = "int32" if table.integer_bias else "float"
+    model.metadata_props[DEPLOYED_AS] = "int32" if table.biases.integer else "float"
     for name in ("activation_start_epoch", "weight_start_epoch"):
         if epoch := getattr(config, name):
             model.metadata_props[f"onnxqat.{name}"] = str(epoch)

@@ -14,7 +14,7 @@ from onnxqat.targets import Target
 
 def without_accumulated(group: Group, groups: Sequence[Group], target: Target) -> Group:
     """An Add without the reads that the kernels of weighted nodes hand it before they requantize."""
-    if group.node.op_type != "Add" or target.accumulates_one:
+    if group.node.op_type != "Add" or target.placement.accumulates_one:
         return group
     handed = _handed(group, groups, target)
     return replace(group, reads=tuple(value for value in group.reads if value not in handed))
@@ -25,7 +25,7 @@ def single_sides(groups: Sequence[Group], target: Target) -> tuple[list[Group], 
 
     Of two that could be added it is the one that was computed in more steps: the other is the short cut.
     """
-    if not target.accumulates_one:
+    if not target.placement.accumulates_one:
         return list(groups), []
     kept: list[Group] = []
     plain: list[Skip] = []
@@ -36,7 +36,8 @@ def single_sides(groups: Sequence[Group], target: Target) -> tuple[list[Group], 
             continue
         handed = max(_handed(group, groups, target), key=lambda value: steps.get(value, 0), default=None)
         if handed is None:
-            plain.append(Skip(group.node, f"adds up no output of {' or '.join(sorted(target.accumulates))} alone"))
+            layers = " or ".join(sorted(target.placement.accumulates))
+            plain.append(Skip(group.node, f"adds up no output of {layers} alone"))
         else:
             kept.append(replace(group, reads=tuple(value for value in group.reads if value is not handed)))
     return kept, plain
@@ -46,7 +47,8 @@ def _handed(group: Group, groups: Sequence[Group], target: Target) -> list[ir.Va
     """Values that an Add reads from kernels that may add it; nothing where it broadcasts."""
     if _may_broadcast(inputs(group.node)):
         return []
-    weighted = {g.writes for g in groups if g.reads and g.quantizes_weight and g.node.op_type in target.accumulates}
+    adding = target.placement.accumulates
+    weighted = {g.writes for g in groups if g.reads and g.quantizes_weight and g.node.op_type in adding}
     return [value for value in group.reads if value in weighted and sole_user(value) is group.node]
 
 

@@ -23,8 +23,8 @@ def settled(config: Config, target: Target) -> Config:
     """
     for problem in _problems(config, target):
         raise InputError(f"configuration: {problem}")
-    fixed = {} if target.adds_pairs else {"overflow_fix": "disable"}
-    return config.model_copy(update=fixed | ({"quantize_activations": False} if target.weight_only else {}))
+    fixed = {} if target.x86.adds_pairs else {"overflow_fix": "disable"}
+    return config.model_copy(update=fixed | ({"quantize_activations": False} if target.weights.only else {}))
 
 
 def _problems(config: Config, target: Target) -> Iterator[str]:
@@ -32,20 +32,20 @@ def _problems(config: Config, target: Target) -> Iterator[str]:
     if config.has_float8:
         yield from _of_float8(config, target)
     yield from _of_blocks(config, target)
-    if target.weight_only and any(one.quantize_activations for one in config.overrides):
+    if target.weights.only and any(one.quantize_activations for one in config.overrides):
         yield f"quantize_activations is set in a rule, and {target.title} has no kernel that quantizes any; leave it out"
-    if target.symmetric_only:
+    if target.limits.symmetric_only:
         yield from _asymmetric(config, target)
-    if target.whole:
+    if target.placement.whole:
         yield from _of_weights(config, target)
 
 
 def _of_widths(config: Config, target: Target) -> Iterator[str]:
     widths = [config.activation_bits, *(o.activation_bits for o in config.overrides if o.activation_bits is not None)]
     for bits in widths:
-        if bits not in target.activation_bits:
+        if bits not in target.widths.taken:
             yield f"activation_bits is {bits}, and {target.title} runs activations of {_listed(target)} bits; leave it out"
-    if config.sixteen is not None and WIDE not in target.activation_bits - target.simulates:
+    if config.sixteen is not None and WIDE not in target.widths.taken - target.widths.simulated:
         yield (
             f"sixteen is {config.sixteen}, and {target.title} has no kernels for activations of 16 bits; leave it out, or choose "
             "the target qnn"
@@ -76,11 +76,11 @@ def _of_float8(config: Config, target: Target) -> Iterator[str]:
 
 
 def _of_blocks(config: Config, target: Target) -> Iterator[str]:
-    if target.whole:  # it says so of all weights that it leaves to the CPU
+    if target.placement.whole:  # it says so of all weights that it leaves to the CPU
         return
     asked = {config.weight_block_size, *(one.weight_block_size or 0 for one in config.overrides)} - {0}
-    for size in sorted(asked - target.block_sizes):
-        taken = " or ".join(map(str, sorted(target.block_sizes)))
+    for size in sorted(asked - target.weights.block_sizes):
+        taken = " or ".join(map(str, sorted(target.weights.block_sizes)))
         fact = f"takes blocks of {taken}; choose one of these, or leave it out" if taken else "takes none; leave it out"
         yield f"weight_block_size is {size}, and {target.title} {fact}"
 
@@ -99,14 +99,14 @@ def _per_channel(config: Config, target: Target) -> Iterator[str]:
 
 
 def _listed(target: Target) -> str:
-    bits = sorted(target.activation_bits)
+    bits = sorted(target.widths.taken)
     is_range = len(bits) > 1 and bits == list(range(bits[0], bits[-1] + 1))
     return f"{bits[0]} to {bits[-1]}" if is_range else " or ".join(map(str, bits))
 
 
 def check_model(model: ir.Model, target: Target) -> None:
     """Raises UnsupportedModelError where a node of the prepared model would not run on the target, whatever its scales."""
-    if target.static:
+    if target.limits.static:
         model = model.clone()
         for value in (output for node in model.graph for output in node.outputs):
             value.shape = None  # what the model states of it need not be what it has
@@ -114,7 +114,7 @@ def check_model(model: ir.Model, target: Target) -> None:
         fix_sizes(model)
         _check_sizes(model, target)
     for node in model.graph:
-        if refusal := target.refusal(node):
+        if refusal := target.limits.refusal(node):
             raise UnsupportedModelError(f"{label(node)}: {refusal}")
 
 

@@ -40,8 +40,8 @@ def find_groups(model: ir.Model, target: Target, config: Config) -> tuple[list[G
     nodes = list(model.graph)
     _check_rules(nodes, config.rules)
     ignored = {node for node in nodes if any(rule.matches(node) for rule in config.ignore)}
-    wholes = {n: w for n, w in find_wholes(model.graph).items() if w.name not in target.decomposed}
-    masked = masked_values(model.graph) if target.whole else set()
+    wholes = {n: w for n, w in find_wholes(model.graph).items() if w.name not in target.operators.decomposed}
+    masked = masked_values(model.graph) if target.placement.whole else set()
     groups: list[Group] = []
     skips: list[Skip] = []
     absorbed: set[ir.Node | None] = set()
@@ -95,7 +95,7 @@ def _asked_for(group: Group, target: Target, config: Config) -> Group | Skip:
 def _inside_branches(graph: ir.Graph, target: Target) -> str | None:
     """Returns the remedy where the layers are inside a node: the branches of an `If`, the body of a loop."""
     for node in graph:
-        if not any(inner.op_type in target.weighted for inner in inner_nodes(node)):
+        if not any(inner.op_type in target.operators.weighted for inner in inner_nodes(node)):
             continue
         where = f"model: its layers are inside {label(node)}"
         if node.op_type != "If":
@@ -127,10 +127,10 @@ def _deciding_inputs(condition: ir.Value | None) -> list[str]:
 
 
 def _no_weights(skips: Sequence[Skip], target: Target) -> str:
-    reasons = [f"{label(skip.node)}: {skip.reason}" for skip in skips if skip.node.op_type in target.weighted]
+    reasons = [f"{label(skip.node)}: {skip.reason}" for skip in skips if skip.node.op_type in target.operators.weighted]
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     return (
-        f"model: has no weights to quantize on {target.name} ({shown or 'no ' + ', '.join(sorted(target.weighted))}); "
+        f"model: has no weights to quantize on {target.name} ({shown or 'no ' + ', '.join(sorted(target.operators.weighted))}); "
         "give a float32 model with constant weights, and check the ignore rules"
     )
 
@@ -139,14 +139,14 @@ def _match(node: ir.Node, target: Target, ignored: set[ir.Node]) -> Group | Skip
     """The node's group or the reason against it; None where there is nothing to say (data movement, shapes, activations)."""
     if node in ignored:
         return Skip(node, "ignored by the configuration")
-    if node.op_type in target.weighted | target.integer:
+    if node.op_type in target.operators.kernels:
         return MATCHERS[node.op_type](node, target)
-    carried = moved(node, target.moves | target.joins) is not None
-    if target.whole and not carried and node.op_type in target.absorbs | target.moves:
+    carried = moved(node, target.operators.moves | target.operators.joins) is not None
+    if target.placement.whole and not carried and node.op_type in target.operators.absorbs | target.operators.moves:
         return match_data(node, target)
     if (
         carried
-        or node.op_type in target.absorbs
+        or node.op_type in target.operators.absorbs
         or not any(is_float(v) for v in node.outputs)
         or all(constant(value) is not None for value in inputs(node))
     ):
@@ -158,7 +158,7 @@ def _obstacle(
     group: Group, wholes: Mapping[ir.Node, Whole], masked: Collection[ir.Value], target: Target
 ) -> Skip | None:
     """Returns why a node stays in float that has a kernel."""
-    if reason := target.too_small(group.node):
+    if reason := target.limits.too_small(group.node):
         return Skip(group.node, reason)
     if group.weight is not None:
         return None
@@ -169,7 +169,7 @@ def _attention_obstacle(group: Group, wholes: Mapping[ir.Node, Whole], target: T
     """Returns why a product with probabilities from a Softmax that is written as several nodes stays in float."""
     above = [v.producer() for v in group.reads[:1] if group.node.op_type == "MatMul"]
     softmax = any(node in wholes and wholes[node].name == "Softmax" for node in above if node is not None)
-    return Skip(group.node, attention_reason(target)) if softmax and not target.softmax_product else None
+    return Skip(group.node, attention_reason(target)) if softmax and not target.placement.softmax_product else None
 
 
 def _mask_obstacle(group: Group, masked: Collection[ir.Value]) -> Skip | None:
@@ -183,10 +183,10 @@ def _mask_obstacle(group: Group, masked: Collection[ir.Value]) -> Skip | None:
 def _behind_activations(value: ir.Value, target: Target, ignored: set[ir.Node]) -> list[ir.Node]:
     """The activations that vanish in the requantization of `value`'s producer, one behind the other."""
     found: list[ir.Node] = []
-    producer, user = value.producer(), sole_user(value)
-    if producer is not None and producer.op_type in target.fixed:
+    producer, user, absorbed = value.producer(), sole_user(value), target.operators.absorbs
+    if producer is not None and producer.op_type in target.ranges.fixed:
         return found
-    while user is not None and user not in ignored and user.op_type in target.absorbs and _has_fixed_bounds(user):
+    while user is not None and user not in ignored and user.op_type in absorbed and _has_fixed_bounds(user):
         found.append(user)
         user = sole_user(user.outputs[0])
     return found
@@ -207,7 +207,7 @@ def _inside_integer_regions(
     """Drops kernels without weights whose surroundings are float: quantizing only them costs accuracy and time."""
     kept = list(groups)
     dropped: list[Skip] = []
-    while not target.whole:
+    while not target.placement.whole:
         weighted = [g for g in kept if g.weight is not None]
         integer = {g.writes for g in kept} | {above for g in weighted for v in g.reads for above in origins(v, target)}
         read = {above for g in kept for v in g.reads for above in origins(v, target)}
@@ -225,15 +225,15 @@ def _inside_integer_regions(
 def _float_side(
     group: Group, integer: set[ir.Value], read: set[ir.Value], wholes: Mapping[ir.Node, Whole], target: Target
 ) -> str | None:
-    if group.weight is not None or (group.node.op_type == "MatMul" and target.quantizes_products):
+    if group.weight is not None or (group.node.op_type == "MatMul" and target.placement.products):
         return None
-    if group.node.op_type == "Add" and target.accumulates_one:
+    if group.node.op_type == "Add" and target.placement.accumulates_one:
         return None  # a float short cut would make the kernel write float (`accumulated.single_sides`)
     for value in group.reads:
         sources = [] if constant(value) is not None else origins(value, target)
         if not all(_is_integer(above, integer, wholes, target) for above in sources):
             return f"reads {value.name!r}, which stays in float"
-    if group.node.op_type in target.quantized_outputs and group.writes not in read:
+    if group.node.op_type in target.placement.writes and group.writes not in read:
         return f"its output {group.writes.name!r} is read in float only"
     return None
 
@@ -244,9 +244,9 @@ def _is_integer(value: ir.Value, integer: set[ir.Value], wholes: Mapping[ir.Node
     if value in integer or producer is None:
         return value in integer
     if producer in wholes:
-        data = wholes[producer].reads if wholes[producer].name in target.between else None
+        data = wholes[producer].reads if wholes[producer].name in target.operators.between else None
     else:
-        data = producer.inputs[0] if producer.op_type in target.between else None
+        data = producer.inputs[0] if producer.op_type in target.operators.between else None
     return data is not None and all(_is_integer(above, integer, wholes, target) for above in origins(data, target))
 
 

@@ -20,9 +20,9 @@ def origins(value: ir.Value, target: Target) -> list[ir.Value]:
     node = value.producer()
     if node is None:
         return [value]
-    if node.op_type in target.joins:
+    if node.op_type in target.operators.joins:
         return list(dict.fromkeys(above for source in inputs(node) for above in origins(source, target)))
-    source = moved(node, target.moves)
+    source = moved(node, target.operators.moves)
     if source is None:
         return [value]
     found = origins(source, target)
@@ -32,5 +32,5 @@ def origins(value: ir.Value, target: Target) -> list[ir.Value]:
 def are_around_middle(values: Collection[ir.Value], graph: ir.Graph, target: Target) -> bool:
     """Whether codes of values with negative numbers are unsigned for what else is in the graph."""
     readers = {user.op_type for value in values for user, _ in value.uses()}
-    only_signed = bool(readers) and readers <= target.reads_signed
-    return not only_signed and any(node.op_type in target.unsigned_beside for node in graph.all_nodes())
+    only_signed = bool(readers) and readers <= target.activations.signed_for
+    return not only_signed and any(node.op_type in target.activations.unsigned_beside for node in graph.all_nodes())

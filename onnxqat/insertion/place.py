@@ -79,10 +79,10 @@ def _repeat_behind_movement(
 ) -> None:
     """Puts a second pair of the same grid behind the data movement that needs one to run on integers."""
     for node in list(dict.fromkeys(usage.node for usage in value.uses())):
-        if moved(node, target.moves) is not value or node.graph is not graph:
+        if moved(node, target.operators.moves) is not value or node.graph is not graph:
             continue
         for result in [output for output in node.outputs if output.name and is_float(output)]:
-            if node.op_type in target.repeats and (result.uses() or result.is_graph_output()):
+            if node.op_type in target.operators.repeats and (result.uses() or result.is_graph_output()):
                 read_as[result] = _write(graph, result, grid, None)
             _repeat_behind_movement(graph, read_as.get(result, result), grid, target, read_as)
 

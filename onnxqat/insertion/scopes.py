@@ -110,7 +110,7 @@ class Scopes:
 
     def __init__(self, model: ir.Model, kept: set[str], target: Target) -> None:
         infer(model)
-        self._graph, self._kept, self._weighted = model.graph, kept, target.weighted
+        self._graph, self._kept, self._weighted = model.graph, kept, target.operators.weighted
         self._places = _places(model.graph)
         self._folded: list[str] = []
         self._unread: list[str] = []

@@ -100,7 +100,7 @@ def activation(nodes: Collection[ir.Node], config: Config, target: Target) -> Ac
     names = ("activation_symmetric", "activation_signed", "activation_granularity", "activation_range")
     settings = {name: getattr(config, name) for name in names} | overridden(nodes, config, names)
     symmetric = settings["activation_symmetric"]
-    symmetric = target.symmetric_activations if symmetric is None else symmetric
+    symmetric = target.activations.symmetric if symmetric is None else symmetric
     if settings["activation_signed"] and not symmetric:
         shown = ", ".join(repr(name_of(node)) for node in nodes)
         raise InputError(
@@ -201,7 +201,8 @@ def _layer(group: Group, config: Config, target: Target, *, outer: bool, first: 
 
 def _takes_channels(op_type: str, own: Collection[str], target: Target) -> bool:
     """Whether a weight may have a scale per channel: by default, or where a rule for the layer asks for it."""
-    return op_type not in target.one_scale and (op_type not in target.per_tensor or "weight_granularity" in own)
+    weights = target.weights
+    return op_type not in weights.one_scale and (op_type not in weights.per_tensor or "weight_granularity" in own)
 
 
 def asked_block(group: Group, config: Config) -> int:
@@ -224,7 +225,7 @@ def _check_block(group: Group, block: int, bits: int, target: Target) -> None:
         )
     weight = constant(group.weight)
     size = 0 if weight is None else weight.shape[group.reduction_axis or 0]
-    if size % block and not target.shorter_blocks:
+    if size % block and not target.weights.shorter_blocks:
         raise InputError(
             f"{what}, which does not divide its {size} inputs, as {target.title} demands; choose a size that does, {remedy}"
         )

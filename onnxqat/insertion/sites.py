@@ -108,7 +108,7 @@ def weight_sites(groups: Sequence[Group], target: Target, config: Config) -> lis
         shapes = {_shape(group, layers[group]) for group in sharing}
         axis, block = shapes.pop() if len(shapes) == 1 else (None, 0)
         bits = min(layer.weight_bits, SAFE_BITS) if safe else layer.weight_bits
-        narrow = bits == 8 or (target.narrow_weights and layer.symmetric and bits == layer.weight_bits and not block)
+        narrow = bits == 8 or (target.weights.narrow and layer.symmetric and bits == layer.weight_bits and not block)
         signed = layer.symmetric or not block
         spec = Spec(bits, signed, layer.symmetric, narrow, axis, block, config.has_float8)
         sites.append(WeightSite(weight, spec, layer.estimate, tuple(group.node for group in sharing)))
@@ -159,7 +159,7 @@ def activation_sites(
     on a target that takes every value as integers that of the kernel which writes it; the others read it through a second
     quantizer.
     """
-    written = {group.writes: computed[group] for group in groups} if target.whole else {}
+    written = {group.writes: computed[group] for group in groups} if target.placement.whole else {}
     readers: Readers = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     joined: dict[ir.Value, frozenset[ir.Value]] = {}
     for group in groups:
@@ -181,7 +181,7 @@ def activation_sites(
 
 def _fixed(site: ActivationSite, target: Target) -> tuple[float, int] | None:
     producer = site.value.producer()
-    return None if producer is None else target.fixed.get(producer.op_type, {}).get(site.bits)
+    return None if producer is None else target.ranges.fixed.get(producer.op_type, {}).get(site.bits)
 
 
 def _written(graph: ir.Graph, groups: Sequence[Group], target: Target, config: Config) -> list[ir.Value]:
@@ -198,11 +198,11 @@ def _must_write_integers(group: Group, target: Target) -> bool:
 
     ONNX Runtime 1.32 leaves a Gemm in float that a Relu or Clip follows, but no QuantizeLinear behind that.
     """
-    if target.whole or group.node.op_type in target.quantized_outputs:
+    if target.placement.whole or group.node.op_type in target.placement.writes:
         return True
     last = group.writes.producer()
-    absorbed = last is not None and last.op_type in target.absorbs
-    return bool(target.weighted & target.quantized_outputs) and absorbed and bool(group.writes.uses())
+    absorbed = last is not None and last.op_type in target.operators.absorbs
+    return bool(target.operators.weighted & target.placement.writes) and absorbed and bool(group.writes.uses())
 
 
 def _unified(groups: Sequence[Group], config: Config) -> list[list[Group]]:

@@ -40,7 +40,7 @@ def fixed_transforms(nodes: Sequence[ir.Node], groups: Sequence[Group], target: 
     left = [node for node in weighted if node in found and not _is_asked_for(node, config)]
     if len(left) == len(weighted):
         return []
-    behind = _behind(left, nodes) if target.whole else set()
+    behind = _behind(left, nodes) if target.placement.whole else set()
     return [Skip(node, _reason(found[node])) for node in left] + [
         Skip(node, _BEHIND) for node in nodes if node in behind
     ]

@@ -42,14 +42,14 @@ def widths(
         if any(str(root.name) in losing_values for value in group.reads for root in origins(value, target))
     }
     found = {group: _asked(group, layers, config, losing) for group in groups}
-    if not target.whole:
+    if not target.placement.whole:
         _warn_of_simulation(found, target)
         return found
     wide = {
         root for group in groups if found[group] == WIDE for value in group.reads for root in origins(value, target)
     }
     found |= {group: WIDE for group in groups if group.writes in wide and _own(group, config) is None}
-    narrow = [group for group in groups if found[group] == WIDE and group.node.op_type in target.only_narrow]
+    narrow = [group for group in groups if found[group] == WIDE and group.node.op_type in target.widths.only_narrow]
     if narrow:
         named = ", ".join(label(group.node) for group in narrow)
         log.warning("%s computes these on 8 bits only, so they keep 8: %s", target.title, named)
@@ -58,7 +58,7 @@ def widths(
 
 def width_read(group: Group, value: ir.Value, computed: int, target: Target) -> int:
     """Width of one of the values that a group reads, from the one that it computes on."""
-    index = target.narrow_operands.get(group.node.op_type)
+    index = target.widths.narrow_operands.get(group.node.op_type)
     is_narrow = index is not None and group.weight is None and group.node.inputs[index] is value
     return min(computed, PLAIN_BITS) if is_narrow else computed
 
@@ -78,7 +78,7 @@ def _own(group: Group, config: Config) -> int | None:
 
 
 def _warn_of_simulation(found: Widths, target: Target) -> None:
-    if WIDE in found.values() and WIDE in target.simulates:
+    if WIDE in found.values() and WIDE in target.widths.simulated:
         log.warning(
             "activations of 16 bits: %s has no kernels for them and simulates them, in float between quantizers",
             target.title,

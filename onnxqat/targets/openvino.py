@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxqat.targets.facts import Target, operators
+from onnxqat.targets.facts import X86, Activations, Biases, Operators, Placement, Target, Weights, Widths, operators
 
 
 def _follows_no_rule(node: ir.Node, rank: int) -> bool:
@@ -26,36 +26,32 @@ TARGET = Target(
     runtime="openvino",
     package="openvino",
     title="OpenVINO",
-    weighted=operators("Conv ConvTranspose Gemm MatMul"),
-    integer=operators("Add Sub Mul Div Min Max Pow Sqrt AveragePool GlobalAveragePool ReduceMean ReduceSum"),
-    passes=operators(
-        "MaxPool GlobalMaxPool ReduceMax ReduceMin Reshape Transpose Squeeze Unsqueeze Split Slice Gather Flatten DepthToSpace "
-        "Expand"
+    operators=Operators(
+        weighted=operators("Conv ConvTranspose Gemm MatMul"),
+        integer=operators("Add Sub Mul Div Min Max Pow Sqrt AveragePool GlobalAveragePool ReduceMean ReduceSum"),
+        absorbs=operators("Relu Clip LeakyRelu PRelu Elu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish"),
+        between=operators("HardSwish Gelu Swish"),
+        passes=operators(
+            "MaxPool GlobalMaxPool ReduceMax ReduceMin Reshape Transpose Squeeze Unsqueeze Split Slice Gather Flatten "
+            "DepthToSpace Expand"
+        ),
+        # without a pair behind a Pad, what follows runs in float (OpenVINO 2026.4)
+        repeats=operators("Resize Tile Pad"),
+        joins=operators("Concat"),
     ),
-    # without a pair behind a Pad, what follows runs in float (OpenVINO 2026.4)
-    repeats=operators("Resize Tile Pad"),
-    absorbs=operators("Relu Clip LeakyRelu PRelu Elu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish"),
-    between=operators("HardSwish Gelu Swish"),
-    decomposed=frozenset(),
-    quantized_outputs=frozenset(),
-    accumulates=operators("Conv MatMul Gemm"),
-    joins=operators("Concat"),
-    symmetric_activations=True,
-    signed_activations=True,
-    shorter_blocks=False,
-    narrow_weights=True,
-    softmax_product=False,
-    integer_bias=False,
-    reads={},
-    pairs_products=True,
-    unknown_without_vnni=_follows_no_rule,
-    # On x86 without AMX codes of int8 become uint8. Where a Concat is anywhere in the model, even of sizes, quantizers are
-    # aligned across data movement, and layers behind it lose the zero point of these codes: their outputs are wrong by a fifth
-    # and more, or the model does not load (2026.4). Codes of uint8 around 128 are right everywhere.
-    unsigned_beside=operators("Concat"),
-    reads_signed=operators("ConvTranspose"),
-    loses_biases=operators("Conv"),
+    placement=Placement(accumulates=operators("Conv MatMul Gemm"), softmax_product=False),
+    activations=Activations(
+        symmetric=True,
+        signed=True,
+        # On x86 without AMX codes of int8 become uint8. Where a Concat is anywhere in the model, even of sizes, quantizers are
+        # aligned across data movement, and layers behind it lose the zero point of these codes: their outputs are wrong by a
+        # fifth and more, or the model does not load (2026.4). Codes of uint8 around 128 are right everywhere.
+        unsigned_beside=operators("Concat"),
+        signed_for=operators("ConvTranspose"),
+    ),
     # it leaves out quantizers of 16 bits, and computes in float (2026.4)
-    activation_bits=frozenset(range(2, 9)),
-    simulates=frozenset(),
+    widths=Widths(taken=frozenset(range(2, 9)), simulated=frozenset()),
+    weights=Weights(narrow=True),
+    biases=Biases(integer=False, lost_by=operators("Conv")),
+    x86=X86(pairs_products=True, unknown=_follows_no_rule),
 )

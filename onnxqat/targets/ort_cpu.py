@@ -5,7 +5,7 @@ Sources: its Q/DQ selectors and transformers; checked against its own optimized 
 
 from __future__ import annotations
 
-from onnxqat.targets.facts import Target, operators
+from onnxqat.targets.facts import Limits, Operators, Placement, Target, Weights, operators
 
 _INTEGER = operators("Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid")
 #: Around these a value has one scale, whatever the granularity: ONNX Runtime refuses to load a model where it has several.
@@ -16,35 +16,31 @@ TARGET = Target(
     runtime="ort",
     package="onnxruntime",
     title="ONNX Runtime",
-    weighted=operators("Conv Gemm MatMul"),
-    integer=_INTEGER,
-    passes=operators("MaxPool Reshape Transpose Squeeze Unsqueeze Slice"),
-    repeats=operators("Flatten Gather GatherElements Split Resize Expand Tile Pad ReduceMax ReduceMin DepthToSpace"),
-    absorbs=operators("Relu Clip"),
-    between=operators(
-        "Relu Clip HardSigmoid HardSwish Tanh Elu PRelu Celu Selu Mish Gelu Softplus Softsign ThresholdedRelu Softmax"
-    ),
-    decomposed=operators("Swish"),
-    quantized_outputs=_INTEGER | {"Conv"},
-    accumulates=frozenset(),
-    joins=frozenset(),
-    symmetric_activations=False,
-    signed_activations=False,
-    shorter_blocks=True,
-    narrow_weights=False,
-    softmax_product=True,
-    integer_bias=True,
-    reads={
-        **dict.fromkeys(("Conv", "Gemm", "MatMul", "Add", "Mul"), (0, 1)),
-        **dict.fromkeys(
-            ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "MaxPool", "Resize"), (0,)
+    operators=Operators(
+        weighted=operators("Conv Gemm MatMul"),
+        integer=_INTEGER,
+        absorbs=operators("Relu Clip"),
+        between=operators(
+            "Relu Clip HardSigmoid HardSwish Tanh Elu PRelu Celu Selu Mish Gelu Softplus Softsign ThresholdedRelu Softmax"
         ),
-        **dict.fromkeys(("ReduceMax", "ReduceMin", "Expand", "Tile"), (0,)),
-        "Where": (1, 2),
-        "Concat": None,
-    },
-    pairs_products=False,
-    unknown_without_vnni=lambda node, rank: False,
-    products=frozenset({("uint8", "int8"), ("uint8", "uint8"), ("int8", "int8")}),
-    contrib=True,
+        passes=operators("MaxPool Reshape Transpose Squeeze Unsqueeze Slice"),
+        repeats=operators(
+            "Flatten Gather GatherElements Split Resize Expand Tile Pad ReduceMax ReduceMin DepthToSpace"
+        ),
+        decomposed=operators("Swish"),
+    ),
+    placement=Placement(
+        reads={
+            **dict.fromkeys(("Conv", "Gemm", "MatMul", "Add", "Mul"), (0, 1)),
+            **dict.fromkeys(
+                ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "MaxPool", "Resize"), (0,)
+            ),
+            **dict.fromkeys(("ReduceMax", "ReduceMin", "Expand", "Tile"), (0,)),
+            "Where": (1, 2),
+            "Concat": None,
+        },
+        writes=_INTEGER | {"Conv"},
+    ),
+    weights=Weights(products=frozenset({("uint8", "int8"), ("uint8", "uint8"), ("int8", "int8")}), shorter_blocks=True),
+    limits=Limits(contrib=True),
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxqat.targets.facts import Target, operators
+from onnxqat.targets.facts import X86, Limits, Operators, Placement, Ranges, Target, Weights, Widths, operators
 
 LARGEST_RANK = 5
 
@@ -41,46 +41,36 @@ TARGET = Target(
     runtime="qnn",
     package="onnxruntime-qnn",
     title="QNN",
-    weighted=_WEIGHTED,
-    integer=_INTEGER,
-    passes=frozenset(),
-    repeats=operators(
-        "MaxPool GlobalMaxPool ReduceMax ReduceMin Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather GatherElements "
-        "Expand Tile Resize Pad DepthToSpace SpaceToDepth"
+    operators=Operators(
+        weighted=_WEIGHTED,
+        integer=_INTEGER,
+        absorbs=operators("Relu Clip"),
+        repeats=operators(
+            "MaxPool GlobalMaxPool ReduceMax ReduceMin Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather "
+            "GatherElements Expand Tile Resize Pad DepthToSpace SpaceToDepth"
+        ),
+        single=operators("Gelu LayerNormalization"),
+        decomposed=operators("Swish HardSwish"),
     ),
-    absorbs=operators("Relu Clip"),
-    between=frozenset(),
-    decomposed=operators("Swish HardSwish"),
-    quantized_outputs=_WEIGHTED | _INTEGER,
-    accumulates=frozenset(),
-    joins=frozenset(),
-    symmetric_activations=False,
-    signed_activations=False,
-    narrow_weights=False,
-    softmax_product=True,
-    integer_bias=True,
-    reads={},
-    pairs_products=False,
-    unknown_without_vnni=lambda node, rank: False,
-    shorter_blocks=False,
-    adds_pairs=False,
-    whole=True,
-    single=operators("Gelu LayerNormalization"),
-    last_axis=operators("CumSum"),
-    fixed={
-        "Softmax": {8: (1 / 255, 0), 16: (1 / 65535, 0)},
-        "Sigmoid": {8: (1 / 255, 0), 16: (1 / 65535, 0)},
-        "HardSigmoid": {16: (1 / 65535, 0)},
-        "Tanh": {8: (1 / 127.5, 128), 16: (1 / 32768, 32768)},
-    },
-    activation_bits=frozenset({8, 16}),
-    simulates=frozenset(),
-    only_narrow=operators("PRelu Log Softplus"),
-    narrow_operands={"MatMul": 1},
-    least_range=1e-4,
-    static=True,
-    contrib=True,
-    clips_codes=False,
-    refusal=_refusal,
-    products=frozenset((data, weight) for data in ("uint8", "uint16") for weight in ("int8", "uint8", "int4")),
+    placement=Placement(whole=True, writes=_WEIGHTED | _INTEGER),
+    widths=Widths(
+        taken=frozenset({8, 16}),
+        simulated=frozenset(),
+        only_narrow=operators("PRelu Log Softplus"),
+        narrow_operands={"MatMul": 1},
+    ),
+    ranges=Ranges(
+        fixed={
+            "Softmax": {8: (1 / 255, 0), 16: (1 / 65535, 0)},
+            "Sigmoid": {8: (1 / 255, 0), 16: (1 / 65535, 0)},
+            "HardSigmoid": {16: (1 / 65535, 0)},
+            "Tanh": {8: (1 / 127.5, 128), 16: (1 / 32768, 32768)},
+        },
+        least=1e-4,
+    ),
+    weights=Weights(
+        products=frozenset((data, weight) for data in ("uint8", "uint16") for weight in ("int8", "uint8", "int4"))
+    ),
+    limits=Limits(refusal=_refusal, last_axis=operators("CumSum"), static=True, clips_codes=False, contrib=True),
+    x86=X86(adds_pairs=False),
 )

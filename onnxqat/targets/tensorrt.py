@@ -1,7 +1,7 @@
 """TensorRT, by explicit quantization: a pair at everything that enters a fused kernel, none inside it and none behind.
 
 Sources: NVIDIA's rules for the placement of pairs, the parser of TensorRT 10.1 (onnx-tensorrt), and NVIDIA's own quantizer,
-`nvidia-modelopt`, with which the tests compare. No GPU has run any of it.
+`nvidia-modelopt`, with which the tests compare. TensorRT 8.6 has run its models on a GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +13,18 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxqat.graph.constants import constant
-from onnxqat.targets.facts import Target, operators
-from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
+from onnxqat.targets.facts import (
+    X86,
+    Activations,
+    Biases,
+    Limits,
+    Operators,
+    Placement,
+    Target,
+    Weights,
+    Widths,
+    operators,
+)
 
 #: Fewer channels, or a smaller inner dimension, and float16 is faster (thresholds of NVIDIA's quantizer).
 LEAST_CHANNELS = 16
@@ -144,56 +154,45 @@ _INTEGERS = Target(
     runtime="ort",
     package="onnxruntime",
     title="TensorRT",
-    weighted=operators("Conv ConvTranspose Gemm MatMul"),
-    integer=operators("Add") | _AVERAGES,
-    # a pair between Pad and Conv would keep the Pad from becoming a part of the convolution
-    passes=operators(
-        "MaxPool Reshape Transpose Squeeze Unsqueeze Split Slice Gather Flatten DepthToSpace SpaceToDepth Expand Tile Resize Pad"
+    operators=Operators(
+        weighted=operators("Conv ConvTranspose Gemm MatMul"),
+        integer=operators("Add") | _AVERAGES,
+        absorbs=operators(
+            "Relu Clip LeakyRelu Elu Selu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish Softplus Softsign ThresholdedRelu"
+        ),
+        between=operators("HardSwish Gelu Swish Mish"),
+        # a pair between Pad and Conv would keep the Pad from becoming a part of the convolution
+        passes=operators(
+            "MaxPool Reshape Transpose Squeeze Unsqueeze Split Slice Gather Flatten DepthToSpace SpaceToDepth Expand Tile "
+            "Resize Pad"
+        ),
+        joins=operators("Concat"),
     ),
-    repeats=frozenset(),
-    absorbs=operators(
-        "Relu Clip LeakyRelu Elu Selu Sigmoid Tanh HardSigmoid HardSwish Gelu Mish Softplus Softsign ThresholdedRelu"
+    placement=Placement(
+        writes=_AVERAGES, accumulates=operators("Conv ConvTranspose"), accumulates_one=True, products=True
     ),
-    between=operators("HardSwish Gelu Swish Mish"),
-    decomposed=frozenset(),
-    quantized_outputs=_AVERAGES,
-    accumulates=operators("Conv ConvTranspose"),
-    accumulates_one=True,
-    joins=operators("Concat"),
-    symmetric_activations=True,
-    signed_activations=True,
-    unsigned_activations=False,
-    shorter_blocks=False,
-    narrow_weights=True,
-    softmax_product=True,
-    integer_bias=False,
-    reads={},
-    pairs_products=False,
-    unknown_without_vnni=ORT_CPU.unknown_without_vnni,
-    adds_pairs=False,
-    activation_bits=frozenset({8}),
-    clips_codes=False,
-    refusal=_refusal,
-    symmetric_only=True,
-    products=frozenset({("int8", "int8"), ("float8e4m3fn", "float8e4m3fn")}),
-    int32_biases=False,
-    per_tensor=operators("ConvTranspose"),
-    too_small=_too_small,
-    block_sizes=frozenset({64, 128}),
-    packs_codes=False,
-    quantizes_products=True,
+    activations=Activations(symmetric=True, signed=True, unsigned=False),
+    widths=Widths(taken=frozenset({8})),
+    weights=Weights(
+        products=frozenset({("int8", "int8"), ("float8e4m3fn", "float8e4m3fn")}),
+        narrow=True,
+        per_tensor=operators("ConvTranspose"),
+        block_sizes=frozenset({64, 128}),
+        packs_codes=False,
+    ),
+    biases=Biases(integer=False, reads_int32=False),
+    limits=Limits(refusal=_refusal, too_small=_too_small, symmetric_only=True, clips_codes=False),
+    x86=X86(adds_pairs=False),
     simulated=True,
 )
 
 #: NVIDIA's quantizer has fp8 for these operators alone.
 _FLOAT8 = replace(
     _INTEGERS,
-    weighted=operators("Conv Gemm MatMul"),
-    integer=operators("Add"),
-    quantized_outputs=frozenset(),
-    accumulates=operators("Conv"),
-    block_sizes=frozenset(),
-    too_small=_too_small_for_float8,
+    operators=replace(_INTEGERS.operators, weighted=operators("Conv Gemm MatMul"), integer=operators("Add")),
+    placement=replace(_INTEGERS.placement, writes=frozenset(), accumulates=operators("Conv")),
+    weights=replace(_INTEGERS.weights, block_sizes=frozenset()),
+    limits=replace(_INTEGERS.limits, too_small=_too_small_for_float8),
 )
 
 TARGET = replace(_INTEGERS, float8=_FLOAT8)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxqat.targets.facts import operators
+from onnxqat.targets.facts import X86, operators
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 
 TARGET = replace(
     ORT_CPU,
     name="webgpu",
     title="WebGPU",
-    weighted=operators("Conv ConvTranspose Gemm MatMul"),
-    integer=frozenset(),
-    quantized_outputs=frozenset(),
-    adds_pairs=False,
-    weight_only=True,
+    operators=replace(ORT_CPU.operators, weighted=operators("Conv ConvTranspose Gemm MatMul"), integer=frozenset()),
+    placement=replace(ORT_CPU.placement, writes=frozenset()),
+    weights=replace(ORT_CPU.weights, only=True),
+    x86=X86(adds_pairs=False),
 )

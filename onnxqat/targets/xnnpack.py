@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxqat.targets.facts import operators
+from onnxqat.targets.facts import Activations, Widths, operators
 from onnxqat.targets.ort_cpu import TARGET as ORT_CPU
 
 _WEIGHTED = operators("Conv ConvTranspose")
@@ -17,13 +17,16 @@ TARGET = replace(
     ORT_CPU,
     name="xnnpack",
     title="XNNPACK",
-    weighted=_WEIGHTED,
-    quantized_outputs=ORT_CPU.quantized_outputs | _WEIGHTED,
-    unsigned_activations=False,
-    per_tensor=operators("ConvTranspose"),
-    one_scale=operators("ConvTranspose"),
-    products=frozenset({("int8", "int8"), ("uint8", "uint8")}),
-    block_sizes=frozenset(),
-    activation_bits=frozenset({8}),
-    clips_codes=False,
+    operators=replace(ORT_CPU.operators, weighted=_WEIGHTED),
+    placement=replace(ORT_CPU.placement, writes=ORT_CPU.placement.writes | _WEIGHTED),
+    activations=Activations(unsigned=False),
+    widths=Widths(taken=frozenset({8})),
+    weights=replace(
+        ORT_CPU.weights,
+        products=frozenset({("int8", "int8"), ("uint8", "uint8")}),
+        per_tensor=operators("ConvTranspose"),
+        one_scale=operators("ConvTranspose"),
+        block_sizes=frozenset(),
+    ),
+    limits=replace(ORT_CPU.limits, clips_codes=False),
 )

@@ -31,7 +31,7 @@ _BIAS_TOLERANCE = 0.01
 
 def ort_blockers(node: ir.Node, quantized: Quantizers) -> str:
     """Returns why ONNX Runtime ran the node in float."""
-    if node.op_type not in ORT_CPU.reads:
+    if node.op_type not in ORT_CPU.placement.reads:
         return f"ONNX Runtime has no integer kernel for {node.op_type}"
     if any(value in quantized and quantized[value].block for value in node.inputs if value is not None):
         return (
@@ -57,7 +57,7 @@ def openvino_blockers(node: ir.Node, quantized: Quantizers, precision: str) -> s
 
 def qnn_blockers(node: ir.Node, quantized: Quantizers, where: str) -> str:
     """Returns why the NPU did not compute the node on integers."""
-    if node.op_type not in QNN.weighted | QNN.integer | QNN.moves | QNN.absorbs:
+    if node.op_type not in QNN.operators.kernels | QNN.operators.moves | QNN.operators.absorbs:
         return f"{where}: no integer operator for {node.op_type} is known"
     facts = [
         f"input {value.name!r} comes without a DequantizeLinear"
@@ -72,11 +72,11 @@ def _sentence(facts: list[str], runtime: str) -> str:
 
 
 def _ort_input_facts(node: ir.Node, quantized: Quantizers) -> Iterator[str]:
-    positions = ORT_CPU.reads[node.op_type]
+    positions = ORT_CPU.placement.reads[node.op_type]
     for index, value in enumerate(node.inputs):
         if value is None or (positions is not None and index not in positions):
             continue
-        source = origin(value, quantized, ORT_CPU.carries)
+        source = origin(value, quantized, ORT_CPU.operators.carries)
         quantizer = quantized.get(source)
         if quantizer is None:
             yield _unquantized(source, quantized)
@@ -91,7 +91,8 @@ def _unquantized(value: ir.Value, quantized: Quantizers) -> str:
         return f"input {value.name!r} is a float constant"
     if producer is None:
         return f"input {value.name!r} is a float input of the graph without a quantizer"
-    if producer.op_type in _MOVES - ORT_CPU.carries and any(v in quantized for v in producer.inputs if v is not None):
+    moves = producer.op_type in _MOVES - ORT_CPU.operators.carries
+    if moves and any(v in quantized for v in producer.inputs if v is not None):
         return (
             f"input {value.name!r} has no DequantizeLinear: the quantizer stands before {label(producer)}, which ONNX Runtime "
             "does not carry it across; place one behind it too"
@@ -125,7 +126,7 @@ def way_to_quantizer(node: ir.Node) -> list[ir.Node]:
     while True:
         users = [user for user, _ in way[-1].outputs[0].uses()]
         passed = len(users) == 1 and not way[-1].outputs[0].is_graph_output()
-        if not passed or users[0].op_type not in ORT_CPU.carries | {"Relu", "Clip"}:
+        if not passed or users[0].op_type not in ORT_CPU.operators.carries | {"Relu", "Clip"}:
             return way
         way.append(users[0])
 

@@ -23,13 +23,13 @@ def _kernels(deployed: ir.Model, quantized: Quantizers, target: Target) -> Itera
     nodes = list(deployed.graph)
     for number, _ in fusion.reported(deployed):
         node = nodes[number]
-        if node.op_type in target.absorbs | target.joins:
+        if node.op_type in target.operators.absorbs | target.operators.joins:
             continue
         sides = [is_integer(value, quantized, target) for value in node.inputs[:2]]
         kind: Kind = "float"
-        if node.op_type in target.weighted:
+        if node.op_type in target.operators.weighted:
             kind = "integer" if all(sides) else "weight-only" if sides[1] else "float"
-        elif node.op_type in target.integer and any(sides):
+        elif node.op_type in target.operators.integer and any(sides):
             kind = "integer"
         why = fusion.purpose(node)
         reason = "" if kind == "integer" or why else _reason(node, quantized, target)
@@ -37,7 +37,7 @@ def _kernels(deployed: ir.Model, quantized: Quantizers, target: Target) -> Itera
 
 
 def _reason(node: ir.Node, quantized: Quantizers, target: Target) -> str:
-    if node.op_type not in target.weighted | target.integer:
+    if node.op_type not in target.operators.kernels:
         return f"{target.name} has no integer kernel for {node.op_type}"
     bare = [
         repr(value.name) for value in node.inputs[:2] if value is not None and not is_integer(value, quantized, target)

@@ -30,7 +30,7 @@ PACKAGES: dict[RuntimeName, str] = {one.runtime: one.package for one in TARGETS.
 RUNTIME_OF: dict[str | None, RuntimeName] = {None: "ort", **{one.name: one.runtime for one in TARGETS.values()}}
 #: Layers whose biases a runtime computes wrongly in front of a quantizer, deployed and simulated.
 LOSE_BIASES: dict[RuntimeName, frozenset[str]] = {
-    one.runtime: one.loses_biases for one in TARGETS.values() if one.loses_biases
+    one.runtime: one.biases.lost_by for one in TARGETS.values() if one.biases.lost_by
 }
 #: ONNX Runtime 1.19.2 and 1.24.4 give 0 for 0.75, 1.32.0 gives 1.
 _PROBE = """<ir_version: 9, opset_import: ["": 19]>

@@ -241,7 +241,7 @@ def _runtime(asked: RuntimeName | None, *made: ir.Model) -> tuple[RuntimeName, s
 
 def _simulated(runtime: RuntimeName, deployed: ir.Model) -> str | None:
     """Returns what to say where the runtime has no kernels for the widths of the model's activations."""
-    simulates = {bits for target in TARGETS.values() if target.runtime == runtime for bits in target.simulates}
+    simulates = {bits for target in TARGETS.values() if target.runtime == runtime for bits in target.widths.simulated}
     widths = sorted({q.bits for q in quantizers(deployed) if not q.is_weight} & simulates)
     if not widths:
         return None

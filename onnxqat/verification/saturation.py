@@ -163,7 +163,7 @@ def unknown_layers(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runti
     for node in _integer_nodes(deployed, kernels).values():
         weight = quantizer_above(node.inputs[1], produced_by) if len(node.inputs) > 1 else None
         stored = None if weight is None else constant(weight.source)
-        if stored is not None and target.unknown_without_vnni(node, stored.ndim):
+        if stored is not None and target.x86.unknown(node, stored.ndim):
             found.append(node)
     return found
 
@@ -174,7 +174,7 @@ def paired_products(deployed: ir.Model, kernels: Sequence[Kernel], runtime: Runt
     ONNX Runtime multiplies these as unsigned codes on both sides, which is exact. OpenVINO adds neighbours of the reduction,
     raw codes on the left and signed ones on the right. See `integer_layers` for the arguments.
     """
-    if not of_runtime(runtime).pairs_products:
+    if not of_runtime(runtime).x86.pairs_products:
         return ()
     produced_by = qdq.by_output(qdq.quantizers(deployed))
     found = []

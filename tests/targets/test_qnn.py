@@ -20,7 +20,7 @@ from tests.targets.test_targets import OPERATORS, sandwich
 from tests.verification.conftest import qnn_python  # noqa: F401  (a fixture)
 from tools.networks import bert, unet
 
-NAMED = QNN.weighted | QNN.integer | QNN.moves | QNN.absorbs
+NAMED = QNN.operators.kernels | QNN.operators.moves | QNN.operators.absorbs
 
 
 @pytest.fixture(scope="module")

@@ -181,16 +181,16 @@ def test_operator_runs_as_the_table_says_and_leaves_the_layers_around_it_integer
     hidden = {"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Identity"}
     monkeypatch.setattr(fusion, "NOT_REPORTED", frozenset(hidden - {operator}))
     kernels = executed(name, operator, runtimes)
-    in_float = [k for k in kernels if k.op_type in table.weighted and k.kind != "integer"]
+    in_float = [k for k in kernels if k.op_type in table.operators.weighted and k.kind != "integer"]
     assert len(in_float) == ((table.runtime, operator) in FLOAT_BEHIND)
     kinds = {k.kind for k in kernels if k.op_type == operator}
-    if operator in table.absorbs or (table.runtime == "openvino" and operator in FLOAT_ARITHMETIC):
+    if operator in table.operators.absorbs or (table.runtime == "openvino" and operator in FLOAT_ARITHMETIC):
         assert len(kernels) > 2
     elif (table.runtime, operator) in FLOAT_MOVEMENT:
         assert kinds == {"float"}
-    elif operator in table.weighted | table.integer | table.moves | table.joins:
+    elif operator in table.operators.kernels | table.operators.moves | table.operators.joins:
         assert kinds <= {"integer", "absorbed"}
-    elif operator not in table.between:
+    elif operator not in table.operators.between:
         assert "integer" not in kinds
 
 
@@ -214,12 +214,12 @@ def test_layers_around_an_operator_compute_what_the_simulation_does(name, operat
         (name, one)
         for name in [*ON_CPU, "qnn"]
         for one in OPERATORS
-        if not (TARGETS[name].static and one in OF_FREE_SIZE)
+        if not (TARGETS[name].limits.static and one in OF_FREE_SIZE)
     ],
 )
 def test_operator_that_no_table_names_says_why_it_stays_in_float(name, operator):
-    table = TARGETS[name]
-    named = table.weighted | table.integer | table.moves | table.joins | table.absorbs
+    known = TARGETS[name].operators
+    named = known.kernels | known.moves | known.joins | known.absorbs
     proto = sandwich(OPERATORS[operator])
     quantized = insert(proto, batches(proto, 1), Config(target=name))
     reasons = {n.op_type: p.value for n in quantized.graph.node for p in n.metadata_props if p.key == "onnxqat.float"}
@@ -229,15 +229,13 @@ def test_operator_that_no_table_names_says_why_it_stays_in_float(name, operator)
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_operator_of_the_tables_is_tried(name):
-    table = TARGETS[name]
-    named = table.weighted | table.integer | table.moves | table.joins | table.absorbs | table.between
-    assert named <= set(OPERATORS)
+    known = TARGETS[name].operators
+    assert known.kernels | known.moves | known.joins | known.absorbs | known.between <= set(OPERATORS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_integer_operator_has_a_matcher(name):
-    table = TARGETS[name]
-    assert table.weighted | table.integer <= set(MATCHERS)
+    assert TARGETS[name].operators.kernels <= set(MATCHERS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -246,7 +244,7 @@ def test_target_is_called_as_its_file(name):
 
 
 def test_targets_say_the_same_of_the_runtime_that_they_share():
-    said = {(one.runtime, one.package, one.pairs_products, one.unknown_without_vnni) for one in TARGETS.values()}
+    said = {(one.runtime, one.package, one.x86.pairs_products, one.x86.unknown) for one in TARGETS.values()}
     assert len(said) == len({runtime for runtime, *_ in said})
 
 

@@ -15,7 +15,7 @@ def match(node: ir.Node, target: Target) -> Group | Skip:
     if not all(is_float(value) for value in operands):
         return Skip(node, "its operands are not float32")
     constants = tuple(value for value in operands if constant(value) is not None)
-    if constants and not target.whole:
+    if constants and not target.placement.whole:
         return Skip(node, f"its operand {constants[0].name!r} is constant: one scale would suit it badly")
     reads = tuple(value for value in operands if value not in constants)
     return Group(node, reads, node.outputs[0], constants=constants)

@@ -39,9 +39,9 @@ def _behind_bias(node: ir.Node) -> ir.Value:
 def _product(node: ir.Node, left: ir.Value, right: ir.Value, target: Target) -> Group | Skip:
     """MatMul of two activations, as in attention."""
     producer = left.producer()
-    if producer is not None and producer.op_type == "Softmax" and not target.softmax_product:
+    if producer is not None and producer.op_type == "Softmax" and not target.placement.softmax_product:
         return Skip(node, attention_reason(target))
-    if constant(left) is not None and not target.whole:
+    if constant(left) is not None and not target.placement.whole:
         return Skip(node, f"its constant {left.name!r} is on the left; kernels take weights on the right")
     constants = tuple(value for value in (left, right) if constant(value) is not None)
     reads = tuple(value for value in (left, right) if value not in constants)

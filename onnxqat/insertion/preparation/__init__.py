@@ -74,7 +74,7 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None, target:
     Args:
         model: the model, or its path.
         fixed: inputs that become constants first (see `fixed`).
-        target: runtime that wants some functions as one node, or along the last axis (`Target.single`, `Target.last_axis`).
+        target: runtime that wants some functions as one node, or along the last axis (`Operators.single`, `Limits.last_axis`).
 
     Raises:
         InputError: the model is not usable (see `graph.io.load`), cannot be converted to opset 17, or is quantized already.
@@ -111,8 +111,8 @@ def prepare(model: io.ModelLike, fixed: Mapping[str, Any] | None = None, target:
     name_nodes(loaded.graph)
     if target is None:
         return loaded
-    turn_to_last_axis(loaded.graph, target.last_axis)
-    return with_single_nodes(loaded, target.single)
+    turn_to_last_axis(loaded.graph, target.limits.last_axis)
+    return with_single_nodes(loaded, target.operators.single)
 
 
 def ready_for_blocks(model: ir.Model) -> ir.Model:

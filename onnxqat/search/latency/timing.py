@@ -100,7 +100,7 @@ class Trials:
         """Names of the nodes that may run on integers or in float, in order of execution."""
         qdq, target = self.inserted(frozenset()), TARGETS[self.config.target]
         named = {name for _, names in readers(qdq) for name in names}
-        moving = target.moves | target.joins
+        moving = target.operators.moves | target.operators.joins
         return [str(node.name) for node in qdq.graph if node.name in named and node.op_type not in moving]
 
     def ratio(self, one: Floats, other: Floats) -> float:
