@@ -55,7 +55,7 @@ def _of_demo(name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         found = demo.run(name, 8, Path(folder), [])
     scores = [100 * found[stage] for stage in ("float", "inserted", "deployed")]
-    return _line(name, scores, 100 * found["verdict"]["noise"] / 2, "%", start)
+    return _line(name, scores, found["verdict"]["noise"] / 2, "%", start)
 
 
 def _of_real(model: RealModel) -> str:
