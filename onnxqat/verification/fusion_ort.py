@@ -23,6 +23,8 @@ _INTEGER_PREFIXES = ("QLinear", "QGemm", "MatMulIntegerToFloat", "QAttention")
 _EIGHT_BITS = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
 #: Put in by the layout transformation: the kernel is the node before.
 _LAYOUT = {"Transpose", "Reshape", "ReorderInput", "ReorderOutput"}
+#: Nodes behind a kernel that have no name of the model's: those, and dequantization that was moved past a MaxPool or a Reshape.
+_BEHIND = _LAYOUT | {"DequantizeLinear"}
 #: Operators under whose kernel a node can be found, beside its own.
 _MERGES = {"MatMul": ("Gemm",), "Add": ("Gemm", "MatMul", "Conv"), "BatchNormalization": ("Conv",)}
 #: Operators that a kernel can take in after the node it is named for.
@@ -147,7 +149,7 @@ class _Executed:
         return "weight-only" if node.op_type == "MatMulNBits" else "float"
 
     def _behind_layout(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        while node.op_type in _LAYOUT and not fusion.marks_of_nodes(node.name) and node.input[0] in self._producers:
+        while node.op_type in _BEHIND and not fusion.marks_of_nodes(node.name) and node.input[0] in self._producers:
             node = self._producers[node.input[0]]
         return node
 

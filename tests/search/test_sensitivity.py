@@ -91,7 +91,7 @@ def test_command_prints_writes_and_its_configuration_is_one_for_insert(tmp_path,
     )
     assert status == 0
     assert "weights" in said
-    assert "sensitivity: 4 values at up to 2 widths, about" in log
+    assert "sensitivity: 4 values at 8, 3 bits, about" in log
     assert json.loads((folder / "s.json").read_text())["costs"][0]["snr"] < 30
     assert "Sensitivity" in (folder / "s.html").read_text()
     calibration = ("--calibration", folder / "data.npz", "--config", folder / "c.json")

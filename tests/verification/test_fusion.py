@@ -43,6 +43,10 @@ INTEGER = {
         "cq = QuantizeLinear(c, s, z) y = DequantizeLinear(cq, s, z)",
         "NhwcMaxPool",
     ),
+    "max pooling whose result is read in float": (
+        "[n] p = MaxPool<kernel_shape = [2, 2]>(rd) y = Sigmoid(p)",
+        "NhwcMaxPool",
+    ),
     "global average": (
         "[n] p = GlobalAveragePool(rd) pq = QuantizeLinear(p, s, z0) y = DequantizeLinear(pq, s, z0)",
         "QLinearGlobalAveragePool",

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 #: Range estimators that are tried for activations.
 ESTIMATORS = ("mse", "percentile", "min_max")
-#: Layers that are left in float, the costliest first and half of them at most, before training is worth more.
+#: Layers that are left in float, the costliest first and half as many as have weights at most, before training is worth more.
 FLOATS = (1, 2, 4, 8)
 
 
@@ -71,11 +71,13 @@ def _changes(model: io.ModelLike, calibration: Any, config: Config) -> Iterator[
     for name in ESTIMATORS:
         if name != config.activation_range.type:
             yield f"activation ranges by {name}", _setting(activation_range=name)
-    yield "outputs corrected", _setting(output_correction="affine")
+    if config.correction == "none":
+        yield "outputs corrected", _setting(output_correction="affine")
     found = sensitivity(model, calibration, config, widths=[config.weight_bits])
     names = list(dict.fromkeys(node for cost in found.ranked for node in cost.nodes))
+    weighted = {node for cost in found.costs if cost.part == "weights" for node in cost.nodes}
     for count in FLOATS:
-        if count <= len(names) / 2:
+        if count <= len(weighted) / 2:
             rules = tuple(Select(name=name) for name in names[:count])
             yield f"in float: {', '.join(names[:count])}", _setting(ignore=(*config.ignore, *rules))
 

@@ -89,17 +89,17 @@ def sensitivity(
         for cost in subject.costs(quantized, known):
             costs[cost.value, cost.bits] = cost
             if number == 0 and len(costs) == TIMED:
-                _foretell(len(list(readers(quantized))), len(asked), (time.perf_counter() - started) / TIMED)
+                _foretell(len(list(readers(quantized))), asked, (time.perf_counter() - started) / TIMED)
     assert subject is not None
     order = {value: number for number, value in enumerate(dict.fromkeys(value for value, _ in costs))}
     ranked = sorted(costs.values(), key=lambda cost: (order[cost.value], -cost.bits))
     return Sensitivity(subject.rows, config, subject.metric, subject.score, tuple(ranked))
 
 
-def _foretell(values: int, widths: int, seconds: float) -> None:
+def _foretell(values: int, widths: Sequence[int], seconds: float) -> None:
     """Says how long all takes, from the time of one value."""
-    about = duration(seconds * values * widths)
-    log.info("sensitivity: %d values at up to %d widths, about %s", values, widths, about)
+    about, bits = duration(seconds * values * len(widths)), ", ".join(map(str, widths))
+    log.info("sensitivity: %d values at %s bits, about %s", values, bits, about)
 
 
 def _uniform(config: Config, bits: int) -> Config:
