@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,22 @@ def insert(
         InputError: model, data or configuration is wrong; the message says which and what to do.
         UnsupportedModelError: the model has nothing to quantize, or custom operators.
     """
-    config = config or Config()
+    return _inserted(
+        model, calibration, config or Config(), sample_axis=sample_axis, transform=transform, distributed=distributed
+    )
+
+
+def _inserted(
+    model: io.ModelLike,
+    calibration: str | Path | Source | Batches,
+    config: Config,
+    *,
+    sample_axis: int | None,
+    transform: Transform | None,
+    distributed: bool,
+    warns: bool = True,
+) -> onnx.ModelProto:
+    """The same; `warns`: whether it says what the model loses, which is no news of a model that is only measured."""
     workers = Workers.join() if distributed else Workers()
     table = TARGETS[config.target]
     config = settled(config, table)
@@ -111,10 +127,8 @@ def insert(
     if config.sixteen is not None:
         batches.check_epochs(2, "calibration data, which is read twice to measure what loses most with 8 bits")
         narrow = config.model_copy(update={"sixteen": None, "output_correction": "none"})
-        measured = insert(
-            model, calibration, narrow, sample_axis=sample_axis, transform=transform, distributed=distributed
-        )
-        losing = values_that_lose(measured, next(iter(batches)))
+        read = partial(_inserted, sample_axis=sample_axis, transform=transform, distributed=distributed)
+        losing = values_that_lose(read(model, calibration, narrow, warns=False), next(iter(batches)))
     computed = widths(groups, layers(groups, config, table), table, config, losing)
     weights = weight_sites(groups, table, config) + constant_sites(groups, computed)
     activations = activation_sites(graph, groups, computed, table, config)
@@ -152,7 +166,7 @@ def insert(
     if table.placement.whole and workers.is_first:
         warn_of_overflow(original, [str(skip.node.name) for skip in skips], sample)
     calibrated = config.activation_range.samples != 0
-    if workers.is_first and calibrated and not config.has_few_bits:
+    if warns and workers.is_first and calibrated and not config.has_few_bits:
         may_be_wide = 16 in table.widths.taken - table.widths.simulated and not config.has_wide_activations
         warn_of_losses(original, prepared, names, weighted, sample, may_be_wide=may_be_wide)
     return checked(io.to_proto(prepared))
