@@ -1,12 +1,13 @@
 """Runs that are kept in folders, their notes in the deployed model, and their comparison."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxqat import Config, __version__, evaluate
+from onnxqat import Config, Select, __version__, evaluate
 from tests.classifier import LABELS, ROWS, write
 from tests.page.browser import opened
 
@@ -55,11 +56,24 @@ def test_the_deployed_file_says_what_made_it_and_how_good_it_is(runs, folder):
     notes = {one.key: one.value for one in onnx.load(folder / "b.onnx").metadata_props}
     assert notes["onnxqat.version"] == __version__
     assert notes["onnxqat.target"] == "ort-cpu"
-    assert json.loads(notes["onnxqat.config"]) == {"weight_bits": 4}
+    assert json.loads(notes["onnxqat.config"]) == {
+        "weight_bits": 4,
+        "activation_range": {"type": "mse", "samples": 1024},
+    }
     assert len(json.loads(notes["onnxqat.data"])["train"]) == 64
     scores = json.loads(notes["onnxqat.scores"])
     assert scores["deployed"] == evaluate(folder / "b.onnx", folder / "data.npz")
     assert set(scores) == {"metric", "judged_on", "float", "inserted", "trained", "deployed"}
+
+
+def test_compare_shows_rules_without_what_they_leave_open(runs, folder, call):
+    other = folder / "other"
+    shutil.copytree(runs[0], other)
+    kept = json.loads((other / "run.json").read_text())
+    kept["quantization"]["ignore"] = [Select(name="first").model_dump(mode="json")]
+    (other / "run.json").write_text(json.dumps(kept))
+    said = call("compare", runs[0], other)[1]
+    assert '[{"name": "first"}]' in said
 
 
 def test_compare_shows_scores_and_the_settings_that_differ(runs, folder, call):

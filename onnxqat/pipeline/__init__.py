@@ -122,11 +122,11 @@ def run(
     model, config, training, judge = ready(model, data, config, training, judge)
     judged = data.read(data.test or data.validation)
     before = scored_first(model, judged, config, judge) if rank() == 0 else None
-    calibrated = calibrating(config, data)
+    config = calibrating(config, data)
     inserted = insert(
         model,
         data.read(data.calibration),
-        calibrated,
+        config,
         sample_axis=training.labelling.sample_axis,
         distributed=training.distributed,
     )

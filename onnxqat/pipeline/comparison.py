@@ -125,7 +125,16 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
         if isinstance(value, dict):
             yield from _flat(value, f"{name}.")
         else:
-            yield name, value
+            yield name, _brief(value)
+
+
+def _brief(value: Any) -> Any:
+    """A value as it is, but rules without the fields that they leave open."""
+    if isinstance(value, list):
+        return [_brief(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _brief(one) for key, one in value.items() if one not in (None, [])}
+    return value
 
 
 def _rows(columns: Sequence[str], rows: Any) -> Rows:

@@ -80,7 +80,9 @@ def within_latency(
             if floats in found:
                 break
             ratio = found[floats] = tried.over_float(floats)
-            log.info("mixed precision: %d layers in float: %.2f of float's time", len(floats), ratio)
+            log.info(
+                "mixed precision: %d of %d layers in float: %.2f of float's time", len(floats), pieces.count, ratio
+            )
             if most - NEAR <= ratio <= most:
                 break
             bound += most - ratio
@@ -111,6 +113,11 @@ class _Pieces:
     losses: Costs
     spent: Costs
     base: float
+
+    @property
+    def count(self) -> int:
+        """Layers of all pieces."""
+        return sum(map(len, self.names))
 
     @classmethod
     def timed(cls, tried: Trials, noise: Mapping[str, float], bits: int) -> _Pieces:
