@@ -134,6 +134,14 @@ def test_fewest_layers_in_float_that_hold_a_drop_are_the_noisiest(network):
         onnxqat.mixed_precision(network, own, config, drop=0.0, widths=[3, 32])
 
 
+def test_nothing_is_measured_layer_by_layer_where_a_drop_holds_with_nothing_in_float(network, caplog):
+    with caplog.at_level("INFO", logger="onnxqat"):
+        found = onnxqat.mixed_precision(network, [{"x": random(256, 8, scale=1.0)}], drop=50, widths=[8, 32])
+    assert (set(found.widths.values()), found.loss) == ({8}, None)
+    assert "with 0 of the layers in float" in caplog.text
+    assert "sensitivity" not in caplog.text
+
+
 def test_command_writes_a_configuration_that_makes_the_same_model(tmp_path, call):
     folder = write(tmp_path)
     calibration = ("--calibration", folder / "data.npz")

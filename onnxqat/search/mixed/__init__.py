@@ -73,7 +73,7 @@ class Mixed:
             deployed file does for 4 bits in blocks alone.
         bits: mean width over the quantized weights' elements.
         loss: estimated distance from the float model's answers, in sum over the samples; where layers are in float or not, noise
-            over signal of the first output, in sum over the layers.
+            over signal of the first output, in sum over the layers; None where a drop holds with nothing in float.
         latency: time over the float model's, as it was measured; None where time was not asked for.
 
     Example:
@@ -87,7 +87,7 @@ class Mixed:
     widths: Mapping[str, int]
     size: float
     bits: float
-    loss: float
+    loss: float | None
     latency: float | None = None
 
     @classmethod
@@ -96,7 +96,7 @@ class Mixed:
         config: Config,
         widths: Mapping[str, int],
         counts: tuple[Mapping[str, int], int],
-        loss: float,
+        loss: float | None,
         latency: float | None = None,
     ) -> Mixed:
         """The result with these widths, from the elements of each weight and the bits of all else."""

@@ -51,8 +51,7 @@ Place = tuple[RuntimeName | None, str | os.PathLike[str] | None, int]
 
 def noises(model: io.ModelLike, data: Any, config: Config, transform: sources.Transform | None) -> dict[str, float]:
     """Noise over signal of the first output that each node's quantizers cause, in sum, at the widths of the settings."""
-    with quiet("onnxqat.search"):
-        found = sensitivity(model, data, config, widths=[config.weight_bits], samples=SAMPLES, transform=transform)
+    found = sensitivity(model, data, config, widths=[config.weight_bits], samples=SAMPLES, transform=transform)
     asked = {"weights": config.weight_bits, "activations": min(config.activation_bits, 8)}
     costs = {c.value: c for c in sorted(found.costs, key=lambda c: -c.bits) if c.bits >= asked[c.part]}
     total: dict[str, float] = {}
@@ -150,23 +149,30 @@ def within_drop(
 ) -> Mixed:
     """The fewest layers in float, the noisiest first, with which the model loses no more right after insertion.
 
+    The noise is measured only where the model does not hold without any.
+
     Raises:
         InputError: there are none, or nothing can be judged.
     """
-    noise = noises(model, data, config, transform)
     original = with_fixed_inputs(model, config.fixed_inputs)
-    ranked = sorted(noise, key=lambda name: -noise[name])
+    with quiet("onnxqat"):
+        whole = io.load(insert(model, data, config.uncalibrated(), transform=transform))
+    ranked: list[str] = []
     found: dict[int, float] = {}
 
     def holds(count: int) -> bool:
         with quiet("onnxqat"):
             qdq = insert(model, data, leaving(config, frozenset(ranked[:count])), transform=transform)
             found[count] = judged_drop(qdq, data, original, metric, transform)
-        log.info("mixed precision: %d of %d layers in float: drop %.3g", count, len(ranked), found[count])
+        log.info("mixed precision: drop %.3g with %d of the layers in float", found[count], count)
         return found[count] <= drop
 
+    noise: dict[str, float] | None = None
     low, high = -1, 0
     while not holds(high):
+        if noise is None:
+            noise = noises(model, data, config, transform)
+            ranked = [name for name, _ in sorted(noise.items(), key=lambda one: -one[1])]
         low, high = high, min(max(1, 2 * high), len(ranked) - 1)
         if low == high:
             nearest = min(found, key=lambda count: found[count])
@@ -177,8 +183,6 @@ def within_drop(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
-    with quiet("onnxqat"):
-        whole = io.load(insert(model, data, config.uncalibrated(), transform=transform))
     return _result(whole, config, frozenset(ranked[:high]), noise)
 
 
@@ -187,11 +191,11 @@ def _sum(noise: Mapping[str, float], names: Iterable[str]) -> float:
 
 
 def _result(
-    whole: ir.Model, config: Config, floats: Floats, noise: Mapping[str, float], latency: float | None = None
+    whole: ir.Model, config: Config, floats: Floats, noise: Mapping[str, float] | None, latency: float | None = None
 ) -> Mixed:
     """The result, from the Q/DQ model with nothing in float."""
     read = {str(q.source.name): (q.bits, names) for q, names in readers(whole) if constant(q.source) is not None}
     widths = {name: FLOAT if floats.issuperset(names) else bits for name, (bits, names) in read.items()}
     elements, rest = counted(without_quantizers(whole), widths)
-    loss = _sum(noise, set(noise) - floats)
+    loss = None if noise is None else _sum(noise, set(noise) - floats)
     return Mixed.of(leaving(config, floats), widths, (elements, rest), loss, latency)
