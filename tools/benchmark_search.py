@@ -2,7 +2,7 @@
 
     python -m tools.benchmark_search [MODEL ...] [--readme]
 
-Both with their defaults: all values alone at 8, 4 and 2 bits, on 64 samples; and widths for a mean of 4 bits, on 256 samples.
+Both with their defaults: all values alone at 8, 4 and 2 bits, on 64 samples; and widths for a mean of 5 bits, on 256 samples.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def row(name: str) -> str:
     """The line of a model."""
     path, inputs = path_of(name), data_of(name).inputs()
     costs, sensing = _timed(lambda: onnxqat.sensitivity(path, inputs))
-    mixed, searching = _timed(lambda: onnxqat.mixed_precision(path, inputs, bits=4.0))
+    mixed, searching = _timed(lambda: onnxqat.mixed_precision(path, inputs, bits=5.0))
     values = len({cost.value for cost in costs.costs})
     shown = [name, f"{values}", f"{sensing:.0f}", f"{len(mixed.widths)}", f"{searching:.0f}", str(mixed)]
     return line([*shown, processor()])
