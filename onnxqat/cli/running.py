@@ -115,7 +115,7 @@ def run(
     saved = outputs.saved(save_dir)
     outputs.check([output, *saved], **written, inputs=read, models=[model, training.teacher])
     from onnxqat import pipeline
-    from onnxqat.pipeline.raising import path_table
+    from onnxqat.pipeline.raising import Way
     from onnxqat.pipeline.request import Data
 
     settings = asked.training(training, execution, labels, metric, quantization.preset)
@@ -141,7 +141,7 @@ def run(
         from onnxqat.pipeline import pages, saving
 
         layers = pages.layers_of_run(outcome, files, judge)
-        page = outcome.report.to_html(history, layers)
+        page = outcome.report.to_html(Way(outcome), history, layers)
         if save_dir is not None:
             saving.save(outcome, saving.Kept(settings, files, history, layers), page, save_dir)
             outputs.console.print(f"wrote {save_dir}")
@@ -150,5 +150,5 @@ def run(
     outputs.console.print(outcome.report)
     outputs.console.print(pipeline.summary(outcome))
     if outcome.path:
-        outputs.console.print(path_table(outcome))
+        outputs.console.print(Way(outcome))
     pipeline.conclude(outcome.report)

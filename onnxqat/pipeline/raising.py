@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
+from rich.console import RenderableType
 from rich.table import Table
 
 from onnxqat.config import Config
@@ -12,6 +14,8 @@ from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.graph import io
 from onnxqat.insertion import insert
+from onnxqat.page import Section, Text
+from onnxqat.page import Table as Rows
 from onnxqat.pipeline import Outcome, calibrating, ready, run, untrained
 from onnxqat.pipeline.recovery import Keeping
 from onnxqat.pipeline.request import Data, Judge, Training
@@ -58,16 +62,37 @@ def run_raising(
     return None if outcome is None else replace(outcome, path=found.path)
 
 
-def path_table(outcome: Outcome) -> Table:
-    """One row for each step, and one for training where it came to that, which the report judges."""
-    report, path = outcome.report, outcome.path
-    table = Table("step", report.metric, "drop", "holds", title="raising precision", title_justify="left")
-    unit = measure(report.metric).unit
-    for step in path:
-        row = (step.what, shown(report.metric, step.score), f"{step.drop:.3g} {unit}", "yes" if step.holds else "no")
-        table.add_row(*cells(*row))
-    if outcome.was_trained and report.verdict is not None:
-        holds = "no" if report.verdict.drop > report.verdict.allowed else "yes"
-        score = shown(report.metric, report.verdict.deployed_score)
-        table.add_row(*cells(f"trained, on {outcome.judged_on}", score, f"{report.verdict.drop:.3g} {unit}", holds))
-    return table
+@dataclass(frozen=True)
+class Way:
+    """The way of a run to the precision that it needs: prints as a table, and is a part of a report's page."""
+
+    outcome: Outcome
+
+    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """One row for each step, and one for training where it came to that, which the report judges."""
+        report, path = self.outcome.report, self.outcome.path
+        unit = measure(report.metric).unit
+        for step in path:
+            holds = "yes" if step.holds else "no"
+            yield step.what, shown(report.metric, step.score), f"{step.drop:.3g} {unit}", holds
+        if path and self.outcome.was_trained and report.verdict is not None:
+            holds = "no" if report.verdict.drop > report.verdict.allowed else "yes"
+            score = shown(report.metric, report.verdict.deployed_score)
+            yield f"trained, on {self.outcome.judged_on}", score, f"{report.verdict.drop:.3g} {unit}", holds
+
+    def sections(self) -> Sequence[Section]:
+        """The part of a page; none where precision was not to be raised."""
+        if not self.outcome.path:
+            return []
+        about = "Steps to more precision, the cheapest first, until the deployed model loses no more than allowed."
+        return [Section("precision", "Precision", [Text(about), Rows(self._columns, list(self.rows()))])]
+
+    def __rich__(self) -> RenderableType:
+        table = Table(*self._columns, title="raising precision", title_justify="left")
+        for row in self.rows():
+            table.add_row(*cells(*row))
+        return table
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return "step", self.outcome.report.metric, "drop", "holds"

@@ -128,11 +128,12 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Sentence that reports an exceeded bound."""
-        return (
+        """Sentence about the drop, with the likely cause where it exceeds the bound."""
+        said = (
             f"deployed model: {self._scores(self.deployed_score)}, the float model's {shown(self.metric, self.float_score)} "
-            f"({self.comparison}); likely cause: {self.cause}"
+            f"({self.comparison})"
         )
+        return f"{said}; likely cause: {self.cause}" if self.exceeded else said
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as plain numbers and strings; what is infinite is None."""

@@ -69,6 +69,7 @@ def test_the_costliest_layers_stay_in_float_until_it_holds(folder, call):
     assert last["drop"] <= 6 < before[0]["drop"]
     assert found["deployed"] == onnxqat.evaluate(folder / "out.onnx", folder / "data.npz")
     assert Config.from_json(folder / "kept" / "config.json").ignore
+    assert last["what"] in (folder / "kept" / "report.html").read_text()
 
 
 def test_it_trains_where_precision_alone_is_not_enough(folder, call):

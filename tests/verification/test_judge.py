@@ -50,6 +50,7 @@ def test_noise_is_twice_the_standard_error_of_the_differences():
 def test_only_what_is_beyond_the_bound_and_beyond_chance_counts(samples, lost, exceeded):
     verdict = judge("accuracy", np.ones(samples), hits(samples - lost, samples), max_drop=1.0)
     assert (verdict.exceeded, verdict.fails) == (exceeded, exceeded)
+    assert ("likely cause" in verdict.sentence) == exceeded
     json.dumps(verdict.to_dict(), allow_nan=False)
 
 
