@@ -15,6 +15,7 @@ from onnxqat import Config, InputError, Select
 from onnxqat.graph.qdq import quantizers
 from onnxqat.pipeline import summary
 from onnxqat.search.latency.choice import settled
+from onnxqat.search.latency.timing import Trials
 from onnxqat.verification.host import Host
 from onnxqat.verification.report import Latency, Size
 from tests.classifier import write
@@ -70,6 +71,13 @@ def test_layers_that_integers_make_slower_stay_in_float_and_the_settings_say_so(
     (tmp_path / "c.json").write_text(found.config.model_dump_json(exclude_defaults=True))
     assert Config.from_json(tmp_path / "c.json") == found.config
     assert in_float(onnxqat.fold(onnxqat.insert(network, DATA, found.config))) == {"v"}
+
+
+def test_a_choice_that_is_slower_as_a_whole_is_dropped(network, clock, monkeypatch):
+    clock(c=3.0)
+    monkeypatch.setattr(Trials, "over_float", lambda trials, floats: 0.6 if floats else 0.5)
+    found = onnxqat.faster(network, DATA)
+    assert (found.floats, found.ratio, found.config) == ((), 0.5, Config())
 
 
 def test_settings_are_those_given_where_all_layers_gain(network, clock):
