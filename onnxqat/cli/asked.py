@@ -61,6 +61,13 @@ def budgeted(
     return config
 
 
+def most_time(budget: str | None) -> float | None:
+    """The share of float's time that a budget asks for; None where it asks for none."""
+    from onnxqat.search.mixed import Budget
+
+    return None if budget is None else Budget.parsed(budget).latency
+
+
 def _check_alone(option: str) -> None:
     """Raises InputError in several processes, of which each would measure times and choose for itself."""
     if launched():

@@ -148,7 +148,7 @@ def run(
         if report is not None:
             outputs.write_page(page, report)
     outputs.console.print(outcome.report)
-    outputs.console.print(pipeline.summary(outcome))
+    outputs.console.print(pipeline.summary(outcome, asked.most_time(budget)))
     if outcome.path:
         outputs.console.print(Way(outcome))
     pipeline.conclude(outcome.report)

@@ -92,7 +92,7 @@ def _folded(folded: ir.Model, form: WeightForm) -> ir.Model:
     passes.RemoveUnusedNodesPass()(folded)
     _state_shapes(folded)
     graph.sort()
-    log.info("folded %d weights", len(weights))
+    log.info("folded %d weight%s", len(weights), "" if len(weights) == 1 else "s")
     return folded
 
 

@@ -291,8 +291,13 @@ def _judged(report: Report, inserted_score: float | None, *, enforced: bool) -> 
     return replace(report, verdict=replace(report.verdict, enforced=enforced, evidence=evidence))
 
 
-def summary(outcome: Outcome) -> Table:
-    """One row per state of the model: what each stage did to its accuracy, and what was gained for it."""
+def summary(outcome: Outcome, most: float | None = None) -> Table:
+    """One row per state of the model: what each stage did to its accuracy, and what was gained for it.
+
+    Args:
+        outcome: what the stages made.
+        most: share of float's time that was asked for; None: none was.
+    """
     report = outcome.report
     table = Table(
         "model",
@@ -313,11 +318,18 @@ def summary(outcome: Outcome) -> Table:
         table.add_row("inserted, deployed", shown(report.metric, outcome.inserted_score))
     table.add_row(state, shown(report.metric, report.trained))
     table.add_row(f"{state}, deployed", shown(report.metric, report.deployed), *integers)
-    if latency.ratio > SLOWER:
-        slower = f"The deployed model takes {latency.ratio:.2f} of float's time here"
-        table.caption = f"{slower}; --for latency chooses layers to leave in float."
-        table.caption_justify = "left"
+    table.caption, table.caption_justify = _slower(latency.ratio, most), "left"
     return table
+
+
+def _slower(ratio: float, most: float | None) -> str | None:
+    """What to do where the deployed model takes more time than was asked for, or than float."""
+    takes = f"The deployed model takes {ratio:.3g} of float's time here"
+    if most is not None and ratio > most:
+        return (
+            f"{takes}, more than the {most:g} asked for: times vary between measurements; a lower budget leaves room."
+        )
+    return f"{takes}; --for latency chooses layers to leave in float." if ratio > SLOWER else None
 
 
 def _found(qdq: io.ModelLike, data: Data, training: Training) -> float:

@@ -134,14 +134,23 @@ def test_processes_are_not_to_choose_each_for_itself(tmp_path, call, monkeypatch
     assert "one process chooses; run onnxqat insert with it and --write-config FILE" in errors
 
 
-@pytest.mark.parametrize(("ratio", "said"), [(1.31, "takes 1.31 of float's time here; --for latency"), (1.01, None)])
-def test_summary_of_a_run_says_where_the_deployed_model_is_slower(ratio, said):
+@pytest.mark.parametrize(
+    ("ratio", "most", "said"),
+    [
+        (1.31, None, "takes 1.31 of float's time here; --for latency"),
+        (1.01, None, None),
+        (0.804, 0.8, "takes 0.804 of float's time here, more than the 0.8 asked for"),
+        (0.79, 0.8, None),
+    ],
+)
+def test_summary_of_a_run_says_where_the_deployed_model_is_slower_than_float_or_than_was_asked_for(ratio, most, said):
     times = Latency(deployed=10 * ratio, float_model=10.0, ratio=ratio, rounds=5, batch=1, threads=1)
     report = SimpleNamespace(
         metric="accuracy", trained=0.9, deployed=0.9, size=Size(1, 4), latency=times, integer_count=lambda: (1, 1)
     )
     caption = summary(
-        SimpleNamespace(report=report, judged_on="test data", float_score=0.9, inserted_score=0.9, was_trained=True)
+        SimpleNamespace(report=report, judged_on="test data", float_score=0.9, inserted_score=0.9, was_trained=True),
+        most,
     ).caption
     assert caption is None if said is None else said in caption
 
