@@ -97,6 +97,8 @@ def test_table_gives_mean_and_deviation_over_seeds_and_the_digest_its_best_peer(
     assert "| resnet20 | ONNX Runtime, static | W8A8 | 80.00 ± 0.00 |  |  | 70 |  | 800 |  |" in text
     row = "| resnet20, W2A2 | 93.09 | 80.00 ± 0.00 | 92.00 ± 0.10 | 80.00 ± 0.00 | **92.07 ± 0.10** | 92.00 ± 0.10, Brevitas,"
     assert row in digest(text)
+    peer = "| resnet20 | NNCF | W2A2 |  | 99.00 ± 0.10 | 0.001 | 70 | 70 | 800 | 800 | a processor |"
+    assert "92.07 ± 0.10 | **99.00 ± 0.10**, NNCF | 92.00 ± 0.10 |" in digest(f"{text}\n{peer}")
 
 
 def test_lines_without_a_result_stay_in_the_table(results):
