@@ -103,8 +103,8 @@ def sensitivity(
     """Rank what each weight and activation costs.
 
     Labels are not needed. Each is quantized alone, at each width, all else in float, and judged by the model's first output.
-    The model runs on --samples samples for each value and width: a minute or two for small networks, a quarter of an hour for
-    one with 100 values and images of 224 x 224. Fewer samples or widths take less.
+    What lies behind it runs on --samples samples for each value and width: seconds for small networks, some minutes for one with
+    100 values and images of 224 x 224. Fewer samples or widths take less.
     """
     read = [data, calibration, quantization.config]
     outputs.check(json=json, page=report, settings=write_config, inputs=read, models=[model])

@@ -323,7 +323,7 @@ def summary(outcome: Outcome, most: float | None = None) -> Table:
 
 
 def _slower(ratio: float, most: float | None) -> str | None:
-    """What to do where the deployed model takes more time than was asked for, or than float."""
+    """Advice where the deployed model takes more time than was asked for, or than float; None elsewhere."""
     takes = f"The deployed model takes {ratio:.3g} of float's time here"
     if most is not None and ratio > most:
         return (

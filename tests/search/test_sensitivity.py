@@ -12,8 +12,9 @@ from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.graph.without import without_quantizers
 from onnxqat.runtime.toggles import Toggles
+from onnxqat.search.sensitivity.sections import cuts, sections
 from tests.classifier import LABELS, NET, ROWS, WEIGHTS, write
-from tests.models import model, outputs
+from tests.models import model, outputs, random
 
 DATA = [{"x": ROWS, "label": LABELS}]
 
@@ -40,6 +41,28 @@ def test_each_switch_is_a_model_with_that_quantizer_alone(network):
         np.testing.assert_allclose(
             toggles(on, {"x": ROWS})["y"], outputs(io.to_proto(alone), {"x": ROWS})[0], atol=1e-6
         )
+
+
+#: A weight of two layers, a skip, an input that is read late, and two outputs.
+DEEP = """(float[N,8] x, float[N,8] late) => (float[N,8] y, float[N,8] z) {
+    a = MatMul(x, w)  b = Relu(a)  c = MatMul(b, v)  d = MatMul(c, w)  e = Relu(d)
+    f = MatMul(e, u)  g = Add(f, e)  h = Mul(g, late)  i = MatMul(h, t)  y = Softmax(i)  z = Relu(i)
+}"""
+
+
+def test_sections_give_what_the_whole_model_does():
+    batch = {"x": ROWS, "late": ROWS[::-1]}
+    proto = model(DEEP, **{name: random(8, 8, seed=ord(name)) for name in "tuvw"})
+    qdq = ir.from_proto(onnxqat.insert(proto, [batch], Config(first_last_bits=None)))
+    alive = cuts(qdq, without_quantizers(qdq))
+    assert alive == [["d", "late"], ["e", "late"], ["g", "late"], ["h"], ["i"]]
+    toggles, found = Toggles(qdq), []
+    for section in sections(qdq, [{name: rows[:8] for name, rows in batch.items()}, batch]):
+        for name in section.names:
+            np.testing.assert_allclose(section.outputs(name)[1], toggles([name], batch)["y"], atol=1e-6)
+        found += section.names
+    assert len(found) == len(set(found))
+    assert set(found) == set(toggles.names)
 
 
 def test_every_value_is_measured_at_every_width_and_fewer_bits_cost_more(found):
@@ -91,7 +114,7 @@ def test_command_prints_writes_and_its_configuration_is_one_for_insert(tmp_path,
     )
     assert status == 0
     assert "weights" in said
-    assert "sensitivity: 4 values at 8, 3 bits, about" in log
+    assert "sensitivity: 4 values at 8, 3 bits, at most about" in log
     assert json.loads((folder / "s.json").read_text())["costs"][0]["snr"] < 30
     assert "Sensitivity" in (folder / "s.html").read_text()
     calibration = ("--calibration", folder / "data.npz", "--config", folder / "c.json")

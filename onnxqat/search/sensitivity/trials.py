@@ -1,10 +1,10 @@
-"""Sensitivity: what quantizing each value alone costs, measured at the model's output in one session for each width."""
+"""Sensitivity: what quantizing each value alone costs, measured at the model's output."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from onnxqat.data import sources
 from onnxqat.data.labels import Labelling
 from onnxqat.errors import InputError
 from onnxqat.graph import io
+from onnxqat.graph.without import without_quantizers
 from onnxqat.insertion import insert
 from onnxqat.metrics.table import Function, Metric, Tally, named
-from onnxqat.runtime.toggles import Toggles, readers
+from onnxqat.runtime import Inference
+from onnxqat.runtime.toggles import readers
 from onnxqat.search.layers.values import EXACT, Noise
 from onnxqat.search.sensitivity import Cost, Sensitivity, check_widths
+from onnxqat.search.sensitivity.sections import sections
 from onnxqat.terminal.progress import duration, track
 from onnxqat.terminal.quiet import quiet
 from onnxqat.verification.rows import in_parts
@@ -50,7 +53,8 @@ def sensitivity(
 ) -> Sensitivity:
     """Measures what quantizing each weight and each activation alone costs, all else in float.
 
-    The model runs on the samples once for each value and width; after the first three the time that all take is logged.
+    For each value and width the model runs on the samples once, from the section that holds the value on (see `sections`); after
+    the first three the time that all would take from there is logged, which is a bound.
 
     Args:
         model: the float model.
@@ -97,9 +101,9 @@ def sensitivity(
 
 
 def _foretell(values: int, widths: Sequence[int], seconds: float) -> None:
-    """Says how long all takes, from the time of one value."""
+    """Says how long all takes at most, from the time of one of the first values, behind which the whole model runs."""
     about, bits = duration(seconds * values * len(widths)), ", ".join(map(str, widths))
-    log.info("sensitivity: %d values at %s bits, about %s", values, bits, about)
+    log.info("sensitivity: %d values at %s bits, at most about %s", values, bits, about)
 
 
 def _uniform(config: Config, bits: int) -> Config:
@@ -124,7 +128,6 @@ class _Subject:
 
     Attributes:
         parts: inputs with labels, a few samples at a time.
-        expected: the float model's first output on each.
         judged: metric of an output and labels; None: none.
         metric: its name.
         score: the float model's.
@@ -132,7 +135,6 @@ class _Subject:
     """
 
     parts: list[dict[str, Array]]
-    expected: list[Array]
     judged: Metric | None
     metric: str | None
     score: float | None
@@ -154,27 +156,33 @@ class _Subject:
         for part in _limited(({n: a for n, a in batch.items() if n in names} for batch in batches), quantized, samples):
             parts.append(part)
             rows += known.rows(part, list(part))
-        run = Toggles(quantized)
-        expected = [_first(run((), part)) for part in parts]
         if metric is None:
-            return cls(parts, expected, None, None, None, rows)
-        judged = named(metric, decisions_of(quantized, Labelling()))
-        return cls(parts, expected, judged, judged.name, _score(judged, expected, parts), rows)
+            return cls(parts, None, None, None, rows)
+        judged, run = named(metric, decisions_of(quantized, Labelling())), Inference(without_quantizers(quantized))
+        score = _score(judged, [next(iter(run(part).values())) for part in parts], parts)
+        return cls(parts, judged, judged.name, score, rows)
 
     def costs(self, quantized: ir.Model, known: set[tuple[str, int]]) -> Iterator[Cost]:
         """Costs of the quantizers of a model, but for those that are known."""
-        toggles = Toggles(quantized)
         found = {str(q.source.name): (q, names) for q, names in readers(quantized)}
-        wanted = [name for name in toggles.names if (name, found[name][0].bits) not in known]
-        for name in track(wanted, "sensitivity"):
-            quantizer, nodes = found[name]
-            outputs = [_first(toggles([name], part)) for part in self.parts]
+        wanted = {name for name, (quantizer, _) in found.items() if (name, quantizer.bits) not in known}
+        progress = track(range(len(wanted)), "sensitivity")
+        for _, (name, expected, outputs) in zip(progress, self._outputs(quantized, wanted), strict=False):
             noise = Noise()
-            for expected, output in zip(self.expected, outputs, strict=True):
-                noise.add(expected, output)
+            for each, output in zip(expected, outputs, strict=True):
+                noise.add(each, output)
             score = None if self.judged is None else _score(self.judged, outputs, self.parts)
             snr = EXACT if noise.decibels is None else noise.decibels
+            quantizer, nodes = found[name]
             yield Cost(name, nodes, "weights" if quantizer.is_weight else "activations", quantizer.bits, snr, score)
+
+    def _outputs(
+        self, quantized: ir.Model, wanted: Container[str]
+    ) -> Iterator[tuple[str, Sequence[Array], Sequence[Array]]]:
+        """Wanted values, with the model's first output in float and with each alone quantized."""
+        for section in sections(quantized, self.parts):
+            expected = section.outputs()
+            yield from ((name, expected, section.outputs(name)) for name in section.names if name in wanted)
 
 
 def _limited(batches: Iterator[dict[str, Array]], model: ir.Model, samples: int) -> Iterator[dict[str, Array]]:
@@ -197,7 +205,3 @@ def _score(metric: Metric, outputs: Sequence[Array], parts: Sequence[dict[str, A
     for output, part in zip(outputs, parts, strict=True):
         tally.add(output, part[LABEL])
     return tally.score
-
-
-def _first(outputs: dict[str, Array]) -> Array:
-    return next(iter(outputs.values()))
