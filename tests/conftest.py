@@ -4,10 +4,15 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from onnxqat.runtime import engines
 from onnxqat.verification import run
 from tests.command_line import status_of
+
+# A busy machine fails nothing, and each run tries the same examples; `tools.fuzz` looks for new ones.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser):

@@ -98,7 +98,7 @@ def found(tmp_path_factory):
     calibration = [{"x": batch["x"]} for batch in sequences()]
     onnxqat.save(onnxqat.insert(model(SEQUENCES, **weights), calibration), folder / "sequences.onnx")
     command = [*TORCHRUN, "-m", "tests.distributed_script", folder]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -255,7 +255,7 @@ def parameters(path):
 def test_two_processes_give_the_result_of_one(folder, call):
     """40 steps, the last of each epoch on 5 rows; at a higher rate a value that rounds the other way may set them apart."""
     command = [*TORCHRUN, *training(folder, "two.onnx")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     said = run.stdout + run.stderr
     _, _, by_one = call(*training(folder, "one.onnx")[2:])

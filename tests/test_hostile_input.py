@@ -490,7 +490,7 @@ def process(
     command = [*start, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": root}
     quoted = ["/bin/sh", "-c", f'exec "$@" {shell}', "sh", *command]
-    return subprocess.run(quoted, capture_output=True, text=True, cwd=folder, env=environment, timeout=120, check=False)
+    return subprocess.run(quoted, capture_output=True, text=True, cwd=folder, env=environment, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("shell", ["2>&-", ">&-", ">&- 2>&- <&-"])

@@ -40,7 +40,7 @@ QUANTIZE = "(float[A,B] x) => ({dtype}[A,B] q) {{ q = QuantizeLinear<axis=1>(x, 
 
 
 @given(codes=hnp.arrays(np.int32, (3, 4), elements=st.integers(-300, 300)), exponent=st.integers(-6, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 def test_quantize_equals_quantize_linear_at_ties(dtype, codes, exponent):
     scale = np.float32(2.0**exponent)
@@ -51,7 +51,7 @@ def test_quantize_equals_quantize_linear_at_ties(dtype, codes, exponent):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_quantize_and_dequantize_equal_the_runtime_per_channel(seed):
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(5, 4)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)

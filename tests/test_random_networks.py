@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -147,7 +147,7 @@ def step_of(deployed: onnx.ModelProto, output: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(proto=networks())
 def test_deployed_network_runs_on_integers_and_agrees_with_the_inserted_one(proto):
     quantized = inserted(proto)
@@ -163,7 +163,7 @@ def test_deployed_network_runs_on_integers_and_agrees_with_the_inserted_one(prot
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     proto=networks(),
     target=st.sampled_from(["ort-cpu", "openvino"]),

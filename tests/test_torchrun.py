@@ -24,7 +24,7 @@ from tests.test_distributed import TORCHRUN
 from tests.training.test_trainer import BODY, WEIGHTS, batches
 
 ROOT = Path(__file__).parents[1]
-STEPS = 60
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def process_of(rank, launcher):
 @pytest.mark.slow
 def test_processes_killed_at_random_write_as_one_does_and_lose_nothing(folder):
     """First the one that writes is killed, then the other one."""
-    subprocess.run(command(folder, "whole.onnx"), cwd=ROOT, check=True, capture_output=True, timeout=100)
+    subprocess.run(command(folder, "whole.onnx"), cwd=ROOT, check=True, capture_output=True, timeout=300)
     generator = random.Random(5)
     checkpoints, log, board = (folder / name for name in ("checkpoints", "log.jsonl", "board"))
     options = ["--checkpoint", checkpoints, "--checkpoint-every", "1", "--log-file", log, "--tensorboard", board]
@@ -83,7 +83,7 @@ def test_processes_killed_at_random_write_as_one_does_and_lose_nothing(folder):
             )
             assert run.poll() is None, "the run ended before it could be killed"
             os.kill(process_of(rank, run.pid), signal.SIGKILL)
-            errors = run.communicate(timeout=60)[1].decode()
+            errors = run.communicate(timeout=300)[1].decode()
         assert re.search("error: .*another process of the run has died.*--resume", errors)
         parts.append(steps(log)[sum(map(len, parts)) :])
         killed = command(folder, "killed.onnx", *options, "--resume")

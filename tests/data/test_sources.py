@@ -164,7 +164,7 @@ def test_function_is_found_in_a_module_of_the_current_folder(tmp_path, monkeypat
 
 
 @given(rows=st.integers(1, 40), size=st.integers(1, 50))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_file_is_cut_into_batches_that_hold_every_row_once(tmp_path_factory, rows, size):
     path = tmp_path_factory.mktemp("data") / "rows.npz"
     np.savez(path, x=random(rows, 3), label=np.arange(rows))

@@ -46,7 +46,7 @@ def loads_or_is_refused(file: Path, content: bytes) -> None:
     assert len(message) < 1000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(flips=FLIPS)
 def test_file_with_flipped_bits_loads_or_is_refused(file, flips):
     damaged = bytearray(WHOLE)
@@ -55,19 +55,19 @@ def test_file_with_flipped_bits_loads_or_is_refused(file, flips):
     loads_or_is_refused(file, bytes(damaged))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(length=st.integers(0, len(WHOLE) - 1))
 def test_file_that_ends_early_loads_or_is_refused(file, length):
     loads_or_is_refused(file, WHOLE[:length])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(start=st.sampled_from(STRUCTURE), inserted=st.binary(min_size=1, max_size=64), replaced=st.integers(0, 64))
 def test_file_with_foreign_bytes_loads_or_is_refused(file, start, inserted, replaced):
     loads_or_is_refused(file, WHOLE[:start] + inserted + WHOLE[start + replaced :])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=256))
 def test_any_bytes_load_or_are_refused(file, content):
     loads_or_is_refused(file, content)

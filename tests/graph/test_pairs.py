@@ -51,7 +51,7 @@ def found(layer, codes, runtime, processor=0):
     outputs=st.integers(1, 2),
     groups=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pairs_of_convolutions_are_those_of_the_kernels(kernel, inputs, outputs, groups):
     codes = np.zeros((outputs * groups, inputs, *kernel), np.int8)
     layers = layer_of("Conv", len(kernel) + 2, codes, attributes=f"<group={groups}>")
@@ -88,7 +88,7 @@ def test_only_flat_convolutions_without_dilations_are_added_along_the_height(ran
 
 
 @given(kernel=st.integers(1, 3), inputs=st.integers(1, 4), outputs=st.integers(1, 3), groups=st.integers(1, 2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pairs_of_transposed_convolutions_are_channels_of_a_group_at_one_tap(kernel, inputs, outputs, groups):
     codes = np.zeros((inputs * groups, outputs, kernel), np.int8)
     layers = layer_of("ConvTranspose", 3, codes, axis=1, attributes=f"<group={groups}>")

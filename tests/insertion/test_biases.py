@@ -35,7 +35,7 @@ def scaled(proto: onnx.ModelProto, factor: float) -> list[dict[str, np.ndarray]]
     dead=st.booleans(),
     correction=st.sampled_from(["none", "affine"]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_whatever_insert_accepts_fold_deploys_with_the_same_answers(
     text, granularity, weight, data, bias, dead, correction
 ):

@@ -42,6 +42,7 @@ def opened(page: Path, *, width: int = 1200, dark: bool = False) -> Iterator[tup
         context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light", offline=True
         )
+        context.set_default_timeout(300_000)
         tab, complaints = context.new_page(), []
         tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         tab.on("pageerror", lambda error: complaints.append(str(error)))
@@ -50,6 +51,6 @@ def opened(page: Path, *, width: int = 1200, dark: bool = False) -> Iterator[tup
             lambda asked: None if asked.url.startswith(("file:", "data:", "blob:")) else complaints.append(asked.url),
         )
         tab.goto(page.as_uri())
-        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        tab.wait_for_selector("html[data-ready]", state="attached")
         yield tab, complaints
         browser.close()

@@ -12,7 +12,7 @@ def test_results_come_in_the_order_of_the_items(size):
 
 
 def test_all_calls_run_at_once_and_the_first_error_in_order_is_raised():
-    meeting, done = threading.Barrier(3, timeout=10), []
+    meeting, done = threading.Barrier(3, timeout=100), []
 
     def call(number):
         meeting.wait()

@@ -91,7 +91,7 @@ def test_train_writes_what_was_reached_and_says_how_to_go_on(folder, tmp_path, m
         process.send_signal(number)
         if number == signal.SIGTERM:
             process.send_signal(number)  # as `timeout` does
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == status, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"interrupted by {name}"
@@ -113,7 +113,7 @@ def test_run_writes_the_deployed_model_that_was_reached(folder, tmp_path):
     with started(onnxqat("run", "float.onnx", *options), folder) as process:
         wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("*.safetensors")), process)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 143, err
     assert f"--checkpoint {checkpoints} -o {output} --resume" in err
     assert any(node.op_type == "DequantizeLinear" for node in onnx.load(output).graph.node)
@@ -127,7 +127,7 @@ def test_a_signal_before_anything_is_trained_ends_with_its_status_and_writes_not
     with started(command, tmp_path) as process:
         wait_for((tmp_path / "begun").exists, process)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, "interrupted by SIGTERM\n")
     assert not (tmp_path / "q.onnx").exists()
 
