@@ -24,6 +24,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import softmax
 
 import onnxqat
 from models import fashion_mnist
@@ -92,17 +93,21 @@ def configuration(name: str, way: str, seed: int, data: Data) -> tuple[Config, f
 def shuffled(qdq: ir.Model, config: Config, mean: int, seed: int) -> tuple[Config, float, float]:
     """Widths drawn at random, each layer's alike, until their mean is within 0.05 below the budget.
 
-    They are drawn with chances that fall with the width, so that their mean is the budget's: among draws of one sum all are as
-    likely as among draws with equal chances, of which nearly none of many layers would fit.
+    They are drawn with chances that fall with the bits that a width takes in all, so that their mean is the budget's: of draws
+    that take the same bits all are then as likely as with equal chances, of which nearly none of many layers would fit.
     """
     read = ((names, constant(quantizer.source)) for quantizer, names in readers(qdq))
     sizes = {names: array.size for names, array in read if array is not None}
-    random = np.random.default_rng((seed, 7))
-    choices = np.arange(2, 9)
-    slope = brentq(lambda slope: np.average(choices, weights=np.exp(-slope * choices)) - mean, -10, 10)
-    chances = np.exp(-slope * choices) / np.exp(-slope * choices).sum()
+    random, choices, shares = np.random.default_rng((seed, 7)), np.arange(2, 9), np.array(list(sizes.values()))
+    shares = shares / shares.sum()
+
+    def chances(slope: float) -> Any:
+        """For each layer its chance of each width."""
+        return softmax(-slope * shares[:, None] * choices, axis=1)
+
+    slope = brentq(lambda slope: shares @ chances(slope) @ choices - mean, -1e4, 1e4)
     while True:
-        widths = dict(zip(sizes, random.choice(choices, len(sizes), p=chances), strict=True))
+        widths = {names: random.choice(choices, p=each) for names, each in zip(sizes, chances(slope), strict=True)}
         share = sum(int(widths[names]) * size for names, size in sizes.items()) / sum(sizes.values())
         if mean - 0.05 < share <= mean:
             rules = (Override(name=node, weight_bits=int(bits)) for names, bits in widths.items() for node in names)

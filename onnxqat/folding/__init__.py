@@ -24,7 +24,7 @@ from onnxqat.graph.finite import check_finite_weights
 from onnxqat.graph.qdq import Quantizer, quantizers, write_scalars
 from onnxqat.graph.sizes import fix_sizes
 from onnxqat.graph.types import infer
-from onnxqat.graph.without import TARGET
+from onnxqat.graph.without import DEPLOYED, TARGET
 from onnxqat.names import WeightForm
 from onnxqat.runtime import checked, explained
 from onnxqat.targets import TARGETS, Target
@@ -92,6 +92,7 @@ def _folded(folded: ir.Model, form: WeightForm) -> ir.Model:
     passes.RemoveUnusedNodesPass()(folded)
     _state_shapes(folded)
     graph.sort()
+    folded.metadata_props[DEPLOYED] = "fold"
     log.info("folded %d weight%s", len(weights), "" if len(weights) == 1 else "s")
     return folded
 
@@ -113,12 +114,13 @@ def _fold_weights(model: ir.Model, weights: Iterable[Quantizer], form: WeightFor
 
 def _fold_as_kernels_add(model: ir.Model, found: Sequence[Quantizer]) -> None:
     """Makes biases integers, and activations bounds of the codes; float layers are kept from becoming integer ones."""
-    target = _target(model)
+    target, again = _target(model), DEPLOYED in model.metadata_props
+    clips_codes = target is None or target.limits.clips_codes
     for bias in integer_biases(model):
         fold_bias(model.graph, bias)
     for quantizer in found:
         if not quantizer.is_weight:
-            fold_activation(model.graph, quantizer, clips_codes=target is None or target.limits.clips_codes)
+            fold_activation(model.graph, quantizer, clips_codes=clips_codes, again=again)
     if target is None or not target.placement.whole:
         guard_float_layers(model.graph)
         guard_blocks(model.graph, found)

@@ -10,11 +10,11 @@ import onnx_ir as ir
 from onnxqat.graph.constants import constant
 from onnxqat.graph.edit import constant_value, fresh_name, fresh_value_name, shared_code
 from onnxqat.graph.qdq import WIDE, Quantizer
-from onnxqat.graph.without import ABSORBED, absorbed
+from onnxqat.graph.without import ABSORBED, FREE, absorbed
 from onnxqat.numerics import quantize
 
 
-def fold_activation(graph: ir.Graph, quantizer: Quantizer, *, clips_codes: bool = True) -> None:
+def fold_activation(graph: ir.Graph, quantizer: Quantizer, *, clips_codes: bool = True, again: bool = False) -> None:
     """Replaces a Relu or Clip that only this quantizer reads by bounds on the codes, if they do not end there anyway.
 
     Where the target does not clip codes, and for codes of 16 bits, which ONNX Runtime does not clip, the bounds stand as a Clip
@@ -22,9 +22,15 @@ def fold_activation(graph: ir.Graph, quantizer: Quantizer, *, clips_codes: bool 
 
     Exact, because QuantizeLinear is monotone: Q(clip(x, a, b)) = clip(Q(x), Q(a), Q(b)). ONNX Runtime absorbs a float Clip only
     if it covers the whole range of the integer type, which codes below 8 bits and trained scales do not keep to.
+
+    Args:
+        graph: the graph.
+        quantizer: a quantizer of activations.
+        clips_codes: whether the target clips codes.
+        again: whether the model has been folded before, and so says what was left to its quantizers.
     """
     qmin, qmax = quantizer.qmin, quantizer.qmax
-    bounds = -np.inf, np.inf
+    bounds = FREE
     while (found := _bounded(quantizer)) is not None:
         node, low, high = found
         bounds = max(bounds[0], low), min(bounds[1], high)
@@ -36,7 +42,8 @@ def fold_activation(graph: ir.Graph, quantizer: Quantizer, *, clips_codes: bool 
             _clip_codes(graph, quantizer, qmin, qmax)
         else:
             _clip_between_pairs(graph, quantizer, bounds)
-    if quantizer.quantize is not None and any(map(np.isfinite, bounds)) and absorbed(quantizer, ours=True) != bounds:
+    is_new = any(map(np.isfinite, bounds)) or not again
+    if quantizer.quantize is not None and is_new and absorbed(quantizer, ours=True) != bounds:
         quantizer.quantize.metadata_props[ABSORBED] = f"{bounds[0]:.9g} {bounds[1]:.9g}"
 
 

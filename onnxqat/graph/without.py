@@ -16,6 +16,8 @@ from onnxqat.graph.movement import moved
 ABSORBED = "onnxqat.absorbed"
 #: Key of a model's metadata under which `insert` leaves the target.
 TARGET = "onnxqat.target"
+#: Key under which `fold` leaves that activations may be left to quantizers.
+DEPLOYED = "onnxqat.deployed"
 #: Key under which a model says what changed its weights or biases for its quantizers: without them it is not the float model.
 ADAPTED = "onnxqat.adapted"
 #: What is there after `reconstruct`.
@@ -24,6 +26,7 @@ RECONSTRUCTION = "reconstruction"
 _BOUNDED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Tanh", "DequantizeLinear"})
 
 Bounds = tuple[float, float]
+FREE: Bounds = -np.inf, np.inf
 
 
 def without_quantizers(model: ir.Model, chosen: Callable[[qdq.Quantizer], bool] = lambda _: True) -> ir.Model:
@@ -33,9 +36,10 @@ def without_quantizers(model: ir.Model, chosen: Callable[[qdq.Quantizer], bool] 
     """
     model = io.load(model)
     ours = TARGET in model.metadata_props
+    whole = ours and DEPLOYED not in model.metadata_props
     # last ones first: one that narrows another reads that one's output
     for quantizer in reversed([one for one in qdq.quantizers(model) if chosen(one)]):
-        _take_out(model.graph, quantizer, absorbed(quantizer, ours=ours))
+        _take_out(model.graph, quantizer, FREE if whole else absorbed(quantizer, ours=ours))
     passes.RemoveUnusedNodesPass()(model)
     return model
 
@@ -43,10 +47,9 @@ def without_quantizers(model: ir.Model, chosen: Callable[[qdq.Quantizer], bool] 
 def absorbed(quantizer: qdq.Quantizer, *, ours: bool) -> Bounds:
     """Bounds of the activation whose work a quantizer does: its values would lie beyond them without it.
 
-    Codes that begin at 0 are those of a Relu. Our `fold` writes down all other bounds; of models that it did not make it is not
-    known which activations were left out, so that they keep the range of their codes.
+    Codes that begin at 0 are those of a Relu. Our `fold` writes down where it is otherwise; of models that it did not make it is
+    not known which activations were left out, so that they keep the range of their codes.
     """
-    free = -np.inf, np.inf
     node = quantizer.quantize
     source = None if node is None else node.inputs[0]
     producer = None if source is None else source.producer()
@@ -54,11 +57,11 @@ def absorbed(quantizer: qdq.Quantizer, *, ours: bool) -> Bounds:
         below, above = node.metadata_props[ABSORBED].split()
         return float(below), float(above)
     if producer is None or producer.op_type in _BOUNDED or moved(producer) is not None or quantizer.axis is not None:
-        return free
+        return FREE
     scale, zero_point = float(quantizer.scales.reshape(())), int(quantizer.zero_points.reshape(()))
     from_zero = zero_point == quantizer.qmin
     if ours:
-        return (0.0, np.inf) if from_zero else free
+        return (0.0, np.inf) if from_zero else FREE
     # half a step more where the ends of the range were rounded to codes
     low, high = quantizer.qmin - zero_point, quantizer.qmax - zero_point
     return (0.0, scale * high) if from_zero else (scale * (low - 0.5), scale * (high + 0.5))

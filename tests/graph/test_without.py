@@ -94,6 +94,15 @@ def test_activation_that_fold_carried_out_on_codes_comes_back(nodes):
     np.testing.assert_allclose(outputs(floats, given[0])[0], outputs(proto, given[0])[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("stage", [lambda qdq: qdq, onnxqat.fold], ids=["inserted", "folded"])
+def test_a_grid_that_begins_at_0_by_calibration_cuts_nothing_off_the_float_model(stage):
+    proto = model("(float[N,8] x) => (float[N,6] y) { a = HardSwish(x) y = MatMul(a, w) }", w=random(8, 6))
+    given = {"x": np.abs(random(64, 8, scale=1))}
+    floats = io.to_proto(without_quantizers(io.load(stage(onnxqat.insert(proto, [given])))))
+    x = {"x": -given["x"]}
+    np.testing.assert_allclose(outputs(floats, x)[0], outputs(proto, x)[0], atol=1e-2)
+
+
 @pytest.mark.parametrize("nodes", [BOUNDS[name] for name in ("relu", "from 0 to 1", "from -1 to 1")])
 def test_activation_that_another_tool_left_to_the_quantizer_comes_back(nodes, tmp_path):
     proto = bounded(nodes)
