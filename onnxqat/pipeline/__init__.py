@@ -32,6 +32,7 @@ from onnxqat.pipeline.request import Data, Judge, Training
 from onnxqat.process.launch import rank
 from onnxqat.search.raising import Step
 from onnxqat.search.reconstruction.reconstruct import reconstruct
+from onnxqat.terminal.quiet import quiet
 from onnxqat.training.health import preflight
 from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Constant, Cosine, Rate
@@ -189,7 +190,8 @@ def _concluded(
     model, inserted, trained, deployed = models
     judged = data.read(data.test or data.validation)
     report = judge.compare((trained, deployed), model, judged)
-    inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
+    with quiet("onnxqat.folding"):
+        inserted_score = judge.score(fold(inserted), judged) if report.deployed is not None else None
     report = _judged(report, inserted_score, enforced=judge.max_drop is not None or not config.has_few_bits)
     known = {"float": before, "inserted": inserted_score, "deployed": report.deployed}
     known |= {} if trained is inserted else {"trained": report.trained}
