@@ -65,6 +65,24 @@ def test_sections_give_what_the_whole_model_does():
     assert set(found) == set(toggles.names)
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        "s = SplitToSequence<axis = 1>(b)  c = ConcatFromSequence<axis = 1>(s)",
+        "r = RandomNormal<shape = [8]>()  r0 = Mul(r, zero)  r1 = Exp(r0)  r2 = Neg(r1)  r3 = Abs(r2)  c = Mul(b, r3)",
+    ],
+    ids=["a sequence", "a chain without input"],
+)
+def test_a_model_is_cut_only_where_there_are_new_tensors(between):
+    text = f"(float[N,8] x) => (float[N,8] y) {{ a = MatMul(x, w)  b = Relu(a)  {between}  d = MatMul(c, v)  y = Relu(d) }}"
+    proto = model(text, w=random(8, 8, seed=1), v=random(8, 8, seed=2), zero=np.float32(0))
+    qdq = ir.from_proto(onnxqat.insert(proto, [{"x": ROWS}]))
+    toggles = Toggles(qdq)
+    for section in sections(qdq, [{"x": ROWS}]):
+        for name in section.names:
+            np.testing.assert_allclose(section.outputs(name)[0], toggles([name], {"x": ROWS})["y"], atol=1e-6)
+
+
 def test_every_value_is_measured_at_every_width_and_fewer_bits_cost_more(found):
     by_value = {}
     for cost in found.costs:

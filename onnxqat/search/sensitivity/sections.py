@@ -80,7 +80,8 @@ def _piece(model: ir.Model, given: Values, wanted: Sequence[str]) -> onnx.ModelP
 def cuts(model: ir.Model, plain: ir.Model) -> list[list[str]]:
     """Names of the values that are alive between sections, for each place where the model is cut; places lie evenly.
 
-    Every quantizer has all its readers on one side of a cut, and all outputs of the model lie behind it.
+    Every quantizer has all its readers on one side of a cut, and all outputs of the model lie behind it. At each something new is
+    alive, and only tensors are.
 
     Args:
         model: the Q/DQ model.
@@ -99,7 +100,8 @@ def cuts(model: ir.Model, plain: ir.Model) -> list[list[str]]:
         alive = {value for value in alive if any(place[user] > number for user in used_by.get(value, ()))}
         if not outputs.isdisjoint(node.outputs):
             break
-        if not any(min(span) <= number < max(span) for span in spans):
+        whole = not any(min(span) <= number < max(span) for span in spans)
+        if whole and node not in constant and all(isinstance(value.type, ir.TensorType) for value in alive):
             found[number] = sorted(str(value.name) for value in alive)
     even = (len(place) * (cut + 1) / MOST for cut in range(MOST - 1))
     return [found[number] for number in sorted({min(found, key=lambda n: abs(n - at)) for at in even})] if found else []
