@@ -24,6 +24,7 @@ from onnxqat.training.callbacks.goal import Until, check_until
 from onnxqat.training.execution import Execution
 from onnxqat.training.optimize.optimizers import SGD, AdamW
 from onnxqat.training.optimize.schedules import Length
+from onnxqat.training.own import check_numbers
 from onnxqat.training.training_graph.losses import Loss
 from onnxqat.training.training_graph.named_losses import NAMED_LOSSES
 from onnxqat.verification.baseline import Baseline
@@ -98,7 +99,7 @@ class Training:
         labelling: how labels belong to the first output.
 
     Raises:
-        InputError: epochs, steps, rate or weight decay are out of range, or both epochs and steps are given.
+        InputError: epochs, steps, rate or another number are out of range, or both epochs and steps are given.
     """
 
     loss: Loss = AUTO
@@ -148,6 +149,7 @@ class Training:
     def __post_init__(self) -> None:
         self.length  # noqa: B018  (it refuses numbers that are none, as the optimizer does)
         self.built_optimizer()
+        check_numbers(self.clip_norm, self.accumulate, self.seed)
         if self.until is not None:
             check_until(self.until)
 

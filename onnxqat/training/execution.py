@@ -58,6 +58,8 @@ class Execution:
         # each refuses what it does not know
         if self.layout not in get_args(LayoutName):
             raise InputError(f"layout is {self.layout!r}; it must be one of {', '.join(get_args(LayoutName))}")
+        if self.threads < 0:
+            raise InputError(f"threads is {self.threads}; it must be 0 or more")
         self.twice, chosen(self.engine), self.device
 
     @property

@@ -1,4 +1,4 @@
-"""Refuses arguments that belong to another library, and says how that library's own loop trains the model."""
+"""Refuses arguments that are out of range, or another library's, and says how that library's own loop trains the model."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def elsewhere(value: Any) -> str:
     packages = {base.__module__.partition(".")[0] for base in type(value).__mro__}
     ways = [way for package, way in _WAYS.items() if package in packages]
     return f"; {ways[0]}" if ways else ""
+
+
+def check_numbers(clip_norm: float | None, accumulate: int, seed: int) -> None:
+    """Raises InputError for numbers of a training (see `Trainer`) that are out of range."""
+    if clip_norm is not None and not clip_norm > 0:
+        raise InputError(f"clip_norm is {clip_norm}; it must be above 0")
+    if accumulate < 1:
+        raise InputError(f"accumulate is {accumulate}; it must be 1 or more")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be 0 or more")

@@ -85,7 +85,7 @@ def mixed_precision(  # noqa: PLR0913  (the public interface is this flat)
     """
     budget, config = Budget(size, bits, drop, latency), config or Config()
     check_solver()
-    _check(widths, samples)
+    _check(widths, samples, seed)
     source = sources.read(data) if isinstance(data, str | Path) else data
     if latency is not None:
         return within_latency(model, source, config, latency, (runtime, interpreter, threads), transform)
@@ -97,12 +97,14 @@ def mixed_precision(  # noqa: PLR0913  (the public interface is this flat)
     return _smallest(choice, model, source, (drop, metric), transform)
 
 
-def _check(widths: Sequence[int], samples: int) -> None:
+def _check(widths: Sequence[int], samples: int, seed: int) -> None:
     wrong = [bits for bits in widths if not 2 <= bits <= 8 and bits != FLOAT]
     if wrong or not widths:
         raise InputError(f"widths {list(widths)}: give one or more from 2 to 8, or 32 for float")
     if samples < 1:
         raise InputError(f"samples is {samples}; it must be 1 or more")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be 0 or more")
 
 
 def _smallest(

@@ -83,7 +83,7 @@ def reconstruct(  # noqa: PLR0913  (the public interface is this flat)
         InputError: a model or the data is wrong, or the Q/DQ model was made from another float model.
         UnsupportedModelError: nodes have no gradient; the message names them.
     """
-    for name, number, least in (("steps", steps, 1), ("finish", finish, 0), ("samples", samples, 1)):
+    for name, number, least in (("steps", steps, 1), ("finish", finish, 0), ("samples", samples, 1), ("seed", seed, 0)):
         if number < least:
             raise InputError(f"{name} is {number}; it must be {least} or more")
     student, teacher = load_qdq(qdq), prepare(model)

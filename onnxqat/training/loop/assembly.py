@@ -10,7 +10,6 @@ from typing import Any
 
 from onnxqat.data.labels import Labelling
 from onnxqat.distributed import Workers
-from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.runtime import explained
 from onnxqat.training.execution import Execution
@@ -20,7 +19,7 @@ from onnxqat.training.loop.steps import Steps
 from onnxqat.training.optimize.optimizers import AdamW, Optimizer
 from onnxqat.training.optimize.presets import rate_of
 from onnxqat.training.optimize.schedules import Rate, Schedule
-from onnxqat.training.own import check_own
+from onnxqat.training.own import check_numbers, check_own
 from onnxqat.training.training_graph.build import load_qdq, same_graph, training_graph
 from onnxqat.training.training_graph.losses import Loss
 
@@ -50,10 +49,7 @@ class Arguments:
         if self.optimizer is not None:
             check_own("optimizer", self.optimizer, Optimizer, "SGD or AdamW")
         check_own("schedule", self.schedule, Rate, "Constant, Cosine or StepDecay")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"clip_norm is {self.clip_norm}; it must be above 0")
-        if self.accumulate < 1:
-            raise InputError(f"accumulate is {self.accumulate}; it must be 1 or more")
+        check_numbers(self.clip_norm, self.accumulate, self.seed)
 
     def named(self) -> dict[str, Any]:
         """The arguments by the names that `Trainer` has for them."""
