@@ -109,11 +109,13 @@ def sensitivity(
     read = [data, calibration, quantization.config]
     outputs.check(json=json, page=report, settings=write_config, inputs=read, models=[model])
     from onnxqat.data import sources
+    from onnxqat.search.sensitivity import check_least
     from onnxqat.search.sensitivity.trials import sensitivity as measured
 
     def source(name: str | None) -> sources.Source | None:
         return None if name is None else sources.read(name, batch_size, options.form(reading))
 
+    check_least(least)
     found = measured(
         model,
         sources.read(data, batch_size, options.form(reading)),

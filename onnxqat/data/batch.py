@@ -105,6 +105,10 @@ def check_batch(item: Any, signature: Signature, number: int = 0) -> Batch:
 def _named(item: Any, signature: Signature, number: int) -> dict[str, Any]:
     if isinstance(item, Mapping):
         return dict(item)
+    if item is None:
+        raise InputError(
+            f"batch {number}: is None; let the loader, or the function that changes its batches, return one"
+        )
     names = [*signature.inputs, *signature.labels]
     parts = list(item) if isinstance(item, (tuple, list)) else [item]
     if parts and isinstance(parts[0], Mapping):

@@ -43,7 +43,8 @@ class Dataset:
         if len(pictures) == 1 and not others and name not in {*names, *self.rows.column_names}:
             names = {**names, name: pictures}
         chosen = Columns(names).fitted(self.rows.column_names, signature, str(self.where))
-        shown = [name for name, columns in chosen.names.items() if set(columns) & set(pictures)]
+        read = chosen.names or {name: (name,) for name in signature.inputs}
+        shown = [name for name, columns in read.items() if set(columns) & set(pictures)]
         pixels = self.pixels.fitted(shown[0], signature) if shown else self.pixels
         return replace(self, columns=chosen, pixels=pixels)
 

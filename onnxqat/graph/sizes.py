@@ -27,6 +27,17 @@ def fixed_sizes(model: ir.Model) -> Mapping[str, int]:
     return dict(json.loads(model.metadata_props.get(FIXED_SIZES, "{}")))
 
 
+def any_samples(model: ir.Model) -> ir.Model:
+    """The model, or where it has fixed sizes a copy whose inputs take any number of samples, for checking batches by."""
+    if not fixed_sizes(model):
+        return model
+    model = model.clone()
+    for value in model.graph.inputs:
+        if value.shape is not None and value.shape.rank():
+            value.shape = ir.Shape([None, *value.shape[1:]])
+    return model
+
+
 def fix_sizes(model: ir.Model) -> None:
     """Fixes these sizes in place; shapes that are computed from them become constants."""
     sizes = fixed_sizes(model)

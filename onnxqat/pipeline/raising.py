@@ -76,7 +76,8 @@ class Way:
             holds = "yes" if step.holds else "no"
             yield step.what, shown(report.metric, step.score), f"{step.drop:.3g} {unit}", holds
         if path and self.outcome.was_trained and report.verdict is not None:
-            holds = "no" if report.verdict.drop > report.verdict.allowed else "yes"
+            holds = "yes" if report.verdict.drop <= report.verdict.allowed else "within noise"
+            holds = "no" if report.verdict.exceeded else holds
             score = shown(report.metric, report.verdict.deployed_score)
             yield f"trained, on {self.outcome.judged_on}", score, f"{report.verdict.drop:.3g} {unit}", holds
 

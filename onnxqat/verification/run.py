@@ -17,7 +17,7 @@ from onnxqat.data.samples import Samples
 from onnxqat.errors import InputError
 from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
-from onnxqat.graph.sizes import fixed_sizes
+from onnxqat.graph.sizes import any_samples, fixed_sizes
 from onnxqat.graph.types import infer
 from onnxqat.graph.without import TARGET, without_quantizers
 from onnxqat.metrics.table import Function, named
@@ -181,7 +181,8 @@ def evaluate(  # noqa: PLR0913  (the public interface is this flat)
     """
     loaded = io.load(model, oldest_opset=7)
     score = named(metric, decisions_of(loaded, Labelling(class_axis, ignore_label, sample_axis)))
-    checked = sources.batches(batches, loaded, needs_labels=True, transform=transform, sample_axis=sample_axis)
+    taking = any_samples(loaded)  # as in `verify`
+    checked = sources.batches(batches, taking, needs_labels=True, transform=transform, sample_axis=sample_axis)
     chosen, hint, stands_for = _runtime(runtime, loaded)
     if hint is not None:
         log.warning("warning: %s", hint)

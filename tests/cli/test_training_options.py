@@ -190,7 +190,7 @@ def test_best_epoch_is_that_of_the_metric(called, capsys):
 
 def test_augmentation_is_a_function_of_the_user(called, tmp_path, capsys):
     (tmp_path / "my_data.py").write_text(
-        "def zero(batch): return {**batch, 'x': 0 * batch['x']}\ndef bad(batch): return 1 / 0\n"
+        "def zero(batch): return {**batch, 'x': 0 * batch['x']}\ndef bad(batch): return 1 / 0\ndef none(batch): batch['x']\n"
     )
     losses = []
     for given in ([], ["--augment", "my_data:zero"]):
@@ -199,3 +199,5 @@ def test_augmentation_is_a_function_of_the_user(called, tmp_path, capsys):
     assert losses[0] != losses[1]
     assert called("run", "--epochs", "1", "--augment", "my_data:bad") == 2
     assert "augment: fails on batch 0 (ZeroDivisionError" in capsys.readouterr().err
+    assert called("run", "--epochs", "1", "--augment", "my_data:none") == 2
+    assert "batch 0: is None; let the loader, or the function that changes" in capsys.readouterr().err

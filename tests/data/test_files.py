@@ -139,11 +139,12 @@ def test_saved_dataset_gives_columns(tmp_path):
     assert sorted(joined(batches.epoch(1), "label").tolist()) == LABELS.tolist()
 
 
-def test_saved_dataset_gives_images(tmp_path):
+@pytest.mark.parametrize("column", ["img", "image"], ids=["another name", "the name of the input"])
+def test_saved_dataset_gives_images(column, tmp_path):
     colours = [(250, 0, 10), (0, 7, 0)]
-    features = Features({"img": Image(), "label": Value("int64")})
+    features = Features({column: Image(), "label": Value("int64")})
     images = [PIL.Image.new("RGB", (9, 6), colour) for colour in colours]
-    Dataset.from_dict({"img": images, "label": [0, 1]}, features).save_to_disk(tmp_path / "set")
+    Dataset.from_dict({column: images, "label": [0, 1]}, features).save_to_disk(tmp_path / "set")
     assert joined(read(tmp_path / "set", PICTURE), "image")[:, 0, 0].tolist() == [list(colour) for colour in colours]
 
 

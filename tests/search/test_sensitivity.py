@@ -139,6 +139,12 @@ def test_command_prints_writes_and_its_configuration_is_one_for_insert(tmp_path,
     assert call("insert", folder / "float.onnx", *calibration, "-o", folder / "spared.onnx")[0] == 0
 
 
+def test_a_bound_that_is_no_number_is_refused_before_any_work(tmp_path, call):
+    folder = write(tmp_path)
+    status, _, said = call("sensitivity", folder / "float.onnx", "--data", folder / "data.npz", "--least", "nan")
+    assert (status, said) == (2, "error: least is nan; it must be a number of dB, such as 20\n")
+
+
 @pytest.mark.parametrize(("settings", "words"), [({"widths": [9]}, "from 2 to 8"), ({"samples": 0}, "1 or more")])
 def test_wrong_settings_are_refused_before_any_work(network, settings, words):
     with pytest.raises(InputError, match=words):

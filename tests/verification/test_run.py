@@ -15,7 +15,8 @@ from onnxqat.errors import InputError
 from onnxqat.folding import fold
 from onnxqat.insertion import insert
 from onnxqat.verification.run import evaluate, verify
-from tests.models import quantized_by_onnxruntime
+from tests.classifier import LABELS, NET, ROWS, WEIGHTS
+from tests.models import model, quantized_by_onnxruntime
 
 MODEL = str(Path(__file__).parents[2] / "models" / "resnet20.onnx")
 
@@ -34,6 +35,15 @@ def pair(tmp_path_factory):
     onnx.save(trained, folder / "trained.onnx")
     onnx.save(fold(trained), folder / "deployed.onnx")
     return folder / "trained.onnx", folder / "deployed.onnx"
+
+
+def test_a_deployed_model_of_one_sample_is_scored_on_batches_of_any_size():
+    data = [{"x": ROWS, "label": LABELS}]
+    scores = []
+    for fixed in ({}, {"N": 1}):
+        deployed = fold(insert(model(NET, **WEIGHTS), data, Config(fixed_inputs=fixed)))
+        scores.append(evaluate(deployed, data))
+    assert scores[0] == scores[1]
 
 
 def unlabelled(batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -80,7 +81,11 @@ class Sensitivity:
 
         Args:
             least: signal over noise of the first output that each quantizer alone must leave.
+
+        Raises:
+            InputError: it is no number.
         """
+        check_least(least)
         overrides, floats = [], []
         for node, parts in self._by_node().items():
             widths = {part: self._enough(costs, part, least) for part, costs in parts.items()}
@@ -173,6 +178,12 @@ class Sensitivity:
 
 
 _FIELDS: dict[Part, str] = {"weights": "weight_bits", "activations": "activation_bits"}
+
+
+def check_least(least: float) -> None:
+    """Raises InputError for a bound that no signal over noise can be compared with."""
+    if math.isnan(least):
+        raise InputError("least is nan; it must be a number of dB, such as 20")
 
 
 def check_widths(widths: Sequence[int]) -> None:
