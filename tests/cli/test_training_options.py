@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import numpy as np
@@ -186,6 +187,13 @@ def test_best_epoch_is_that_of_the_metric(called, capsys):
     said = capsys.readouterr().err
     assert "validation f1" in said
     assert "float model: f1" in said
+
+
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_epochs_are_judged_by_the_loss_where_there_is_no_other_metric(command, called, capsys):
+    assert called(command, "--validation", "data.npz", "--epochs", "1", "--loss", "distill") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"before training: validation loss \d", said)
 
 
 def test_augmentation_is_a_function_of_the_user(called, tmp_path, capsys):

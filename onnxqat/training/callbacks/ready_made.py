@@ -252,4 +252,4 @@ def score_of(metrics: Metrics, metric: Metric | None = None) -> float:
         return metrics[f"validation_{metric.name}"] * (1 if metric.higher else -1)
     if "validation_accuracy" in metrics:
         return metrics["validation_accuracy"]
-    return -metrics.get("validation_loss", metrics["train_loss"])
+    return -metrics["validation_loss" if "validation_loss" in metrics else "train_loss"]
