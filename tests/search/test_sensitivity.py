@@ -139,6 +139,28 @@ def test_command_prints_writes_and_its_configuration_is_one_for_insert(tmp_path,
     assert call("insert", folder / "float.onnx", *calibration, "-o", folder / "spared.onnx")[0] == 0
 
 
+def test_it_prints_as_a_table(found):
+    assert str(found).startswith("16 samples")
+    assert found.ranked[0].value in str(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bits"),
+    [
+        ({"target": "qnn", "fixed_inputs": {"N": 1}}, {"weights": {8, 4}, "activations": {8}}),
+        ({"quantize_activations": False, "weight_bits": 4, "weight_block_size": 16}, {"weights": {8, 4}}),
+    ],
+    ids=["of the target", "of blocks"],
+)
+def test_widths_that_cannot_be_are_left_out(settings, bits):
+    proto = model("(float[N,16] x) => (float[N,16] y) { a = MatMul(x, w)  y = Relu(a) }", w=random(16, 16))
+    found = onnxqat.sensitivity(proto, [{"x": random(8, 16)}], Config(**settings), widths=[8, 4])
+    given = {}
+    for cost in found.costs:
+        given.setdefault(cost.part, set()).add(cost.bits)
+    assert given == bits
+
+
 def test_a_bound_that_is_no_number_is_refused_before_any_work(tmp_path, call):
     folder = write(tmp_path)
     status, _, said = call("sensitivity", folder / "float.onnx", "--data", folder / "data.npz", "--least", "nan")

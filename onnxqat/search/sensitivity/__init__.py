@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -15,9 +16,10 @@ from onnxqat.config import Config
 from onnxqat.config_parts import Override, Select
 from onnxqat.errors import InputError
 from onnxqat.page import Cell, Chart, Section, Table, Text, framed, render
-from onnxqat.terminal.plain import cells
+from onnxqat.terminal.plain import Terminal, cells
 from onnxqat.verification.measures import measure as named_measure
 from onnxqat.verification.measures import shown
+from onnxqat.verification.report import TEXT_WIDTH
 
 Part = Literal["weights", "activations"]
 
@@ -128,6 +130,11 @@ class Sensitivity:
 
     def _repr_html_(self) -> str:
         return framed(self.to_html())
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Terminal(file=text, width=TEXT_WIDTH).print(self)
+        return text.getvalue().rstrip("\n")
 
     def __rich__(self) -> RenderableType:
         last = [] if self.metric is None else [self.metric]

@@ -25,6 +25,7 @@ from onnxqat.runtime.toggles import readers
 from onnxqat.search.layers.values import EXACT, Noise
 from onnxqat.search.sensitivity import Cost, Sensitivity, check_widths
 from onnxqat.search.sensitivity.sections import sections
+from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import duration, track
 from onnxqat.terminal.quiet import quiet
 from onnxqat.verification.rows import in_parts
@@ -60,7 +61,8 @@ def sensitivity(
         model: the float model.
         data: batches that it is measured on; labels are needed only for a metric.
         config: settings of quantization, the widths aside; None: `Config()`.
-        widths: widths to measure, besides those of the configuration; where activations feed no weighted layer, 8 alone.
+        widths: widths to measure, besides those of the configuration; of activations 8 alone where they feed no weighted layer
+            or the target has no other, and of fp8 its own.
         metric: metric of the first output that is measured beside its signal over noise, as for `verify`; None: none.
         samples: samples to measure on.
         calibration: data that ranges come from; None: `data`.
@@ -79,7 +81,10 @@ def sensitivity(
     check_widths(widths)
     if samples < 1:
         raise InputError(f"samples is {samples}; it must be 1 or more")
-    asked = sorted({*widths, config.weight_bits, min(config.activation_bits, 8)}, reverse=True)
+    codes = {config.weight_type, config.activation_type}
+    asked = (
+        [8] if "fp8" in codes else sorted({*widths, config.weight_bits, min(config.activation_bits, 8)}, reverse=True)
+    )
     source = sources.read(data) if isinstance(data, str | Path) else data
     ranges = source if calibration is None else calibration
     subject: _Subject | None = None
@@ -107,16 +112,22 @@ def _foretell(values: int, widths: Sequence[int], seconds: float) -> None:
 
 
 def _uniform(config: Config, bits: int) -> Config:
-    """The settings with this width everywhere, and nothing that changes weights for it."""
+    """The settings with this width wherever the target has it, and nothing that changes weights for it.
+
+    Weights have blocks where these take the width, and activations 8 bits where the target does not.
+    """
+    blocks: dict[str, Any] = {} if bits == 4 else {"weight_block_size": 0}
     ranges = config.activation_range
     brief = ranges if ranges.samples is not None else ranges.model_copy(update={"samples": CALIBRATED})
     widths: dict[str, Any] = {
         "activation_range": brief,
         "weight_bits": bits,
-        "activation_bits": bits,
+        "activation_bits": bits if bits in TARGETS[config.target].widths.taken else 8,
         "first_last_bits": None,
+        **blocks,
     }
-    overrides = [one.model_copy(update={"weight_bits": None, "activation_bits": None}) for one in config.overrides]
+    free = dict.fromkeys(("weight_bits", "activation_bits", *blocks))
+    overrides = [one.model_copy(update=free) for one in config.overrides]
     return Config(
         **{**dict(config), **widths, "output_correction": "none", "overrides": tuple(overrides), "sixteen": None}
     )
