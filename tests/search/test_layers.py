@@ -108,3 +108,15 @@ def test_findings_are_plain_json(found):
 def test_time_of_borders_is_told_by_operator(found):
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(found.others)
     assert all(time >= 0 for time in found.others.values())
+
+
+def test_a_recurrent_layer_is_judged_by_the_output_that_is_read():
+    body = """(float[T,N,8] x) => (float[N,3] y) { s, last = LSTM <hidden_size = 4> (x, w, r)
+        h = Squeeze(last, axes)  y = MatMul(h, v) }"""
+    network = model(body, w=random(1, 16, 8), r=random(1, 16, 4), v=random(4, 3), axes=np.array([0]))
+    data = [{"x": random(3, 2, 8)}]
+    qdq = onnxqat.insert(network, data)
+    found = onnxqat.layers(network, qdq, data, onnxqat.fold(qdq))
+    layer = next(one for one in found.layers if one.op_type == "LSTM")
+    assert layer.value != ""
+    assert layer.snr > 20

@@ -133,7 +133,7 @@ def scales_of(quantizers: Sequence[Quantizer]) -> dict[str, Array]:
 
 def judged_value(node: ir.Node, sources: Mapping[ir.Value, Quantizer], reported: set[ir.Node]) -> ir.Value:
     """The value by which a node's output is judged: the first that is quantized, past nodes that only bend or move it."""
-    value = node.outputs[0]
+    value = next(value for value in node.outputs if value.name)  # an LSTM may leave out its first
     while value not in sources and not value.is_graph_output():
         users = [use.node for use in value.uses()]
         if len(users) != 1 or users[0] in reported or users[0].op_type == "QuantizeLinear":
