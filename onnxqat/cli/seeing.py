@@ -102,7 +102,7 @@ def sensitivity(
 ) -> None:
     """Rank what each weight and activation costs.
 
-    Labels are not needed. Each is quantized alone, at each width, all else in float, and judged by the model's first output.
+    Labels are not needed. Each is quantized alone, at each width, all else in float, and judged by the model's outputs.
     What lies behind it runs on --samples samples for each value and width: seconds for small networks, some minutes for one with
     100 values and images of 224 x 224. Fewer samples or widths take less.
     """

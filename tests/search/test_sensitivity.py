@@ -59,7 +59,7 @@ def test_sections_give_what_the_whole_model_does():
     toggles, found = Toggles(qdq), []
     for section in sections(qdq, [{name: rows[:8] for name, rows in batch.items()}, batch]):
         for name in section.names:
-            np.testing.assert_allclose(section.outputs(name)[1], toggles([name], batch)["y"], atol=1e-6)
+            np.testing.assert_allclose(section.outputs(name)[1], list(toggles([name], batch).values()), atol=1e-6)
         found += section.names
     assert len(found) == len(set(found))
     assert set(found) == set(toggles.names)
@@ -80,7 +80,7 @@ def test_a_model_is_cut_only_where_there_are_new_tensors(between):
     toggles = Toggles(qdq)
     for section in sections(qdq, [{"x": ROWS}]):
         for name in section.names:
-            np.testing.assert_allclose(section.outputs(name)[0], toggles([name], {"x": ROWS})["y"], atol=1e-6)
+            np.testing.assert_allclose(section.outputs(name)[0][0], toggles([name], {"x": ROWS})["y"], atol=1e-6)
 
 
 def test_every_value_is_measured_at_every_width_and_fewer_bits_cost_more(found):
@@ -159,6 +159,15 @@ def test_widths_that_cannot_be_are_left_out(settings, bits):
     for cost in found.costs:
         given.setdefault(cost.part, set()).add(cost.bits)
     assert given == bits
+
+
+def test_what_only_the_second_output_depends_on_costs_there():
+    text = "(float[N,8] x) => (float[N,8] boxes, float[N,8] scores, int64[N] best) { a = MatMul(x, w)  b = Relu(a)"
+    text += "boxes = MatMul(b, u)  scores = MatMul(b, v)  best = ArgMax <axis = 1, keepdims = 0> (scores) }"
+    proto = model(text, w=random(8, 8, seed=1), u=random(8, 8, seed=2), v=random(8, 8, seed=3))
+    found = onnxqat.sensitivity(proto, [{"x": ROWS}], widths=[8])
+    assert len(found.costs) == 5
+    assert all(30 < cost.snr < 70 for cost in found.costs)
 
 
 def test_a_bound_that_is_no_number_is_refused_before_any_work(tmp_path, call):

@@ -73,7 +73,7 @@ class Mixed:
             deployed file does for 4 bits in blocks alone.
         bits: mean width over the quantized weights' elements.
         loss: estimated distance from the float model's answers, in sum over the samples; where layers are in float or not, noise
-            over signal of the first output, in sum over the layers; None where a drop holds with nothing in float.
+            over signal of the outputs, in sum over the layers; None where a drop holds with nothing in float.
         latency: time over the float model's, as it was measured; None where time was not asked for.
 
     Example:

@@ -1,6 +1,6 @@
 """Chooses the layers that stay in float while all others are quantized alike: by time in a runtime, or by a drop.
 
-A layer's loss is the noise over the signal of the model's first output when its weights and what it reads are quantized, each
+A layer's loss is the noise over the signal of the model's outputs when its weights and what it reads are quantized, each
 alone, in sum (see `sensitivity`): at 8 bits activations cost as much as weights. Its time is that of the whole model with the
 layer in float and all others in integers, borders included. Sums of these are no more than estimates, so what they choose is
 measured as a whole, and chosen again with what is missing taken off the budget.
@@ -50,7 +50,7 @@ Place = tuple[RuntimeName | None, str | os.PathLike[str] | None, int]
 
 
 def noises(model: io.ModelLike, data: Any, config: Config, transform: sources.Transform | None) -> dict[str, float]:
-    """Noise over signal of the first output that each node's quantizers cause, in sum, at the widths of the settings."""
+    """Noise over signal of the outputs that each node's quantizers cause, in sum, at the widths of the settings."""
     found = sensitivity(model, data, config, widths=[config.weight_bits], samples=SAMPLES, transform=transform)
     asked = {"weights": config.weight_bits, "activations": min(config.activation_bits, 8)}
     costs = {c.value: c for c in sorted(found.costs, key=lambda c: -c.bits) if c.bits >= asked[c.part]}

@@ -33,7 +33,7 @@ class Cost:
         nodes: names of the nodes that read it.
         part: "weights" or "activations".
         bits: width of the codes.
-        snr: signal over noise of the model's first output, in dB; 200 where nothing changes.
+        snr: signal over noise of the model's outputs, in dB, the least of them; 200 where nothing changes.
         score: the metric with this alone quantized; None where none was asked for.
     """
 
@@ -82,7 +82,7 @@ class Sensitivity:
         much; a node for which none does stays in float.
 
         Args:
-            least: signal over noise of the first output that each quantizer alone must leave.
+            least: signal over noise of the outputs that each quantizer alone must leave.
 
         Raises:
             InputError: it is no number.
@@ -112,8 +112,8 @@ class Sensitivity:
     def sections(self) -> Sequence[Section]:
         """The part of a page."""
         about = (
-            f"Each value alone quantized, all else in float, on {self.samples} samples: signal over noise of the model's first "
-            "output. The lower, the more it costs."
+            f"Each value alone quantized, all else in float, on {self.samples} samples: signal over noise of the model's "
+            "outputs, the least of them. The lower, the more it costs."
         )
         columns = ("value", "read by", "what", "bits", "SNR, dB", *([] if self.metric is None else [self.metric]))
         rows: list[Sequence[Cell]] = [

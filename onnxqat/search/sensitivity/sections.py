@@ -37,13 +37,12 @@ class Section:
         self.names = switched.names
         self._switched, self._rest, self._kept = switched, rest, kept
 
-    def outputs(self, *on: str) -> list[Array]:
-        """The model's first output on each part of the data, with the quantizers of these values on."""
-        return [self._first(self._switched(on, part), part) for part in self._kept]
+    def outputs(self, *on: str) -> list[list[Array]]:
+        """The model's outputs, in order, on each part of the data, with the quantizers of these values on."""
+        return [self._outputs(self._switched(on, part), part) for part in self._kept]
 
-    def _first(self, computed: Values, part: Values) -> Array:
-        found = computed if self._rest is None else self._rest({**part, **computed})
-        return next(iter(found.values()))
+    def _outputs(self, computed: Values, part: Values) -> list[Array]:
+        return list((computed if self._rest is None else self._rest({**part, **computed})).values())
 
 
 def sections(model: ir.Model, parts: Sequence[Values]) -> Iterator[Section]:

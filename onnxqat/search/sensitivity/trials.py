@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -179,21 +180,29 @@ class _Subject:
         wanted = {name for name, (quantizer, _) in found.items() if (name, quantizer.bits) not in known}
         progress = track(range(len(wanted)), "sensitivity")
         for _, (name, expected, outputs) in zip(progress, self._outputs(quantized, wanted), strict=False):
-            noise = Noise()
-            for each, output in zip(expected, outputs, strict=True):
-                noise.add(each, output)
-            score = None if self.judged is None else _score(self.judged, outputs, self.parts)
-            snr = EXACT if noise.decibels is None else noise.decibels
+            score = None if self.judged is None else _score(self.judged, [each[0] for each in outputs], self.parts)
+            snr = _least(expected, outputs)
             quantizer, nodes = found[name]
             yield Cost(name, nodes, "weights" if quantizer.is_weight else "activations", quantizer.bits, snr, score)
 
     def _outputs(
         self, quantized: ir.Model, wanted: Container[str]
-    ) -> Iterator[tuple[str, Sequence[Array], Sequence[Array]]]:
-        """Wanted values, with the model's first output in float and with each alone quantized."""
+    ) -> Iterator[tuple[str, Sequence[Sequence[Array]], Sequence[Sequence[Array]]]]:
+        """Wanted values, with the model's outputs in float and with each alone quantized."""
         for section in sections(quantized, self.parts):
             expected = section.outputs()
             yield from ((name, expected, section.outputs(name)) for name in section.names if name in wanted)
+
+
+def _least(expected: Sequence[Sequence[Array]], found: Sequence[Sequence[Array]]) -> float:
+    """The least signal over noise of the outputs, of those of numbers that are not whole where there are any."""
+    floats = [number for number, array in enumerate(expected[0]) if getattr(array, "dtype", np.dtype(int)).kind == "f"]
+    noises = {number: Noise() for number in floats or [0]}
+    for expected_part, found_part in zip(expected, found, strict=True):
+        for number, noise in noises.items():
+            noise.add(expected_part[number], found_part[number])
+    known = [noise.decibels for noise in noises.values() if noise.decibels is not None]
+    return min(known, default=EXACT)
 
 
 def _limited(batches: Iterator[dict[str, Array]], model: ir.Model, samples: int) -> Iterator[dict[str, Array]]:
