@@ -111,7 +111,9 @@ def test_with_fewer_bits_the_default_warns_and_a_given_bound_fails(run, options,
 
 def test_without_labels_other_answers_are_judged(run):
     options = ["--loss", "distill"]
-    assert run(*options, data="unlabelled.npz")[0] == 0
+    status, said, _ = run(*options, data="unlabelled.npz")
+    assert status == 0
+    assert re.search(r"model +\S agreement .*\n.*\n\S float +\S 100.00 %", said)
     status, _, err = run(*options, "--lr", 100, data="unlabelled.npz")
     assert status == 1
     assert "deployed model: agreement is " in err.splitlines()[-1]

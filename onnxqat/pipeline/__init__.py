@@ -300,10 +300,13 @@ def summary(outcome: Outcome, most: float | None = None) -> Table:
         outcome: what the stages made.
         most: share of float's time that was asked for; None: none was.
     """
-    report = outcome.report
+    report, verdict = outcome.report, outcome.report.verdict
+    metric, before, after = report.metric, outcome.float_score, report.deployed
+    if after is None and verdict is not None:  # without labels: the answers that are the float model's
+        metric, before, after = verdict.metric, verdict.float_score, verdict.deployed_score
     table = Table(
         "model",
-        report.metric,
+        metric,
         "size",
         "latency",
         "layers on integer kernels",
@@ -314,12 +317,12 @@ def summary(outcome: Outcome, most: float | None = None) -> Table:
     size, latency = report.size, report.latency
     floats = (f"{size.float_model / 1e3:.0f} kB", f"{latency.float_model:.2f} ms", "")
     integers = (f"{size.deployed / 1e3:.0f} kB", f"{latency.deployed:.2f} ms", f"{integer} of {total}")
-    table.add_row("float", shown(report.metric, outcome.float_score), *floats)
+    table.add_row("float", shown(metric, before), *floats)
     state = "trained" if outcome.was_trained else "inserted"
     if outcome.was_trained:
         table.add_row("inserted, deployed", shown(report.metric, outcome.inserted_score))
     table.add_row(state, shown(report.metric, report.trained))
-    table.add_row(f"{state}, deployed", shown(report.metric, report.deployed), *integers)
+    table.add_row(f"{state}, deployed", shown(metric, after), *integers)
     table.caption, table.caption_justify = _slower(latency.ratio, most), "left"
     return table
 
