@@ -300,10 +300,10 @@ def summary(outcome: Outcome, most: float | None = None) -> Table:
         outcome: what the stages made.
         most: share of float's time that was asked for; None: none was.
     """
-    report, verdict = outcome.report, outcome.report.verdict
+    report = outcome.report
     metric, before, after = report.metric, outcome.float_score, report.deployed
-    if after is None and verdict is not None:  # without labels: the answers that are the float model's
-        metric, before, after = verdict.metric, verdict.float_score, verdict.deployed_score
+    if after is None and report.verdict is not None:  # without labels: the answers that are the float model's
+        metric, before, after = report.verdict.metric, report.verdict.float_score, report.verdict.deployed_score
     table = Table(
         "model",
         metric,
