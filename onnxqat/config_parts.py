@@ -275,6 +275,10 @@ def shown(value: object) -> str:
     return cut(text, 200)
 
 
+#: Findings that one message tells.
+MOST_PROBLEMS = 3
+
+
 def worded(problem: Any) -> str:
     """Returns pydantic's finding as the end of a sentence: `it must be less than or equal to 8`."""
     return str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it must", 1)
@@ -292,4 +296,5 @@ def one_line(name: str, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             message = "no such key; check its spelling"
         parts.append(f"{where}: {message} (is {shown(problem['input'])})" if where else message)
-    return f"{name}: " + "; ".join(parts)
+    more = [f"and {len(parts) - MOST_PROBLEMS} more"] if len(parts) > MOST_PROBLEMS else []
+    return f"{name}: " + "; ".join(parts[:MOST_PROBLEMS] + more)

@@ -45,6 +45,7 @@ def test_rule_by_type_finds_a_node_that_preparation_rewrote():
         ({"target": "nnapi"}, "target: NNAPI takes the models of target 'ort-cpu'; use that"),
         ({"percentile": 50}, "percentile: .*greater than 50"),
         ({"weight_bit": 8}, "weight_bit: no such key"),
+        (dict.fromkeys("abcde", 1), r"c: no such key; check its spelling \(is 1\); and 2 more$"),
         ({"activation_range": "max"}, "activation_range: Range: type: .*'min_max'"),
         (
             {"weight_range": {"type": "percentile", "max_percentile": 101}},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -261,7 +262,19 @@ def losses(names: Sequence[str]) -> Loss:
             f"--loss {named[0]}: is a function, and other losses are given with it; add them up in the function"
         )
     found = datasets.resolve(named[0])
+    if inspect.isfunction(found) and _needs_arguments(found):
+        raise InputError(
+            f"--loss {named[0]}: is a Python function of outputs and labels; write it as an ONNX function (onnxscript's @script)"
+        )
     return found if isinstance(found, FunctionProto) or hasattr(found, "to_function_proto") else datasets.call(named[0])
+
+
+def _needs_arguments(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    return False
 
 
 def bound(text: str) -> Until:

@@ -154,6 +154,7 @@ halved = onnx.parser.parse_function('''
 }''')
 def made(): return halved
 def seven(): return 7
+def plain(y, label): return 0
 """
 
 
@@ -174,6 +175,7 @@ def test_loss_is_a_function_of_the_user(called, tmp_path, capsys):
         (["my_losses:halved", "mse"], "--loss my_losses:halved: is a function, and other losses are given with it"),
         (["my_losses:seven"], "loss: int is neither a name nor an ONNX function"),
         (["my_losses:none"], "has no 'none'"),
+        (["my_losses:plain"], "--loss my_losses:plain: is a Python function of outputs and labels"),
     ],
 )
 def test_loss_that_is_no_function_is_refused(called, tmp_path, capsys, losses, said):
