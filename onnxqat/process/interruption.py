@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -59,17 +61,27 @@ class Raiser:
             self.raised = Interrupted(number)
             raise self.raised
 
+    def lost(self, unraisable: Any) -> bool:
+        """Whether an error that Python ignores, as in callbacks of weak references, is a signal's; then it is sent again soon."""
+        if unraisable.exc_value is not self.raised or self.raised is None:
+            return False
+        self._last = -AT_ONCE
+        threading.Timer(0.05, _thread.interrupt_main, [self.raised.number]).start()
+        return True
+
 
 @contextmanager
 def raising() -> Iterator[Raiser]:
     """Lets the signals raise `Interrupted` in the main thread; those that are ignored stay so, as nohup wants it."""
-    handler, replaced = Raiser(), {}
+    handler, replaced, hook = Raiser(), {}, sys.unraisablehook
     try:
+        sys.unraisablehook = lambda unraisable: None if handler.lost(unraisable) else hook(unraisable)
         for number in SIGNALS if _is_main() else ():
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 replaced[number] = signal.signal(number, handler)
         yield handler
     finally:
+        sys.unraisablehook = hook
         for number, before in replaced.items():
             signal.signal(number, before)
 

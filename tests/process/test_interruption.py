@@ -250,3 +250,20 @@ def alarm():
         yield
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+class Loud:
+    """Sends the signal while Python frees it, where errors are ignored."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_python_would_ignore_comes_again():
+    with handled(), interruption.raising(), pytest.raises(Interrupted):
+        freed_and_waited_for([Loud()])
+
+
+def freed_and_waited_for(held: list[Loud]) -> None:
+    held.clear()
+    time.sleep(30)
