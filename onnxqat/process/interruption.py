@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import os
 import signal
 import sys
 import threading
@@ -66,7 +66,7 @@ class Raiser:
         if unraisable.exc_value is not self.raised or self.raised is None:
             return False
         self._last = -AT_ONCE
-        threading.Timer(0.05, _thread.interrupt_main, [self.raised.number]).start()
+        threading.Timer(0.05, os.kill, [os.getpid(), self.raised.number]).start()
         return True
 
 
