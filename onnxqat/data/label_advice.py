@@ -25,7 +25,7 @@ def not_numbers(label: Array, sizes: Sizes) -> str:
     found = f"has type {label.dtype} and shape {list(label.shape)}, class numbers are needed"
     whole = label.dtype.kind in "fb" and bool(np.isfinite(label).all()) and bool((label == np.rint(label)).all())
     if whole:
-        return f"{found}; it holds whole numbers, so cast it: label.astype('int64')"
+        return f"{found}; it holds whole numbers, so write them as such: label.astype('int64'), or 3 for 3.0 in a table"
     return f"{found}; cast it to int64, or choose another loss or metric"
 
 

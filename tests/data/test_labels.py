@@ -159,7 +159,7 @@ def test_several_sides_are_judged_one_by_one(classifier):
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        (LABELS.astype(np.float32), r"whole numbers, so cast it: label.astype\('int64'\)"),
+        (LABELS.astype(np.float32), r"whole numbers, so write them as such: label.astype\('int64'\)"),
         (np.eye(4, dtype=np.float32)[LABELS], "one-hot.*label.argmax"),
         (np.eye(4, dtype=np.int64)[LABELS], "one-hot.*label.argmax"),
         (LABELS + 1, "count from 1, so subtract 1"),

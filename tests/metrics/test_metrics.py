@@ -82,7 +82,7 @@ def test_psnr_is_in_decibels_for_a_full_range_of_one():
         (np.array([-1, 0]), "holds -1 to 0, the model has 6 classes, 0 to 5.*ignore_label=-1"),
         (
             np.array([0.0, 1.0]),
-            r"class numbers are needed; it holds whole numbers, so cast it: label.astype\('int64'\)",
+            r"class numbers are needed; it holds whole numbers, so write them as such: label.astype\('int64'\)",
         ),
         (np.array([0.5, 1.0]), "class numbers are needed; cast it to int64, or choose another"),
         (np.array([0, 1, 2]), r"class numbers of shape \[2\]"),
