@@ -161,3 +161,15 @@ def test_command_writes_a_configuration_that_makes_the_same_model(tmp_path, call
 def test_a_budget_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="budget"):
         Budget.parsed(text)
+
+
+@pytest.mark.parametrize("options", [["--budget", "drop=1"], ["--budget", "bits=4"], ["--preset", "int8-mixed"]])
+def test_widths_of_weights_in_blocks_are_not_chosen(tmp_path, call, options):
+    folder = write(tmp_path)
+    blocks = ("--weight-block-size", 32, "--calibration", folder / "data.npz")
+    status, said, errors = call("insert", folder / "float.onnx", *blocks, *options, "-o", folder / "a.onnx")
+    assert (status, said) == (2, "")
+    assert errors == (
+        "error: configuration: weight_block_size is 32, and neither a budget nor the preset int8-mixed chooses widths of weights "
+        "in blocks, which have 4 bits; leave one of the two out\n"
+    )

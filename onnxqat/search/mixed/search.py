@@ -89,6 +89,7 @@ def mixed_precision(  # noqa: PLR0913  (the public interface is this flat)
     source = sources.read(data) if isinstance(data, str | Path) else data
     if latency is not None:
         return within_latency(model, source, config, latency, (runtime, interpreter, threads), transform)
+    _check_blocks(config, widths)
     if drop is not None and set(widths) == {config.weight_bits, FLOAT}:
         return within_drop(model, source, config, drop, metric, transform)
     choice = Choice.of(model, source, config, sorted(set(widths)), (samples, seed), transform)
@@ -105,6 +106,17 @@ def _check(widths: Sequence[int], samples: int, seed: int) -> None:
         raise InputError(f"samples is {samples}; it must be 1 or more")
     if seed < 0:
         raise InputError(f"seed is {seed}; it must be 0 or more")
+
+
+def _check_blocks(config: Config, widths: Sequence[int]) -> None:
+    """Raises InputError where weights in blocks, which have 4 bits, would get another width."""
+    sizes = [config.weight_block_size, *(o.weight_block_size for o in config.overrides if o.weight_bits is None)]
+    for size in filter(None, sizes):
+        if set(widths) - {4, FLOAT}:
+            raise InputError(
+                f"configuration: weight_block_size is {size}, and neither a budget nor the preset int8-mixed chooses widths of "
+                "weights in blocks, which have 4 bits; leave one of the two out"
+            )
 
 
 def _smallest(
