@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import json5
 from pydantic import BeforeValidator, Field
 
-from onnxqat import nncf
+from onnxqat import nncf, settings
 from onnxqat.config_parts import (
     ActivationBits,
     Bits,
@@ -196,7 +196,7 @@ class Config(Frozen):
         Raises:
             InputError: the file is missing or not JSON, a key is unknown, a value has the wrong type or is out of range.
         """
-        return cls._parsed(Path(path), "JSON", json5.loads)
+        return cls._parsed(Path(path), "JSON", settings.from_json)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Config:
@@ -206,7 +206,7 @@ class Config(Frozen):
             InputError: the file is missing or not YAML, a key is unknown, a value has the wrong type or is out of range.
             MissingExtraError: PyYAML is not installed.
         """
-        return cls._parsed(Path(path), "YAML", _yaml().safe_load)
+        return cls._parsed(Path(path), "YAML", partial(settings.from_yaml, _yaml()))
 
     @classmethod
     def read(cls, path: str | Path) -> Config:
@@ -227,6 +227,8 @@ class Config(Frozen):
             values = parse(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); check the path") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         except Exception as error:  # numbers of too many digits, brackets in brackets, and each library's own
             raise InputError(f"{path}: not {kind} ({shown(error)}); fix the file") from error
         if not isinstance(values, dict):

@@ -173,7 +173,13 @@ def test_file_of_settings_holds_comments(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not YAML"), ("- 1", "holds no YAML object"), ("weight_bits: 20", "weight_bits")]
+    ("text", "message"),
+    [
+        ("a: [", "not YAML"),
+        ("- 1", "holds no YAML object"),
+        ("weight_bits: 20", "weight_bits"),
+        ("weight_bits: 8\nweight_bits: 4", "key 'weight_bits' stands twice; leave one out"),
+    ],
 )
 def test_wrong_yaml_file_is_refused_in_one_line_that_names_it(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
@@ -190,9 +196,10 @@ def test_wrong_yaml_file_is_refused_in_one_line_that_names_it(tmp_path, text, me
         (b"[1]", "holds no JSON object"),
         (b'{"weight_bits": 20}', "weight_bits: .*less than or equal to 8"),
         (b'{"percentile": NaN}', "percentile"),
+        (b'{"ignore": [{"name": "a", name: "b"}]}', "key 'name' stands twice; leave one out"),
         (b"\xff\xfe", "cannot be read"),
     ],
-    ids=["empty", "cut off", "array", "out of range", "NaN", "not text"],
+    ids=["empty", "cut off", "array", "out of range", "NaN", "twice", "not text"],
 )
 def test_wrong_json_file_is_refused_in_one_line_that_names_it(tmp_path, content, message):
     path = tmp_path / "config.json"

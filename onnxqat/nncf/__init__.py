@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import json5
 from pydantic import ValidationError
 
+from onnxqat import settings
 from onnxqat.config_parts import shown, worded
 from onnxqat.errors import InputError
 from onnxqat.nncf.schema import Root, ignored
@@ -75,9 +75,11 @@ def _warnings(root: Root) -> Iterator[str]:
 
 def _load(path: Path) -> Any:
     try:
-        return json5.loads(path.read_text(encoding="utf-8"))
+        return settings.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); check the path") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in brackets
         raise InputError(f"is not JSON ({shown(error)}); fix the file") from error
 
