@@ -97,6 +97,27 @@ def test_a_folder_that_no_run_was_saved_to_is_refused(folder, call):
     )
 
 
+@pytest.mark.parametrize("page", [[], ["--report", "r.html"]], ids=["table", "page"])
+@pytest.mark.parametrize(
+    ("part", "value", "fact"),
+    [
+        ("layers", None, "layers: it must be an object (is None)"),
+        (
+            "history",
+            {"steps": [[1]]},
+            "history.steps.0: List should have at least 2 items after validation, not 1 (is [1])",
+        ),
+        ("training", [], "training: it must be an object (is [])"),
+    ],
+)
+def test_a_run_that_was_changed_by_hand_is_refused_where_it_is_read(runs, tmp_path, call, page, part, value, fact):
+    kept = json.loads((runs[0] / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**kept, part: value}))
+    status, said, errors = call("compare", runs[0], tmp_path, *page)
+    assert (status, said) == (2, "")
+    assert errors == f"error: {tmp_path}/run.json: is no run of onnxqat: {fact}; save the run again\n"
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(folder, call):
     status, _, errors = run(call, folder, "../float.onnx")
     assert status == 2

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table as Rows
 
+from onnxqat.config_parts import one_line
 from onnxqat.errors import InputError
 from onnxqat.page import Cell, Chart, Section, Table, Text, render
 from onnxqat.pipeline.saving import RUN
@@ -104,19 +106,71 @@ class Comparison:
         return Section("layers", "Layers", [Chart("signal over noise", lines, titles), Table(("layer", *snrs), rows)])
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Ratio(_Part):
+    ratio: float
+
+
+class _Nodes(_Part):
+    integer: int
+    total: int
+
+
+class _Report(_Part):
+    metric: str
+    of_float: float | None = Field(None, alias="float")
+    inserted: float | None = None
+    trained: float | None = None
+    deployed: float | None = None
+    weighted_nodes: _Nodes
+    size: _Ratio
+    latency: _Ratio
+
+
+class _History(_Part):
+    steps: list[Annotated[list[float], Field(min_length=2)]]
+
+
+class _Layer(_Part):
+    node: str
+    snr: float | None
+
+
+class _Layers(_Part):
+    layers: list[_Layer]
+
+
+class _Run(_Part):
+    """What is read of a `run.json`."""
+
+    version: str
+    processor: str
+    quantization: dict[str, Any]
+    training: dict[str, Any]
+    report: _Report
+    history: _History
+    layers: _Layers
+
+
 COLUMNS = ("run", "metric", "float", "inserted", "trained", "deployed", "size of float", "time of float", "on integers")
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
     path = folder / RUN
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        report = found["report"]
-        return {**found, "report": {**dict.fromkeys(("float", "inserted", "trained", "deployed")), **report}}
+        text = path.read_text(encoding="utf-8")
+        _Run.model_validate_json(text)
+        found = json.loads(text)
     except OSError as error:
         raise InputError(f"{folder}: holds no {RUN}; give folders that `onnxqat run --save-dir` wrote") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        raise InputError(f"{one_line(f'{path}: is no run of onnxqat', error)}; save the run again") from error
+    except ValueError as error:
         raise InputError(f"{path}: is no run of onnxqat; save the run again") from error
+    return {**found, "report": {**dict.fromkeys(("float", "inserted", "trained", "deployed")), **found["report"]}}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
