@@ -97,6 +97,21 @@ def test_a_folder_that_no_run_was_saved_to_is_refused(folder, call):
     )
 
 
+def test_compare_shows_the_agreement_with_the_float_model_where_there_are_no_labels(folder, call):
+    np.savez(folder / "unlabelled.npz", x=np.tile(ROWS, (4, 1)))
+    assert run(call, folder, "c", "--data", folder / "unlabelled.npz")[0] == 0
+    assert call("compare", folder / "runs" / "c", "--json", folder / "c.json")[0] == 0
+    verdict = json.loads((folder / "runs" / "c" / "run.json").read_text())["report"]["verdict"]
+    (found,) = json.loads((folder / "c.json").read_text())["runs"]
+    assert [found[key] for key in ("metric", "float", "inserted", "trained", "deployed")] == [
+        "agreement",
+        "100.00 %",
+        "",
+        "",
+        f"{100 * verdict['deployed_score']:.2f} %",
+    ]
+
+
 @pytest.mark.parametrize("page", [[], ["--report", "r.html"]], ids=["table", "page"])
 @pytest.mark.parametrize(
     ("part", "value", "fact"),

@@ -45,11 +45,13 @@ class Comparison:
     def figures(self) -> Iterator[tuple[Cell, ...]]:
         """One row for each run: its scores, its size and its time."""
         for name, run in self.runs.items():
-            report = run["report"]
-            stages = [shown(report["metric"], report[stage]) for stage in ("float", "inserted", "trained", "deployed")]
+            report, metric = run["report"], run["report"]["metric"]
+            scores = [report[stage] for stage in ("float", "inserted", "trained", "deployed")]
+            if report["deployed"] is None and (verdict := report.get("verdict")):  # without labels: see `summary`
+                metric, scores = verdict["metric"], [verdict["float_score"], None, None, verdict["deployed_score"]]
             integer = "{integer} of {total}".format(**report["weighted_nodes"])
             size, time = report["size"]["ratio"], report["latency"]["ratio"]
-            yield name, report["metric"], *stages, round(size, 3), round(time, 3), integer
+            yield name, metric, *(shown(metric, score) for score in scores), round(size, 3), round(time, 3), integer
 
     def differences(self) -> Iterator[tuple[str, ...]]:
         """One row for each setting in which runs differ."""
@@ -119,6 +121,12 @@ class _Nodes(_Part):
     total: int
 
 
+class _Verdict(_Part):
+    metric: str
+    float_score: float
+    deployed_score: float
+
+
 class _Report(_Part):
     metric: str
     of_float: float | None = Field(None, alias="float")
@@ -128,6 +136,7 @@ class _Report(_Part):
     weighted_nodes: _Nodes
     size: _Ratio
     latency: _Ratio
+    verdict: _Verdict | None = None
 
 
 class _History(_Part):
