@@ -275,11 +275,18 @@ def test_labels_that_a_loss_lacks_are_asked_for(desk):
     assert "lacks 'label'" in refused(desk, desk.train(None, desk.arrays(x=ROWS), "--loss", "cross_entropy"))
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "top5"])
+@pytest.mark.parametrize("metric", ["accuracy", "top2"])
 @pytest.mark.parametrize("labels", [np.full(16, 3), np.full(16, -1), LABELS + 0.5], ids=["large", "negative", "floats"])
 def test_labels_that_do_not_fit_are_refused_by_eval(desk, labels, metric):
     data = desk.arrays(x=ROWS, label=labels)
     assert "label" in refused(desk, desk.run("eval", desk.float_model, "--data", data, "--metric", metric))
+
+
+@pytest.mark.parametrize("command", [["eval"], ["run", "-o"]], ids=["eval", "run"])
+def test_topk_of_all_classes_is_refused_before_any_work(desk, command):
+    given = [desk.output] if "-o" in command else []
+    line = refused(desk, desk.run(*command, *given, desk.float_model, "--data", desk.data, "--metric", "top3"))
+    assert "metric 'top3': the model has 3 classes" in line
 
 
 def test_unknown_metric_is_refused(desk):

@@ -48,6 +48,7 @@ class Decisions:
         sided: whether the labels' shape has shown that each element of the output is a decision of its own.
         linear: whether the output comes straight from a linear layer.
         channels: the axis of that layer's channels, along which answers are compared where no labels tell the class axis.
+        classes: number of classes; None: the graph does not tell.
     """
 
     activation: str | None = None
@@ -57,6 +58,7 @@ class Decisions:
     sided: bool = False
     linear: bool = True
     channels: int | None = None
+    classes: int | None = None
 
     @classmethod
     def of(cls, output: ir.Value, labelling: Labelling, samples: int | None = 0) -> Decisions:
@@ -77,8 +79,16 @@ class Decisions:
             told = 1 - samples if told is None else told
         known = axis if axis is not None else told
         activation = None if found is None else found.activation.op_type
-        said = labelling.ignore_label
-        return cls(activation, known, said, samples, linear=is_linear(output), channels=channel_axis(output))
+        size = None if output.shape is None or known is None else output.shape[known]
+        return cls(
+            activation,
+            known,
+            labelling.ignore_label,
+            samples,
+            linear=is_linear(output),
+            channels=channel_axis(output),
+            classes=size if isinstance(size, int) else None,
+        )
 
     def numbers(self, label: Array, sizes: Sizes, name: str = "label") -> NDArray[np.int64]:
         """Class numbers in the output's shape without its class axis.

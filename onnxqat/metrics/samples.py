@@ -31,8 +31,17 @@ def top(output: Array, label: Array, decisions: Decisions, *, best: int) -> Arra
     """1 where the label is among so many classes of the largest scores, for those that count: [decisions]."""
     numbers = decisions.numbers(label, output.shape)
     scores = np.moveaxis(output, decisions.class_axis(output), -1)
+    check_top(best, scores.shape[-1])
     largest = np.argsort(-scores, axis=-1, kind="stable")[..., :best]
     return np.asarray((largest == numbers[..., None]).any(axis=-1)[decisions.counted(numbers)], np.float64)
+
+
+def check_top(best: int, classes: int | None) -> None:
+    """Raises InputError where every answer would be a hit, as there are no more classes than that."""
+    if classes is not None and 1 < classes <= best:  # a single column is a decision, which `numbers` refuses
+        raise InputError(
+            f"metric 'top{best}': the model has {classes} classes, so that every answer is right; choose a K below {classes}"
+        )
 
 
 def mse(output: Array, label: Array, decisions: Decisions) -> Array:

@@ -105,7 +105,7 @@ def named(metric: str | Function | Metric, decisions: Decisions | None = None) -
     numbers, that is an InputError.
 
     Raises:
-        InputError: no metric has this name.
+        InputError: no metric has this name, or it is `topK` of a model with no more classes.
     """
     if isinstance(metric, Metric):
         return metric
@@ -117,6 +117,7 @@ def named(metric: str | Function | Metric, decisions: Decisions | None = None) -
     top = TOP.fullmatch(name)
     if top is not None:
         best = int(top[1])
+        samples.check_top(best, judged.classes)
         return _mean(name, lambda output, label: samples.top(output, label, judged, best=best))
     if name in _MEANS:
         return _mean(name, lambda output, label: _MEANS[name](output, label, judged))

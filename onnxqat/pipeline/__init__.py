@@ -41,7 +41,7 @@ from onnxqat.verification.baseline import Baseline
 from onnxqat.verification.judge import check_judged
 from onnxqat.verification.measures import shown
 from onnxqat.verification.report import Report
-from onnxqat.verification.run import check_max_drop
+from onnxqat.verification.run import check_max_drop, decisions_of
 
 log = logging.getLogger(__name__)
 
@@ -220,10 +220,11 @@ def check_request(model: io.ModelLike, data: Data, training: Training, judge: Ju
     Raises:
         InputError: one of them does not fit the model.
     """
-    named(judge.judged_by)
+    prepared = prepare(model)
+    named(judge.judged_by, decisions_of(prepared, training.labelling))
     check_max_drop(judge.max_drop, model)
     sources = [data.read(name) for name in dict.fromkeys((data.train, data.validation)) if name is not None]
-    preflight.check(prepare(model), training.loss, training.teacher, training.labelling, *sources)
+    preflight.check(prepared, training.loss, training.teacher, training.labelling, *sources)
 
 
 def check_goal(config: Config, data: Data, training: Training) -> None:

@@ -60,6 +60,14 @@ def test_top5_counts_the_five_largest_scores():
     assert judged("top5", SCORES, np.array([0, 5])).tolist() == [1, 0]
 
 
+def test_topk_of_all_classes_is_refused_where_the_number_of_classes_is_seen():
+    refusal = "metric 'top6': the model has 6 classes, so that every answer is right; choose a K below 6"
+    with pytest.raises(InputError, match=refusal):
+        judged("top6", SCORES, np.array([0, 5]))
+    with pytest.raises(InputError, match=refusal):
+        named("top6", Decisions(classes=6))
+
+
 def test_mse_is_per_sample():
     found = judged("mse", np.array([[0.0, 2.0], [1.0, 1.0]]), np.array([[0.0, 0.0], [1.0, 1.0]]))
     assert found.tolist() == [2, 0]

@@ -76,4 +76,4 @@ def test_a_constant_answer_to_uneven_classes_is_the_most_frequent_one():
     found = baseline("accuracy", scores(np.zeros(200, int)), label)
     assert found.constant == pytest.approx(0.9)
     assert "is at chance" in found.suspicion
-    assert baseline("top5", scores(label), label).suspicion is None
+    assert baseline("top4", scores(label), label).suspicion is None
