@@ -102,7 +102,7 @@ def named(metric: str | Function | Metric, decisions: Decisions | None = None) -
     """A metric by its name, or the user's function; those with a name judge what the model decides.
 
     The user's function, which `package.module:function` names too, is guarded: if it raises, or returns something other than
-    numbers, that is an InputError.
+    a finite number for each sample, that is an InputError.
 
     Raises:
         InputError: no metric has this name, or it is `topK` of a model with no more classes.
@@ -110,10 +110,11 @@ def named(metric: str | Function | Metric, decisions: Decisions | None = None) -
     if isinstance(metric, Metric):
         return metric
     found = resolve(metric) if isinstance(metric, str) and ":" in metric else metric
+    judged = Decisions() if decisions is None else decisions
     if callable(found):
         name = str(getattr(found, "__name__", "metric"))
-        return _mean(name, _checked(name, found))
-    name, judged = str(found), Decisions() if decisions is None else decisions
+        return _mean(name, _checked(name, found, judged))
+    name = str(found)
     top = TOP.fullmatch(name)
     if top is not None:
         best = int(top[1])
@@ -148,16 +149,28 @@ def _ratio(total: Array) -> float:
     return float(total[0] / total[1]) if total[1] else 0.0
 
 
-def _checked(name: str, metric: Function) -> Function:
-    """The user's metric, whose values are numbers."""
+def _checked(name: str, metric: Function, decisions: Decisions) -> Function:
+    """The user's metric, whose values are numbers: one for each sample, or for each of its decisions."""
 
     def score(output: Array, label: Array) -> Array:
         with guarded(f"metric {name!r}: fails", "fix the function"):
             values = np.asarray(metric(output, label))
         if values.dtype.kind not in "biuf":
             raise InputError(f"metric {name!r}: returns {values.dtype} values; return one number per sample")
-        if not np.isfinite(values).all():
-            raise InputError(f"metric {name!r}: returns NaN or infinity; return one finite number per sample")
+        if not (np.abs(values) <= np.finfo(np.float32).max).all():  # those of all samples are added up
+            raise InputError(
+                f"metric {name!r}: returns NaN, infinity or a number beyond float32; return one finite number per sample"
+            )
+        rows = output.shape[decisions.samples or 0] if output.ndim else 1
+        counts = {rows, len(label) if np.ndim(label) else 1}  # of a detector's boxes, labels alone tell the samples
+        if decisions.ignored is None and not any(_is_multiple(values.size, count) for count in counts):
+            raise InputError(
+                f"metric {name!r}: returns {values.size} numbers for {rows} samples; return one per sample"
+            )
         return values
 
     return score
+
+
+def _is_multiple(size: int, count: int) -> bool:
+    return size % count == 0 < size if count else size == 0

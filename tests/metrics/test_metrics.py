@@ -124,6 +124,12 @@ def test_unknown_metric_is_refused():
         named("accurracy")
 
 
+def test_users_metric_may_judge_every_decision_of_a_sample():
+    scores, labels = np.zeros((2, 3, 4)), np.zeros((2, 3), np.int64)
+    assert judged(lambda output, label: output.argmax(-1) == label, scores, labels).all()
+    assert judged(lambda output, label: label[label != 9] == 0, scores, np.array([[0, 9, 9], [9] * 3]), ignored=9).all()
+
+
 def ends(output, label):
     raise SystemExit(0)
 
@@ -134,7 +140,11 @@ BROKEN_METRICS = {
     "nothing": (lambda output, label: None, "returns object values; return one number per sample"),
     "text": (lambda output, label: "good", "returns <U4 values; return one number per sample"),
     "ragged lists": (lambda output, label: [[1], [1, 2]], "fails (ValueError: "),
-    "NaN": (lambda output, label: np.full(len(label), np.nan), "returns NaN or infinity; return one finite number"),
+    "one number": (lambda output, label: 0.5, "returns 1 numbers for 2 samples; return one per sample"),
+    "one too many": (lambda output, label: np.ones(len(label) + 1), "returns 3 numbers for 2 samples"),
+    "no number": (lambda output, label: np.ones(0), "returns 0 numbers for 2 samples"),
+    "more than adds up": (lambda output, label: np.full(len(label), 1e308), "a number beyond float32; return one"),
+    "NaN": (lambda output, label: np.full(len(label), np.nan), "returns NaN, infinity or"),
 }
 
 
