@@ -163,7 +163,8 @@ def _checked(name: str, metric: Function, decisions: Decisions) -> Function:
             )
         rows = output.shape[decisions.samples or 0] if output.ndim else 1
         counts = {rows, len(label) if np.ndim(label) else 1}  # of a detector's boxes, labels alone tell the samples
-        if decisions.ignored is None and not any(_is_multiple(values.size, count) for count in counts):
+        whole = decisions.ignored is not None or any(_is_multiple(values.size, count) for count in counts)
+        if not whole or values.size > max(rows, np.size(label)):  # as where [N] == [N, 1] gives [N, N]
             raise InputError(
                 f"metric {name!r}: returns {values.size} numbers for {rows} samples; return one per sample"
             )

@@ -142,6 +142,7 @@ BROKEN_METRICS = {
     "ragged lists": (lambda output, label: [[1], [1, 2]], "fails (ValueError: "),
     "one number": (lambda output, label: 0.5, "returns 1 numbers for 2 samples; return one per sample"),
     "one too many": (lambda output, label: np.ones(len(label) + 1), "returns 3 numbers for 2 samples"),
+    "one for each pair": (lambda output, label: label == label[:, None], "returns 4 numbers for 2 samples"),
     "no number": (lambda output, label: np.ones(0), "returns 0 numbers for 2 samples"),
     "more than adds up": (lambda output, label: np.full(len(label), 1e308), "a number beyond float32; return one"),
     "NaN": (lambda output, label: np.full(len(label), np.nan), "returns NaN, infinity or"),
