@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import json5
@@ -16,7 +16,16 @@ def from_json(text: str) -> Any:
     Raises:
         InputError: a key stands twice.
     """
-    return json5.loads(text, object_pairs_hook=_once)
+    objects: list[list[tuple[str, Any]]] = []  # json5 would give a refusal out of its hook as a fault of its grammar
+
+    def kept(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        objects.append(list(pairs))
+        return dict(objects[-1])
+
+    values = json5.loads(text, object_pairs_hook=kept)
+    for pairs in objects:
+        _check(key for key, _ in pairs)
+    return values
 
 
 def from_yaml(yaml: Any, text: str) -> Any:
@@ -29,16 +38,15 @@ def from_yaml(yaml: Any, text: str) -> Any:
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)  # as it is written: `<<` adds its keys later
-            _once((key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            _check(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             return node
 
     return yaml.load(text, Loader)
 
 
-def _once(pairs: Iterable[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
-    found: dict[Hashable, Any] = {}
-    for key, value in pairs:
-        if key in found:
+def _check(keys: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
             raise InputError(f"key {key!r} stands twice; leave one out")
-        found[key] = value
-    return found
+        seen.add(key)
