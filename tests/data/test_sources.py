@@ -90,7 +90,7 @@ NAN = np.full((1, 3), np.nan, np.float32)
         (X * np.float32(np.inf), "NaN or infinity"),
         ((X, LABELS, LABELS), "a tuple of 3"),
         ((), "a tuple of 0"),
-        (None, "not an array of numbers but NoneType"),
+        (None, "is None; let the loader"),
         ({"x": [[1.0, 2.0], [3.0]]}, "cannot be read as an array"),
         (torch.zeros(2, 3, dtype=torch.bfloat16), "cannot be read as an array"),
     ],
