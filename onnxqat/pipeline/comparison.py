@@ -153,7 +153,7 @@ class _Layers(_Part):
 
 
 class _Run(_Part):
-    """What is read of a `run.json`."""
+    """Parts of a `run.json` that are read."""
 
     version: str
     processor: str
