@@ -108,6 +108,8 @@ def test_a_budget_that_cannot_be_reached_names_the_nearest(network):
         onnxqat.mixed_precision(network, DATA, config, bits=1, samples=4)
     with pytest.raises(InputError, match=r"budget: size=0.01 cannot be reached; the nearest is size=0\.0\d+"):
         onnxqat.mixed_precision(network, DATA, config, size=0.01, samples=4)
+    with pytest.raises(InputError, match=r"in every layer, but 8 in the first and the last \(first_last_bits"):
+        onnxqat.mixed_precision(network, DATA, bits=3, samples=4)
 
 
 def test_drop_gives_the_smallest_model_that_loses_no_more(network):

@@ -124,8 +124,10 @@ class Choice:
                 f"bits={low:.3g}" if budget.bits is not None else f"size={(low * self.total + self.rest) / whole:.3g}"
             )
             asked = f"bits={budget.bits:g}" if budget.bits is not None else f"size={budget.size:g}"
+            ends = self.config.first_last_bits
+            kept = f", but {ends} in the first and the last (first_last_bits in --config)" if ends is not None else ""
             raise InputError(
-                f"budget: {asked} cannot be reached; the nearest is {nearest}, with the fewest bits in every layer"
+                f"budget: {asked} cannot be reached; the nearest is {nearest}, with the fewest bits in every layer{kept}"
             )
         return self.made(chosen)
 
