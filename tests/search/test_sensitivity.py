@@ -12,7 +12,7 @@ from onnxqat.graph import io
 from onnxqat.graph.qdq import quantizers
 from onnxqat.graph.without import without_quantizers
 from onnxqat.runtime.toggles import Toggles
-from onnxqat.search.sensitivity.sections import cuts, sections
+from onnxqat.search.sensitivity.pieces import cuts, pieces
 from tests.classifier import LABELS, NET, ROWS, WEIGHTS, write
 from tests.models import model, outputs, random
 
@@ -50,17 +50,17 @@ DEEP = """(float[N,8] x, float[N,8] late) => (float[N,8] y, float[N,8] z) {
 }"""
 
 
-def test_sections_give_what_the_whole_model_does():
+def test_pieces_give_what_the_whole_model_does():
     batch = {"x": ROWS, "late": ROWS[::-1]}
     proto = model(DEEP, **{name: random(8, 8, seed=ord(name)) for name in "tuvw"})
     qdq = ir.from_proto(onnxqat.insert(proto, [batch], Config(first_last_bits=None)))
     alive = cuts(qdq, without_quantizers(qdq))
     assert alive == [["d", "late"], ["e", "late"], ["g", "late"], ["h"], ["i"]]
     toggles, found = Toggles(qdq), []
-    for section in sections(qdq, [{name: rows[:8] for name, rows in batch.items()}, batch]):
-        for name in section.names:
-            np.testing.assert_allclose(section.outputs(name)[1], list(toggles([name], batch).values()), atol=1e-6)
-        found += section.names
+    for piece in pieces(qdq, [{name: rows[:8] for name, rows in batch.items()}, batch]):
+        for name in piece.names:
+            np.testing.assert_allclose(piece.outputs(name)[1], list(toggles([name], batch).values()), atol=1e-6)
+        found += piece.names
     assert len(found) == len(set(found))
     assert set(found) == set(toggles.names)
 
@@ -78,9 +78,9 @@ def test_a_model_is_cut_only_where_there_are_new_tensors(between):
     proto = model(text, w=random(8, 8, seed=1), v=random(8, 8, seed=2), zero=np.float32(0))
     qdq = ir.from_proto(onnxqat.insert(proto, [{"x": ROWS}]))
     toggles = Toggles(qdq)
-    for section in sections(qdq, [{"x": ROWS}]):
-        for name in section.names:
-            np.testing.assert_allclose(section.outputs(name)[0][0], toggles([name], {"x": ROWS})["y"], atol=1e-6)
+    for piece in pieces(qdq, [{"x": ROWS}]):
+        for name in piece.names:
+            np.testing.assert_allclose(piece.outputs(name)[0][0], toggles([name], {"x": ROWS})["y"], atol=1e-6)
 
 
 def test_every_value_is_measured_at_every_width_and_fewer_bits_cost_more(found):

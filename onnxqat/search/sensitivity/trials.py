@@ -25,7 +25,7 @@ from onnxqat.runtime import Inference
 from onnxqat.runtime.toggles import readers
 from onnxqat.search.layers.values import EXACT, Noise
 from onnxqat.search.sensitivity import Cost, Sensitivity, check_widths
-from onnxqat.search.sensitivity.sections import sections
+from onnxqat.search.sensitivity.pieces import pieces
 from onnxqat.targets import TARGETS
 from onnxqat.terminal.progress import duration, track
 from onnxqat.terminal.quiet import quiet
@@ -55,7 +55,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Measures what quantizing each weight and each activation alone costs, all else in float.
 
-    For each value and width the model runs on the samples once, from the section that holds the value on (see `sections`); after
+    For each value and width the model runs on the samples once, from the piece that holds the value on (see `pieces`); after
     the first three the time that all would take from there is logged, which is a bound.
 
     Args:
@@ -189,9 +189,9 @@ class _Subject:
         self, quantized: ir.Model, wanted: Container[str]
     ) -> Iterator[tuple[str, Sequence[Sequence[Array]], Sequence[Sequence[Array]]]]:
         """Wanted values, with the model's outputs in float and with each alone quantized."""
-        for section in sections(quantized, self.parts):
-            expected = section.outputs()
-            yield from ((name, expected, section.outputs(name)) for name in section.names if name in wanted)
+        for piece in pieces(quantized, self.parts):
+            expected = piece.outputs()
+            yield from ((name, expected, piece.outputs(name)) for name in piece.names if name in wanted)
 
 
 def _least(expected: Sequence[Sequence[Array]], found: Sequence[Sequence[Array]]) -> float:

@@ -1,6 +1,6 @@
-"""A Q/DQ model in sections: quantizers are switched on in one, and the rest runs as the plain float model.
+"""A Q/DQ model in pieces: quantizers are switched on in one, and the rest runs as the plain float model.
 
-What comes before a section runs once, and what comes after it runs without quantizers, as fast as the runtime can. A deep model
+What comes before a piece runs once, and what comes after it runs without quantizers, as fast as the runtime can. A deep model
 is measured several times faster so than whole.
 """
 
@@ -22,12 +22,12 @@ from onnxqat.runtime.toggles import Toggles, readers
 
 Array = NDArray[Any]
 Values = Mapping[str, Array]
-#: Sections at most: with twice as many, the float rest of the model takes most of the time.
+#: Pieces at most: with twice as many, the float rest of the model takes most of the time.
 MOST = 8
 
 
-class Section:
-    """One section, and all behind it.
+class Piece:
+    """One piece, and all behind it.
 
     Attributes:
         names: names of the quantized values in it, in order of execution.
@@ -45,26 +45,26 @@ class Section:
         return list((computed if self._rest is None else self._rest({**part, **computed})).values())
 
 
-def sections(model: ir.Model, parts: Sequence[Values]) -> Iterator[Section]:
-    """The sections of a Q/DQ model, in order of execution.
+def pieces(model: ir.Model, parts: Sequence[Values]) -> Iterator[Piece]:
+    """The pieces of a Q/DQ model, in order of execution.
 
     Args:
         model: the model.
-        parts: the inputs, a few samples at a time; what is alive between two sections is held in memory for all of them.
+        parts: the inputs, a few samples at a time; what is alive between two pieces is held in memory for all of them.
     """
     plain = without_quantizers(model)
     inputs, outputs = ([str(value.name) for value in values] for values in (model.graph.inputs, model.graph.outputs))
     kept: Sequence[Values] = [{name: part[name] for name in inputs} for part in parts]
     for wanted in cuts(model, plain):
-        switched = Toggles(ir.from_proto(_piece(model, kept[0], [name for name in wanted if name not in kept[0]])))
+        switched = Toggles(ir.from_proto(_part(model, kept[0], [name for name in wanted if name not in kept[0]])))
         computed = [{**part, **switched((), part)} for part in kept]
         alive = [{name: values[name] for name in wanted} for values in computed]
-        yield Section(switched, Inference(_piece(plain, alive[0], outputs)), kept)
+        yield Piece(switched, Inference(_part(plain, alive[0], outputs)), kept)
         kept = alive
-    yield Section(Toggles(ir.from_proto(_piece(model, kept[0], outputs))), None, kept)
+    yield Piece(Toggles(ir.from_proto(_part(model, kept[0], outputs))), None, kept)
 
 
-def _piece(model: ir.Model, given: Values, wanted: Sequence[str]) -> onnx.ModelProto:
+def _part(model: ir.Model, given: Values, wanted: Sequence[str]) -> onnx.ModelProto:
     """The model between values of these types and others."""
     values = {str(value.name): value for value in model.graph.inputs}
     values |= {str(value.name): value for node in model.graph for value in node.outputs}
@@ -77,7 +77,7 @@ def _piece(model: ir.Model, given: Values, wanted: Sequence[str]) -> onnx.ModelP
 
 
 def cuts(model: ir.Model, plain: ir.Model) -> list[list[str]]:
-    """Names of the values that are alive between sections, for each place where the model is cut; places lie evenly.
+    """Names of the values that are alive between pieces, for each place where the model is cut; places lie evenly.
 
     Every quantizer has all its readers on one side of a cut, and all outputs of the model lie behind it. At each something new is
     alive, and only tensors are.
